@@ -1,0 +1,274 @@
+"""The nouns of llmopt, as frozen dataclasses; standard library only, so that a worker in any environment can import them.
+
+One noun is handed on per stage: ``ModelRef`` → ``Artifact`` → ``Case`` → ``RequestTrace`` → ``Measurement`` → ``Recommendation``.
+Times are ``CLOCK_MONOTONIC`` nanoseconds (``*_ns``) or seconds (``*_s``); unknown is ``None``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Evidence = Literal["measured", "interpolated", "estimated"]
+Comparison = Literal["<", "<=", ">", ">="]
+Status = Literal["valid", "suspect", "invalid"]
+
+
+def stable_hash(value: Any, length: int = 16) -> str:
+    """A hash of JSON-like data that does not depend on key order; hex, ``length`` characters."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRef:
+    """An unquantized model on disk in the Hugging Face layout."""
+
+    path: str
+    architecture: str
+    model_type: str
+    parameters: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """A way to store weights; ``bits`` is the nominal width of a linear weight."""
+
+    name: str
+    method: str
+    format: Literal["plain", "compressed-tensors", "bitsandbytes", "gguf"]
+    bits: float
+    group_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Weights on disk that an engine can load. ``bits_per_weight`` is real: weight bytes × 8 / parameters."""
+
+    path: str
+    quantization: Quantization
+    base: str
+    base_fingerprint: str
+    size_bytes: int
+    bits_per_weight: float
+    key: str
+
+    @property
+    def label(self) -> str:
+        return self.quantization.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How an engine is started; names are vLLM's where it has them."""
+
+    backend: str
+    max_model_len: int | None = None
+    max_num_seqs: int = 4
+    threads: int | None = None
+    extra_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is asked of a server. ``load`` names the loop: results of different loops are never compared."""
+
+    input_tokens: int = 64
+    output_tokens: int = 32
+    concurrency: int = 4
+    requests: int = 64
+    warmup_requests: int = 8
+    seed: int = 0
+    load: Literal["closed"] = "closed"
+    endpoint: Literal["completions", "chat"] = "completions"
+    request_timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One configuration under one workload."""
+
+    artifact: Artifact
+    serve: ServeOptions
+    workload: Workload
+
+    @property
+    def key(self) -> str:
+        """Stable over processes and machines: the same artifact, options and workload give the same key."""
+        return stable_hash([self.artifact.key, asdict(self.serve), asdict(self.workload)])
+
+    @property
+    def label(self) -> str:
+        return f"{self.artifact.label} on {self.serve.backend}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerCommand:
+    """How to start one server process and how to see that it is ready."""
+
+    argv: tuple[str, ...]
+    base_url: str
+    model: str
+    environment: dict[str, str] = field(default_factory=dict)
+    health_path: str = "/health"
+    usage_per_chunk: bool = False
+    ready_timeout_s: float = 180.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChunk:
+    """One read that carried tokens; ``tokens`` only where the server said how many."""
+
+    at_ns: int
+    tokens: int | None
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestTrace:
+    """The timeline of one request. A field is ``None`` when that point was never reached."""
+
+    index: int
+    planned_ns: int
+    requested_output_tokens: int
+    prompt_tokens_asked: int | None
+    sent_ns: int | None = None
+    first_byte_ns: int | None = None
+    closed_ns: int | None = None
+    chunks: tuple[TokenChunk, ...] = ()
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    output_tokens_estimated: bool = False
+    finish_reason: str | None = None
+    error: str | None = None
+
+    @property
+    def first_token_ns(self) -> int | None:
+        return self.chunks[0].at_ns if self.chunks else None
+
+    @property
+    def last_token_ns(self) -> int | None:
+        return self.chunks[-1].at_ns if self.chunks else None
+
+    @property
+    def first_visible_ns(self) -> int | None:
+        return next((c.at_ns for c in self.chunks if not c.reasoning), None)
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubt:
+    """One reason from the closed list of what a run may doubt about itself, with its remedy."""
+
+    code: str
+    severity: Literal["suspect", "invalid"]
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    status: Status
+    reasons: tuple[Doubt, ...] = ()
+
+    @classmethod
+    def of(cls, reasons: tuple[Doubt, ...]) -> Verdict:
+        """The worst severity of all reasons; valid without any."""
+        severities = {doubt.severity for doubt in reasons}
+        status: Status = "invalid" if "invalid" in severities else "suspect" if severities else "valid"
+        return cls(status=status, reasons=reasons)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the numbers were taken on; ``fingerprint`` names the part that decides speed."""
+
+    fingerprint: str
+    cpu: str
+    physical_cores: int
+    logical_cores: int
+    memory_bytes: int
+    gpus: tuple[str, ...]
+    system: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """An artifact against its base on the same token ids; intervals are 95 % bootstraps over windows."""
+
+    tokens: int
+    text_sha256: str
+    perplexity: float
+    base_perplexity: float
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    kl_mean_interval: tuple[float, float]
+    top1_interval: tuple[float, float]
+    perplexity_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One run: a JSON document in the store."""
+
+    run_id: str
+    started_at: str
+    case_key: str
+    machine: Machine
+    backend: dict[str, Any]
+    artifact: dict[str, Any]
+    serve: dict[str, Any]
+    workload: dict[str, Any]
+    verdict: Verdict
+    metrics: dict[str, Any]
+    intervals: dict[str, Any]
+    quality: dict[str, Any] | None = None
+    telemetry: dict[str, Any] = field(default_factory=dict)
+    evidence: Evidence = "measured"
+    llmopt_version: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """One constraint: ``metric`` is a metric's name with its statistic, ``bound`` in the metric's own unit."""
+
+    metric: str
+    statistic: str | None
+    comparison: Comparison
+    bound: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a configuration must keep, and what to make best."""
+
+    limits: tuple[Limit, ...] = ()
+    optimize: Literal["throughput", "latency", "memory"] = "throughput"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """One configuration in a ranking, or one that a constraint rejected."""
+
+    rank: int | None
+    tie_group: int | None
+    on_front: bool
+    case: dict[str, Any]
+    metrics: dict[str, Any]
+    intervals: dict[str, Any]
+    quality: dict[str, Any] | None
+    verdict: dict[str, Any]
+    evidence: Evidence
+    runs: int
+    reasons: tuple[str, ...] = ()
+    because: tuple[str, ...] = ()

@@ -1,0 +1,69 @@
+"""Every error that a user may meet, and the exit status that goes with it.
+
+::
+
+    LlmoptError (1)
+    ├── UsageError (2)            what was asked makes no sense: a name, a combination, a value
+    ├── ModelError                the model or artifact on disk is not one, or not one we take
+    ├── MissingEnvironment         no interpreter here has what an adapter needs
+    ├── WorkerError               a job in another environment failed or was killed
+    ├── ServerError               an engine did not start, died or hung
+    ├── StoreError                a file could not be written or read back
+    ├── GoalNotMet (3)            the measurement stands, the goal does not
+    └── Inconclusive (4)          not enough evidence for an answer
+
+A message says what failed and where; ``hint`` says what to do next.
+"""
+
+from __future__ import annotations
+
+
+class LlmoptError(Exception):
+    """An error with one line for the user and, where there is one, a next step."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LlmoptError):
+    exit_status = 2
+
+
+class ModelError(LlmoptError):
+    pass
+
+
+class MissingEnvironment(LlmoptError):
+    pass
+
+
+class WorkerError(LlmoptError):
+    pass
+
+
+class ServerError(LlmoptError):
+    pass
+
+
+class StoreError(LlmoptError):
+    pass
+
+
+class GoalNotMet(LlmoptError):
+    exit_status = 3
+
+
+class Inconclusive(LlmoptError):
+    exit_status = 4
+
+
+def nearest(name: str, known: list[str], count: int = 3) -> str:
+    """A ``hint`` that names the closest known names, or all of them when none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name.lower(), known, n=count, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

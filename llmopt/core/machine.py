@@ -1,0 +1,55 @@
+"""What the numbers are taken on."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+from llmopt.core.domain import Machine, stable_hash
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """This machine. The fingerprint covers processor, cores and GPUs; memory is rounded to GiB."""
+    import psutil
+
+    cpu, gpus = cpu_model(), gpu_names()
+    logical, memory = psutil.cpu_count() or 1, psutil.virtual_memory().total
+    identity = [cpu, logical, round(memory / 2**30), gpus]
+    return Machine(
+        fingerprint=stable_hash(identity, 10),
+        cpu=cpu,
+        physical_cores=psutil.cpu_count(logical=False) or logical,
+        logical_cores=logical,
+        memory_bytes=memory,
+        gpus=gpus,
+        system=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs that the driver shows; empty without one."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()

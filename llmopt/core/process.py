@@ -1,0 +1,95 @@
+"""Start a command that can never be orphaned, watch it, and stop its whole tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from llmopt.core.errors import LlmoptError
+
+KEEPER = Path(__file__).with_name("keeper.py")
+
+
+class KeptProcess:
+    """A command under the keeper (see ``keeper.py``); its output goes to ``log``.
+
+    Use as a context manager: leaving it stops the whole tree.  When this process dies
+    in any way, the keeper notices the closed pipe and does the same.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None, grace_s: float = 5.0
+    ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log, self.argv, self.grace_s = log, tuple(argv), grace_s
+        self.returncode: int | None = None
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(KEEPER), str(log), str(grace_s), *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | dict(environment or {}),
+            start_new_session=True,
+        )
+        word, _, value = self._line().partition(" ")
+        if word != "pid":
+            self._keeper.wait()
+            self._close_pipes()
+            raise LlmoptError(f"cannot start {argv[0]}: {value or 'the keeper process died'}")
+        self.pid = int(value)
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _line(self) -> str:
+        assert self._keeper.stdout is not None
+        return self._keeper.stdout.readline().decode().strip()
+
+    def _watch(self) -> None:
+        word, _, value = self._line().partition(" ")
+        self.returncode = int(value) if word == "exit" and value not in ("", "None") else -9
+        self._ended.set()
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The exit status (negative: the signal that ended it), or ``None`` when it still runs after ``timeout_s``."""
+        return self.returncode if self._ended.wait(timeout_s) else None
+
+    @property
+    def running(self) -> bool:
+        return not self._ended.is_set()
+
+    def stop(self) -> None:
+        """End the tree: SIGTERM, ``grace_s`` seconds, SIGKILL. Safe to call twice."""
+        if self._keeper.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._keeper.stdin.close()
+        if not self._ended.wait(self.grace_s + 5):
+            self._keeper.kill()
+        self._keeper.wait()
+        self._ended.wait(1)
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._keeper.stdin, self._keeper.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def log_tail(self, lines: int = 40) -> list[str]:
+        """The last lines of its output."""
+        with contextlib.suppress(OSError):
+            return self.log.read_text(errors="replace").splitlines()[-lines:]
+        return []
+
+    def __enter__(self) -> KeptProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

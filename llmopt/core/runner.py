@@ -1,0 +1,70 @@
+"""The inside of a worker: runs one function of llmopt in another environment's interpreter.
+
+``python runner.py JOB_FOLDER`` reads ``input.json`` (``{"function": "module:name",
+"arguments": {…}}``) and writes ``output.json`` (``{"result": …}`` or ``{"error": …}``);
+engines may print what they like.  Only llmopt itself is made importable, not what
+lies beside it, so that the packages of two environments never mix.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def make_llmopt_importable() -> None:
+    if "llmopt" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        "llmopt", PACKAGE / "__init__.py", submodule_search_locations=[str(PACKAGE)]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no package at {PACKAGE}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["llmopt"] = module
+    spec.loader.exec_module(module)
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident set of this process (getrusage: KiB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    # A script's own folder must not shadow the packages of the environment.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    make_llmopt_importable()
+    job = json.loads((folder / "input.json").read_text())
+    module, _, name = job["function"].partition(":")
+    started = time.monotonic()
+    try:
+        result = getattr(importlib.import_module(module), name)(**job["arguments"])
+        answer = {"result": result, "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes()}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {
+            "error": f"{type(error).__name__}: {error}" if not hasattr(error, "hint") else str(error),
+            "kind": type(error).__name__,
+            "hint": getattr(error, "hint", None),
+        }
+    aside = folder / "output.json.partial"
+    aside.write_text(json.dumps(answer))
+    aside.rename(folder / "output.json")
+    sys.stdout.flush()
+    # Engines leave threads and pools behind whose exit may hang or crash; the answer is on disk.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The results folder: one immutable JSON document per run, its timelines beside it, and tables over many.
+
+``RESULTS/<machine>/machine.json``, ``<run_id>.json`` and ``<run_id>.traces.json.gz``.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llmopt.core.domain import Machine, Measurement, RequestTrace
+from llmopt.core.errors import StoreError
+from llmopt.core.files import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def machine_folder(results: Path, machine: Machine) -> Path:
+    words = "".join(c if c.isalnum() else "-" for c in (machine.gpus[0] if machine.gpus else machine.cpu).lower())
+    slug = "-".join(part for part in words.split("-") if part)[:40].rstrip("-")
+    return results / f"{slug}-{machine.fingerprint}"
+
+
+def save_run(results: Path, run: Measurement, traces: Sequence[RequestTrace]) -> Path:
+    """Write one run and its timelines; the record is written last, so a record always has its timelines."""
+    folder = machine_folder(results, run.machine)
+    if not (folder / "machine.json").exists():
+        write_atomic(folder / "machine.json", pretty(run.machine))
+    write_atomic(folder / f"{run.run_id}.traces.json.gz", gzip.compress(msgspec.json.encode(traces), mtime=0))
+    path = folder / f"{run.run_id}.json"
+    write_atomic(path, pretty(run))
+    return path
+
+
+def pretty(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def load_runs(results: Path, *, machine: Machine | None = None) -> list[Measurement]:
+    """All runs under a results folder, oldest first; of one machine where given. Raises StoreError."""
+    if not results.exists():
+        raise StoreError(f"no results at {results}", hint="measure something first: llmopt bench, or llmopt demo")
+    runs = []
+    files = [results] if results.is_file() else sorted(results.rglob("*.json"))
+    for file in files:
+        if file.name == "machine.json" or file.name.startswith("."):
+            continue
+        run = read_run(file)
+        if run is not None and (machine is None or run.machine.fingerprint == machine.fingerprint):
+            runs.append(run)
+    return sorted(runs, key=lambda run: run.started_at)
+
+
+def read_run(file: Path) -> Measurement | None:
+    """One record; ``None`` for a JSON document that is not a run. Raises StoreError for a damaged run."""
+    try:
+        document = msgspec.json.decode(file.read_bytes())
+        if not isinstance(document, dict) or "run_id" not in document:
+            return None
+        return msgspec.convert(document, Measurement)
+    except (msgspec.DecodeError, OSError) as error:
+        raise StoreError(
+            f"{file} is not a whole run record: {error}", hint="remove it, or restore it from git"
+        ) from error
+
+
+def load_traces(record: Path) -> list[RequestTrace]:
+    """The timelines beside a record, for metrics that were added later."""
+    file = record.with_name(record.stem + ".traces.json.gz")
+    try:
+        return msgspec.json.decode(gzip.decompress(file.read_bytes()), type=list[RequestTrace])
+    except (msgspec.DecodeError, OSError, EOFError) as error:
+        raise StoreError(f"the timelines {file} cannot be read: {error}") from error
+
+
+def with_quality(run: Measurement, quality: dict[str, Any] | None) -> Measurement:
+    return replace(run, quality=quality)
+
+
+def frame(runs: Sequence[Measurement]) -> pd.DataFrame:
+    """One row per run, nested fields flattened with dots (``metrics.ttft_s.p50``), for everything that looks at many."""
+    import pandas as pd
+
+    return pd.json_normalize([msgspec.to_builtins(run) for run in runs])

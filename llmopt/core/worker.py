@@ -1,0 +1,95 @@
+"""Run a function in another environment: JSON in and out through files, one clear error when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmopt.core import errors
+from llmopt.core.environments import Environment
+from llmopt.core.errors import LlmoptError, WorkerError
+from llmopt.core.process import KeptProcess
+
+RUNNER = Path(__file__).with_name("runner.py")
+POLL_S = 0.1
+# Spinning OpenMP threads of two processes on shared cores cost a factor of ten; nothing here may reach a hub.
+QUIET_ENGINES = {
+    "OMP_WAIT_POLICY": "passive",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """What a job returned, and what it took."""
+
+    value: Any
+    seconds: float
+    peak_memory_bytes: int
+
+
+def threads_environment(threads: int | None = None) -> dict[str, str]:
+    """Thread counts of the numeric libraries, set and so recorded; default: all cores this process may use."""
+    count = str(threads or available_cores())
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_job(
+    environment: Environment,
+    function: str,
+    arguments: dict[str, Any],
+    *,
+    log: Path,
+    timeout_s: float = 6 * 3600,
+    tick: Callable[[], None] = lambda: None,
+) -> JobResult:
+    """Call ``function`` ("module:name" inside llmopt) in ``environment``; ``tick`` is called while it runs.
+
+    Raises the error that the function raised where it is one of ours, else WorkerError.
+    """
+    with tempfile.TemporaryDirectory(prefix="llmopt-job-") as name:
+        folder = Path(name)
+        (folder / "input.json").write_text(json.dumps({"function": function, "arguments": arguments}))
+        argv = [str(environment.python), str(RUNNER), str(folder)]
+        waited = 0.0
+        with KeptProcess(argv, log=log, environment=QUIET_ENGINES | threads_environment()) as process:
+            while process.wait(POLL_S) is None:
+                waited += POLL_S
+                tick()
+                if waited > timeout_s:
+                    raise WorkerError(f"{function} did not end within {timeout_s:.0f} s", hint=f"its output: {log}")
+            output = folder / "output.json"
+            if not output.exists():
+                raise WorkerError(death(process, function), hint=f"its output: {log}")
+        answer = json.loads(output.read_text())
+    if "error" in answer:
+        kind = getattr(errors, answer["kind"], WorkerError)
+        kind = kind if issubclass(kind, LlmoptError) else WorkerError
+        raise kind(answer["error"], hint=answer["hint"] or f"its output: {log}")
+    return JobResult(value=answer["result"], seconds=answer["seconds"], peak_memory_bytes=answer["peak_memory_bytes"])
+
+
+def death(process: KeptProcess, function: str) -> str:
+    """One line for a worker that left no answer: what ended it, and its own last words."""
+    status = process.returncode or 0
+    if status == -signal.SIGKILL:
+        return f"{function} was killed (SIGKILL), most likely because memory ran out"
+    if status < 0:
+        return f"{function} crashed ({signal.Signals(-status).name})"
+    last = next((line for line in reversed(process.log_tail()) if line.strip()), "no output")
+    return f"{function} ended with status {status}: {last.strip()}"

@@ -1,0 +1,16 @@
+"""What travels with llmopt: a small trained model, its texts and the demo's recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MODEL = HERE / "model"
+HELD_OUT_TEXT = HERE / "texts" / "heldout.txt"
+CALIBRATION_TEXT = HERE / "texts" / "calibration.txt"
+
+
+def recipe(name: str = "demo") -> Path:
+    """A recipe of that name: out of the wheel, or of the repository's ``recipes/`` in a checkout."""
+    packaged = HERE / "recipes" / f"{name}.yaml"
+    return packaged if packaged.exists() else HERE.parents[1] / "recipes" / f"{name}.yaml"

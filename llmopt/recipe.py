@@ -1,0 +1,133 @@
+"""``recipes/*.yaml`` ⇄ a validated ``Plan``: which cases to make and measure, and what they are for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from llmopt import demo
+from llmopt.core.domain import Goal, ServeOptions, Workload
+from llmopt.core.errors import UsageError
+from llmopt.quantize import quantization
+from llmopt.recommend.constraints import make_goal
+from llmopt.serve import require_loadable
+
+BUILTIN = "builtin"
+
+
+class Calibration(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    text: str = BUILTIN
+    samples: int | None = None
+
+
+class QualityText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    text: str = BUILTIN
+    tokens: int = 16_384
+
+
+class CaseGroup(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    backend: str
+    quantizations: list[str]
+    max_model_len: int | None = None
+    threads: int | None = None
+    extra_args: list[str] = []
+
+
+class WorkloadText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    input_tokens: int = 64
+    output_tokens: int = 32
+    concurrency: int = 4
+    requests: int = 64
+    warmup_requests: int = 8
+    seed: int = 0
+
+
+class GoalText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    optimize: Literal["throughput", "latency", "memory"] = "throughput"
+    slos: list[str] = []
+    max_memory: str | None = None
+    max_kl: float | None = None
+
+
+class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """The file as written; ``plan`` turns it into what can be run."""
+
+    name: str
+    model: str
+    cases: list[CaseGroup]
+    calibration: Calibration = Calibration()
+    quality: QualityText = QualityText()
+    workload: WorkloadText = WorkloadText()
+    repeats: int = 1
+    goal: GoalText = GoalText()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe whose every name and combination was checked; ``cases`` are (quantization, serve options)."""
+
+    name: str
+    model: Path
+    calibration_text: Path
+    calibration_samples: int | None
+    quality_text: Path
+    quality_tokens: int
+    cases: tuple[tuple[str, ServeOptions], ...]
+    workload: Workload
+    repeats: int
+    goal: Goal
+
+
+def load(path: Path) -> Plan:
+    """Read and check a recipe; raises UsageError that names the place in the file."""
+    try:
+        document: Any = yaml.safe_load(path.read_text())
+        recipe = msgspec.convert(document, Recipe)
+    except OSError as error:
+        raise UsageError(
+            f"no recipe at {path}: {error.strerror}", hint="name a YAML file, see recipes/demo.yaml"
+        ) from error
+    except (yaml.YAMLError, msgspec.ValidationError) as error:
+        raise UsageError(f"{path}: {error}", hint="recipes/demo.yaml shows every field") from error
+    return plan(recipe, path.parent)
+
+
+def plan(recipe: Recipe, folder: Path) -> Plan:
+    """Check every name and combination before anything starts; paths in a recipe are relative to its file."""
+    cases = []
+    for group in recipe.cases:
+        for name in group.quantizations:
+            require_loadable(group.backend, quantization(name))
+            options = ServeOptions(
+                backend=group.backend,
+                max_model_len=group.max_model_len,
+                max_num_seqs=recipe.workload.concurrency,
+                threads=group.threads,
+                extra_args=tuple(group.extra_args),
+            )
+            cases.append((name, options))
+    if not cases:
+        raise UsageError(
+            f"the recipe {recipe.name!r} has no case", hint="add a backend with quantizations under cases:"
+        )
+    goal = recipe.goal
+    return Plan(
+        name=recipe.name,
+        model=resolve(recipe.model, folder, demo.MODEL),
+        calibration_text=resolve(recipe.calibration.text, folder, demo.CALIBRATION_TEXT),
+        calibration_samples=recipe.calibration.samples,
+        quality_text=resolve(recipe.quality.text, folder, demo.HELD_OUT_TEXT),
+        quality_tokens=recipe.quality.tokens,
+        cases=tuple(cases),
+        workload=Workload(**msgspec.structs.asdict(recipe.workload)),
+        repeats=max(1, recipe.repeats),
+        goal=make_goal(goal.slos, max_memory=goal.max_memory, max_kl=goal.max_kl, optimize=goal.optimize),
+    )
+
+
+def resolve(name: str, folder: Path, builtin: Path) -> Path:
+    return builtin if name == BUILTIN else folder / Path(name).expanduser()

@@ -1,0 +1,52 @@
+"""Limits and goals from the words on the command line."""
+
+from __future__ import annotations
+
+import re
+
+from llmopt.core.domain import Comparison, Goal, Limit
+from llmopt.core.errors import UsageError, nearest
+from llmopt.core.metrics import parse_metric
+from llmopt.core.units import parse_quantity
+
+OBJECTIVES = ("throughput", "latency", "memory")
+DEFAULT_MAX_KL = 0.1
+
+
+def parse_limit(text: str) -> Limit:
+    """``ttft_p95<500ms`` → Limit. Raises UsageError that names the part which is wrong."""
+    match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*", text)
+    if match is None:
+        raise UsageError(
+            f"{text!r} is no constraint", hint="write METRIC<VALUE or METRIC>VALUE: 'ttft_p95<500ms', 'tps_p50>20'"
+        )
+    metric, statistic = parse_metric(match[1])
+    bound = parse_quantity(match[3], metric.unit)
+    wrong = match[2][0] == ("<" if metric.better == "higher" else ">")
+    if wrong:
+        turned = match[2].translate(str.maketrans("<>", "><"))
+        raise UsageError(
+            f"{text!r} would reject the better configurations: {match[1]} is better when {metric.better}",
+            hint=f"{match[1]}{turned}{match[3]}",
+        )
+    comparison: Comparison = match[2]  # type: ignore[assignment]  # the pattern admits these four alone
+    return Limit(
+        metric=metric.name, statistic=statistic, comparison=comparison, bound=bound, text=text.replace(" ", "")
+    )
+
+
+def make_goal(
+    slos: list[str], *, max_memory: str | None = None, max_kl: float | None = None, optimize: str = "throughput",
+    memory_metric: str = "peak_rss_bytes",
+) -> Goal:  # fmt: skip
+    """All limits in one goal; without ``max_kl`` the default of this page holds, and the report says so."""
+    if optimize not in OBJECTIVES:
+        raise UsageError(f"unknown objective {optimize!r}", hint=nearest(optimize, list(OBJECTIVES)))
+    limits = [parse_limit(text) for text in slos]
+    if max_memory is not None:
+        limits.append(parse_limit(f"{memory_metric}<={max_memory}"))
+    if max_kl is not None and max_kl < 0:
+        raise UsageError("--max-kl must not be negative", hint="--max-kl 0.05")
+    if not any(limit.metric == "kl" for limit in limits):
+        limits.append(parse_limit(f"kl<={DEFAULT_MAX_KL if max_kl is None else max_kl:g}"))
+    return Goal(limits=tuple(limits), optimize=optimize)  # type: ignore[arg-type]

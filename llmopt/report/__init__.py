@@ -1,0 +1,1 @@
+"""A ranking or a run for people and for programs: terminal, Markdown, JSON."""

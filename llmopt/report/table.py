@@ -1,0 +1,102 @@
+"""The ranked table: one list of columns for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmopt.core.metrics import parse_metric, value_of
+from llmopt.core.units import show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """``cell`` turns one row of the document into text."""
+
+    title: str
+    cell: Callable[[dict[str, Any]], str]
+    right: bool = True
+
+
+def metric_cell(name: str) -> Callable[[dict[str, Any]], str]:
+    metric, statistic = parse_metric(name)
+    return lambda row: show(value_of(row["metrics"], metric, statistic), metric.unit)
+
+
+def with_interval(name: str) -> Callable[[dict[str, Any]], str]:
+    metric, statistic = parse_metric(name)
+
+    def cell(row: dict[str, Any]) -> str:
+        value, bounds = value_of(row["metrics"], metric, statistic), row["intervals"].get(name)
+        if value is None or bounds is None:
+            return show(value, metric.unit)
+        number, _, unit = show(value, metric.unit).partition(" ")
+        low, high = (show(bounds[end], metric.unit).partition(" ")[0] for end in ("low", "high"))
+        return f"{number} [{low}–{high}] {unit}"
+
+    return cell
+
+
+def rank_cell(row: dict[str, Any]) -> str:
+    return f"{row['rank']}{'' if row['on_front'] else ' ·'}"
+
+
+def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
+    """The headline four of every table (TTFT, TPS, throughput, memory), with size and quality beside them."""
+    video = any(row["metrics"].get("peak_vram_bytes") for row in rows)
+    memory = ("VRAM", "peak_vram_bytes") if video else ("RAM (no GPU)", "peak_rss_bytes")
+    return [
+        Column(title="#", cell=rank_cell),
+        Column(title="quantization", cell=lambda r: str(r["case"]["artifact"]["quantization"]), right=False),
+        Column(title="engine", cell=lambda r: str(r["case"]["serve"]["backend"]), right=False),
+        Column(title="throughput [95 %]", cell=with_interval("output_tps")),
+        Column(title="req/s", cell=lambda r: metric_cell("requests_per_s")(r).removesuffix(" req/s")),
+        Column(title="TTFT p50", cell=metric_cell("ttft_p50")),
+        Column(title="TTFT p95", cell=metric_cell("ttft_p95")),
+        Column(title="TPS p50", cell=lambda r: metric_cell("tps_p50")(r).removesuffix(" tok/s")),
+        Column(title=memory[0], cell=metric_cell(memory[1])),
+        Column(title="bits/w", cell=bits_cell),
+        Column(title="KL to base", cell=metric_cell("kl")),
+        Column(title="top-1", cell=metric_cell("top1")),
+        Column(title="verdict", cell=lambda r: str(r["verdict"]["status"]), right=False),
+    ]
+
+
+def bits_cell(row: dict[str, Any]) -> str:
+    bits = row["case"]["artifact"].get("bits_per_weight")
+    return "–" if bits is None else f"{bits:.2f}"
+
+
+def label(row: dict[str, Any]) -> str:
+    return f"{row['case']['artifact']['quantization']} on {row['case']['serve']['backend']}"
+
+
+def title(document: dict[str, Any]) -> str:
+    w, m = document["workload"], document["machine"]
+    hardware = ", ".join(m["gpus"]) or f"{m['cpu']}, {m['logical_cores']} cores"
+    return (
+        f"{document['base']} · {w['input_tokens']} → {w['output_tokens']} tokens, closed loop of {w['concurrency']}, "
+        f"{w['requests']} requests · {hardware}"
+    )
+
+
+def goal_line(document: dict[str, Any]) -> str:
+    limits = ", ".join(limit["text"] for limit in document["goal"]["limits"])
+    return f"best {document['goal']['optimize']}" + (f" with {limits}" if limits else "")
+
+
+def footnotes(document: dict[str, Any]) -> list[str]:
+    notes = []
+    runs = {row["runs"] for row in document["ranked"]}
+    over = {i["over"] for row in document["ranked"] for i in row["intervals"].values() if i}
+    if runs:
+        counts = "–".join(str(n) for n in sorted({min(runs), max(runs)}))
+        notes.append(
+            f"Figures are medians of {counts} run(s); intervals are 95 % bootstraps over {' and '.join(sorted(over)) or '–'}."
+        )
+    if any(not row["on_front"] for row in document["ranked"]):
+        notes.append("· behind the Pareto front of throughput, latency, memory and KL.")
+    if document["runs_left_out"]:
+        notes.append(f"{document['runs_left_out']} run(s) of another workload, model or machine are left out.")
+    return notes

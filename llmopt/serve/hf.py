@@ -1,0 +1,60 @@
+"""transformers with continuous batching, behind a thin server of our own.
+
+``transformers serve`` was tried first.  Its generating thread shares a process with
+the event loop and starves it: a fast model's whole answer arrives in one chunk, so
+neither TTFT nor TPOT can be known.  Ours runs the same continuous-batching engine of
+transformers in a process of its own; only the HTTP half is ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmopt.core.domain import ServerCommand
+from llmopt.core.environments import Needs
+from llmopt.core.worker import QUIET_ENGINES, available_cores, threads_environment
+from llmopt.serve import Backend, Failure, LaunchContext
+
+SERVER = Path(__file__).parent / "shims" / "hf_server.py"
+
+
+def command(context: LaunchContext) -> ServerCommand:
+    options = context.options
+    threads = options.threads or available_cores()
+    argv = [
+        str(context.environment.python),
+        str(SERVER),
+        *("--model", context.artifact.path),
+        *("--host", context.host, "--port", str(context.port)),
+        *("--max-num-seqs", str(options.max_num_seqs)),
+        *("--threads", str(threads)),
+        *options.extra_args,
+    ]
+    if options.max_model_len:
+        argv += ["--max-model-len", str(options.max_model_len)]
+    return ServerCommand(
+        argv=tuple(argv),
+        base_url=f"http://{context.host}:{context.port}/v1",
+        model=Path(context.artifact.path).name,
+        environment=QUIET_ENGINES | threads_environment(threads),
+        usage_per_chunk=True,
+    )
+
+
+BACKEND = Backend(
+    name="hf",
+    title="transformers, continuous batching",
+    formats=("plain", "compressed-tensors", "bitsandbytes"),
+    needs=Needs(modules=("torch", "transformers", "starlette", "uvicorn", "bitsandbytes", "compressed_tensors"), extra="hf"),
+    distribution="transformers",
+    command=command,
+    failures=(
+        Failure(pattern=r"address already in use", cause="the port is taken", remedy="name another one: --port"),
+        Failure(pattern=r"(?i)out of memory|Cannot allocate memory", cause="memory ran out while loading",
+                remedy="a smaller quantization, or a shorter --max-model-len"),
+        Failure(pattern=r"No package metadata was found for (\S+)|No module named '(\S+)'", cause="a package is missing",
+                remedy="llmopt env create local"),
+        Failure(pattern=r"KeyError: .*model type|does not recognize this architecture", cause="transformers does not know this architecture",
+                remedy="another backend, or a newer transformers in its own environment: --env"),
+    ),
+)  # fmt: skip

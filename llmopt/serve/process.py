@@ -1,0 +1,125 @@
+"""Start a server, wait until it really answers, and always stop its whole tree."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
+from llmopt.core.environments import Environment
+from llmopt.core.errors import ServerError
+from llmopt.core.process import KeptProcess
+from llmopt.serve import Backend, LaunchContext
+
+HOST = "127.0.0.1"
+POLL_S = 0.1
+# Loopback must not go through a proxy that the environment names.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningServer:
+    """A server that has answered; ``load_s`` is from process start to its first answered request."""
+
+    command: ServerCommand
+    pid: int
+    load_s: float
+    process: KeptProcess
+
+    def require_alive(self, backend: Backend) -> None:
+        if not self.process.running:
+            raise failure(backend, self.process, "died while it was measured")
+
+
+@contextlib.contextmanager
+def serving(
+    backend: Backend,
+    artifact: Artifact,
+    options: ServeOptions,
+    environment: Environment,
+    *,
+    log: Path,
+    port: int | None = None,
+    ready_timeout_s: float | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Iterator[RunningServer]:
+    """A ready server for the time of the ``with`` block. Raises ServerError with the engine's own reason."""
+    context = LaunchContext(
+        artifact=artifact, options=options, environment=environment, host=HOST, port=free_port(port)
+    )
+    command = backend.command(context)
+    log.unlink(missing_ok=True)
+    started = time.monotonic()
+    with KeptProcess(command.argv, log=log, environment=command.environment) as process:
+        deadline = started + (ready_timeout_s or command.ready_timeout_s)
+        wait_until_ready(backend, command, process, deadline, tick)
+        yield RunningServer(command=command, pid=process.pid, load_s=time.monotonic() - started, process=process)
+
+
+def free_port(wanted: int | None) -> int:
+    """``wanted`` when nobody listens there, or any free port; raises ServerError."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted or 0))
+        except (OSError, OverflowError) as error:
+            raise ServerError(
+                f"port {wanted} is in use or not allowed", hint="leave --port out to take a free one"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(
+    backend: Backend, command: ServerCommand, process: KeptProcess, deadline: float, tick: Callable[[], None]
+) -> None:
+    """Ready = alive + healthy + one real completion."""
+    health = command.base_url.removesuffix("/v1") + command.health_path
+    while time.monotonic() < deadline:
+        if not process.running:
+            raise failure(backend, process, "died while loading")
+        tick()
+        if answers(health) and completes(command, deadline - time.monotonic()):
+            return
+        process.wait(POLL_S)
+    raise failure(backend, process, f"was not ready after {command.ready_timeout_s:.0f} s")
+
+
+def answers(url: str) -> bool:
+    try:
+        with DIRECT.open(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def completes(command: ServerCommand, timeout_s: float) -> bool:
+    """Whether one real completion comes back whole."""
+    body = json.dumps({"model": command.model, "prompt": "Hello", "max_tokens": 2, "temperature": 0}).encode()
+    request = urllib.request.Request(f"{command.base_url}/completions", body, {"Content-Type": "application/json"})
+    try:
+        with DIRECT.open(request, timeout=max(1.0, timeout_s)) as response:
+            return bool(json.load(response)["choices"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def failure(backend: Backend, process: KeptProcess, what: str) -> ServerError:
+    """The engine's root cause out of its log, as one line with its remedy."""
+    lines = [line.strip() for line in process.log_tail(500) if line.strip()]
+    for known in backend.failures:
+        for line in lines:
+            if match := re.search(known.pattern, line):
+                detail = next((group for group in match.groups() if group), "")
+                cause = f"{known.cause}: {detail}" if detail else known.cause
+                return ServerError(f"{backend.name} {what}: {cause}", hint=f"{known.remedy}   (log: {process.log})")
+    errors = [line for line in lines if re.search(r"(?i)\berror\b|exception", line)]
+    last = (errors or lines or ["it said nothing"])[-1]
+    return ServerError(f"{backend.name} {what}: {last[:300]}", hint=f"its log: {process.log}")

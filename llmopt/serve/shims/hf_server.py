@@ -1,0 +1,319 @@
+"""A thin OpenAI-compatible server over transformers' continuous batching; runs inside the engine's environment.
+
+Two processes: this one speaks HTTP and never imports torch; its child runs the model.
+They talk over a pipe.  The generating thread itself writes each token to the pipe the
+moment it exists, so that no event loop stands between a token and its chunk.
+
+Greedy decoding only.  One chunk per token; with ``stream_options.continuous_usage_stats``
+each chunk carries the usage so far, so that a client can count without tokenizing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+BLOCK_TOKENS = 32
+DEFAULT_CONTEXT = 1024
+DEFAULT_MAX_TOKENS = 16
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--max-num-seqs", type=int, default=4)
+    parser.add_argument("--max-model-len", type=int, default=None)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--attn-implementation", default="sdpa")
+    return parser.parse_args()
+
+
+# --- the child: the model ---------------------------------------------------------------------------------------
+
+
+def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
+    """Load the model, say ("ready", context length), then turn ("add" | "cancel", …) into ("tokens", …) until the pipe closes."""
+    import torch
+    from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+    torch.set_num_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model,
+        dtype=torch.bfloat16,
+        device_map=device,
+        use_safetensors=True,
+        attn_implementation=f"paged|{arguments.attn_implementation}",
+    )
+    own_limit = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
+    context = min(arguments.max_model_len or DEFAULT_CONTEXT, own_limit)
+    config = ContinuousBatchingConfig(
+        block_size=BLOCK_TOKENS,
+        num_blocks=arguments.max_num_seqs * -(-context // BLOCK_TOKENS),
+        max_batch_tokens=arguments.max_num_batched_tokens,
+        max_requests_per_batch=arguments.max_num_seqs,
+        allow_block_sharing=False,
+    )
+    manager = model.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=-1), config)
+    manager.output_router = router_to(pipe)
+    manager.start()
+    pipe.send(("ready", context))
+    try:
+        while True:
+            word, request, *rest = pipe.recv()
+            if word == "add":
+                ids, max_tokens, end_ids = rest
+                manager.add_request(
+                    ids, request_id=request, max_new_tokens=max_tokens, streaming=True, eos_token_id=end_ids
+                )
+            else:
+                manager.cancel_request(request)
+    except (EOFError, OSError):
+        os._exit(0)  # the HTTP half is gone
+
+
+def router_to(pipe: Connection) -> Any:
+    """An output router that writes to the pipe from the generating thread itself."""
+    from transformers.generation.continuous_batching.continuous_api import OutputRouter
+
+    lock = threading.Lock()
+
+    class PipeRouter(OutputRouter):  # type: ignore[misc]
+        def deliver(self, output: Any) -> None:
+            self.deliver_batch([output])
+
+        def deliver_batch(self, outputs: list[Any]) -> None:
+            news = [(o.request_id, list(o.generated_tokens), o.is_finished(), o.error) for o in outputs]
+            with lock, contextlib.suppress(OSError):
+                pipe.send(("tokens", news))
+
+    return PipeRouter()
+
+
+# --- the parent: HTTP -------------------------------------------------------------------------------------------
+
+
+class BadRequest(Exception):
+    """What a client asked for and this server cannot do; answered with status 400."""
+
+
+class Engine:
+    """The parent's end of the pipe: one queue of news per running request."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=run_engine, args=(arguments, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.queues: dict[str, asyncio.Queue[tuple[list[int], bool, str | None]]] = {}
+        self.names = (f"cmpl-{n}" for n in itertools.count())
+        self.context_length: int | None = None
+
+    def listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self.pipe.fileno(), self.receive)
+
+    def receive(self) -> None:
+        try:
+            word, value = self.pipe.recv()
+        except (EOFError, OSError):
+            print("the engine process died", file=sys.stderr, flush=True)
+            os._exit(1)
+        if word == "ready":
+            self.context_length = value
+            return
+        for request, tokens, finished, error in value:
+            if (queue := self.queues.get(request)) is not None:
+                queue.put_nowait((tokens, finished, error))
+
+    async def generate(self, ids: list[int], max_tokens: int, end_ids: list[int]) -> AsyncIterator[list[int]]:
+        """All tokens so far, each time there is a new one. Raises RuntimeError when the engine gives the request up."""
+        name, queue = next(self.names), asyncio.Queue[tuple[list[int], bool, str | None]]()
+        self.queues[name] = queue
+        self.pipe.send(("add", name, ids, max_tokens, end_ids or [-1]))
+        finished = False
+        try:
+            while not finished:
+                tokens, finished, error = await queue.get()
+                if error:
+                    raise RuntimeError(error)
+                yield tokens
+        finally:
+            del self.queues[name]
+            if not finished:
+                self.pipe.send(("cancel", name))
+
+
+class Texts:
+    """Token ids to text and back, with the tokenizer alone."""
+
+    def __init__(self, model: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        end = json.loads((model / "config.json").read_text()).get("eos_token_id")
+        self.end_ids: list[int] = [] if end is None else end if isinstance(end, list) else [end]
+        template = model / "chat_template.jinja"
+        self.chat_template = template.read_text() if template.exists() else None
+
+    def prompt(self, body: dict[str, Any]) -> list[int]:
+        if "messages" in body:
+            text: Any = self.chat(body["messages"])
+        else:
+            text = body.get("prompt")
+        if isinstance(text, list) and text and all(isinstance(i, int) for i in text):
+            return text
+        if not isinstance(text, str) or not text:
+            raise BadRequest("prompt must be a text or a list of token ids")
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    def chat(self, messages: Any) -> str:
+        if self.chat_template is None:
+            raise BadRequest("this model has no chat template: use /v1/completions")
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        template = ImmutableSandboxedEnvironment().from_string(self.chat_template)
+        return str(template.render(messages=messages, add_generation_prompt=True))
+
+
+def application(arguments: argparse.Namespace) -> Any:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+
+    engine, texts = Engine(arguments), Texts(Path(arguments.model))
+    name = Path(arguments.model).name
+
+    async def health(_: Request) -> Response:
+        ready = engine.context_length is not None
+        return JSONResponse({"status": "ok" if ready else "loading"}, status_code=200 if ready else 503)
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "llmopt"}]})
+
+    async def complete(request: Request) -> Response:
+        try:
+            body = await request.json()
+            job = Job(body, texts, engine, chat=request.url.path.endswith("/chat/completions"), model=name)
+        except (BadRequest, ValueError) as error:
+            return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=400)
+        if job.stream:
+            return StreamingResponse(job.events(), media_type="text/event-stream")
+        try:
+            return JSONResponse(await job.whole())
+        except RuntimeError as error:
+            return JSONResponse({"error": {"message": str(error), "type": "server_error"}}, status_code=500)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        engine.listen()
+        yield
+
+    routes = [
+        Route("/health", health),
+        Route("/v1/models", models),
+        Route("/v1/completions", complete, methods=["POST"]),
+        Route("/v1/chat/completions", complete, methods=["POST"]),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+class Job:
+    """One request: checked in the constructor, then streamed or collected."""
+
+    def __init__(self, body: dict[str, Any], texts: Texts, engine: Engine, *, chat: bool, model: str) -> None:
+        if body.get("temperature") or body.get("top_p", 1) != 1:
+            raise BadRequest("this server decodes greedily: temperature must be 0 and top_p 1")
+        if body.get("stop") or body.get("n", 1) != 1:
+            raise BadRequest("this server takes no stop strings, and n must be 1")
+        self.texts, self.engine, self.chat, self.model = texts, engine, chat, model
+        self.ids = texts.prompt(body)
+        self.max_tokens = int(body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_MAX_TOKENS)
+        limit = engine.context_length or 0
+        if self.max_tokens < 1 or len(self.ids) + self.max_tokens > limit:
+            raise BadRequest(
+                f"{len(self.ids)} prompt + {self.max_tokens} output tokens do not fit the context of {limit}"
+            )
+        self.end_ids = [] if body.get("ignore_eos") else texts.end_ids
+        self.stream = bool(body.get("stream"))
+        options = body.get("stream_options") or {}
+        self.usage_at_end = bool(options.get("include_usage"))
+        self.usage_always = bool(options.get("continuous_usage_stats"))
+
+    def usage(self, tokens: int) -> dict[str, Any]:
+        counts = {"prompt_tokens": len(self.ids), "completion_tokens": tokens, "total_tokens": len(self.ids) + tokens}
+        return counts | {"prompt_tokens_details": {"cached_tokens": 0}}
+
+    def envelope(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
+        kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
+        return {"id": "cmpl", "object": kind, "created": int(time.time()), "model": self.model, "choices": choices}
+
+    def choice(self, text: str, finish: str | None, *, chunk: bool) -> dict[str, Any]:
+        if not self.chat:
+            return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+        part = {"role": "assistant", "content": text}
+        return {"index": 0, "delta" if chunk else "message": part, "finish_reason": finish}
+
+    def finish_reason(self, tokens: list[int]) -> str:
+        return "stop" if tokens and tokens[-1] in self.end_ids else "length"
+
+    async def events(self) -> AsyncIterator[bytes]:
+        from tokenizers.decoders import DecodeStream
+
+        decoder, seen, tokens = DecodeStream(skip_special_tokens=True), 0, list[int]()
+        try:
+            async for tokens in self.engine.generate(self.ids, self.max_tokens, self.end_ids):
+                for place in range(seen, len(tokens)):
+                    text = decoder.step(self.texts.tokenizer, tokens[place]) or ""
+                    event = self.envelope([self.choice(text, None, chunk=True)], chunk=True)
+                    if self.usage_always:
+                        event["usage"] = self.usage(place + 1)
+                    yield sse(event)
+                seen = len(tokens)
+        except RuntimeError as error:
+            yield sse({"error": {"message": str(error), "type": "server_error"}})
+            return
+        yield sse(self.envelope([self.choice("", self.finish_reason(tokens), chunk=True)], chunk=True))
+        if self.usage_at_end:
+            yield sse(self.envelope([], chunk=True) | {"usage": self.usage(len(tokens))})
+        yield b"data: [DONE]\n\n"
+
+    async def whole(self) -> dict[str, Any]:
+        tokens: list[int] = []
+        async for so_far in self.engine.generate(self.ids, self.max_tokens, self.end_ids):
+            tokens = so_far
+        text = self.texts.tokenizer.decode(tokens)
+        choice = self.choice(text, self.finish_reason(tokens), chunk=False)
+        return self.envelope([choice], chunk=False) | {"usage": self.usage(len(tokens))}
+
+
+def sse(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+
+
+def main() -> None:
+    import uvicorn
+
+    arguments = parse_arguments()
+    uvicorn.run(application(arguments), host=arguments.host, port=arguments.port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()
