@@ -122,24 +122,25 @@ def quantize_command(
     json: Json = False,
 ) -> None:
     """Quantize a model, prove the result against its base, and write a manifest beside the weights."""
-    from llmopt import demo, pipeline
+    from llmopt import demo
     from llmopt.core.artifacts import open_model, read_manifest
+    from llmopt.pipeline import making
     from llmopt.report.terminal import print_artifact
 
     quantization_checked(quant)
-    request = pipeline.quantize_request(
+    request = making.quantize_request(
         open_model(demo.MODEL if model == "demo" else Path(model)),
         quant,
         calibration=calibration or demo.CALIBRATION_TEXT,
         samples=samples,
         python=python,
     )
-    compare = pipeline.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
-    artifact, there = pipeline.quantize(request, out, reporter(quiet=json), proof=compare)
+    compare = making.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
+    artifact, there = making.quantize(request, out, reporter(quiet=json), proof=compare)
     document = {
         "already_there": there,
         **(read_manifest(out) or {}),
-        "quality": pipeline.read_quality(pipeline.quality_file(artifact)),
+        "quality": making.read_quality(making.quality_file(artifact)),
     }
     print_json(document) if json else print_artifact(document)
 
@@ -199,6 +200,7 @@ def bench_command(
     from llmopt import demo, pipeline
     from llmopt.bench.runner import check_workload
     from llmopt.core.domain import ServeOptions, Workload
+    from llmopt.pipeline import making, measuring
     from llmopt.report.terminal import print_run
 
     if (artifact is None) == (url is None):
@@ -219,7 +221,7 @@ def bench_command(
             raise UsageError(
                 "--url needs the name of the model", hint="--model NAME, as the server's /v1/models lists it"
             )
-        run = pipeline.bench_url(url, model, workload, report, results=results, tokenizer=tokenizer)
+        run = measuring.bench_url(url, model, workload, report, results=results, tokenizer=tokenizer)
     else:
         assert artifact is not None
         options = ServeOptions(
@@ -227,8 +229,8 @@ def bench_command(
             extra_args=tuple(extra_arg or ()),
         )  # fmt: skip
         case = pipeline.open_case(demo.MODEL if str(artifact) == "demo" else artifact, options, workload)
-        known = pipeline.read_quality(pipeline.quality_file(case.artifact))
-        run = pipeline.bench_artifact(
+        known = making.read_quality(making.quality_file(case.artifact))
+        run = measuring.bench_artifact(
             case,
             report,
             results=results,
@@ -254,14 +256,15 @@ def quality_command(
     json: Json = False,
 ) -> None:
     """Perplexity, KL divergence and top-1 agreement of an artifact against its base."""
-    from llmopt import demo, pipeline
+    from llmopt import demo
     from llmopt.core.artifacts import open_artifact
     from llmopt.core.environments import home
+    from llmopt.pipeline import making
     from llmopt.report.terminal import print_quality
 
-    found = pipeline.prove(
+    found = making.prove(
         open_artifact(demo.MODEL if str(artifact) == "demo" else artifact),
-        pipeline.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens),
+        making.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens),
         reporter(quiet=json),
         log_folder=home() / "logs",
         python=python,

@@ -194,10 +194,10 @@ METRICS: dict[str, Metric] = {
         Metric(name="cpu_s", unit="s", better="lower", source="telemetry", formula="CPU seconds of the server's process tree during the run"),
         Metric(name="load_s", unit="s", better="lower", source="telemetry", formula="process start to the first answered request"),
         Metric(name="weights_bytes", unit="bytes", better="lower", source="quality", formula="bytes of the weight files"),
-        Metric(name="kl", unit="nats", better="lower", source="quality", formula="mean KL divergence of the next-token distribution to the base"),
+        Metric(name="kl", unit="nats", better="lower", source="quality", formula="mean KL(base ‖ artifact) of the next-token distribution"),
         Metric(name="kl_p99", unit="nats", better="lower", source="quality", formula="99th percentile of the per-token KL divergence"),
-        Metric(name="top1", unit="share", better="higher", source="quality", formula="share of tokens whose most likely next token is unchanged"),
-        Metric(name="perplexity", unit="count", better="lower", source="quality", formula="exp(mean negative log-likelihood) on the held-out text"),
+        Metric(name="top1", unit="share", better="higher", source="quality", formula="share of tokens whose most likely successor is unchanged"),
+        Metric(name="perplexity", unit="count", better="lower", source="quality", formula="exp(mean negative log-likelihood), held-out text"),
     )
 }  # fmt: skip
 

@@ -40,6 +40,18 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def describe(error: Exception) -> dict[str, str | None]:
+    """What the parent raises again: our own errors as they are, a full disk and exhausted memory by their own name."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if hasattr(error, "hint"):
+        return {"kind": type(error).__name__, "error": str(error), "hint": error.hint}
+    if any(word in text for word in ("No space left on device", "os error 28", "File too large", "os error 27")):
+        return {"kind": "StoreError", "error": f"the disk is full: {text}", "hint": "free space, or name another folder"}
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return {"kind": "WorkerError", "error": f"memory ran out: {text}", "hint": "close other programs, or use a machine with more"}
+    return {"kind": type(error).__name__, "error": text, "hint": None}
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     # A script's own folder must not shadow the packages of the environment.
@@ -53,11 +65,7 @@ def main() -> None:
         answer = {"result": result, "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes()}
     except Exception as error:
         traceback.print_exc()
-        answer = {
-            "error": f"{type(error).__name__}: {error}" if not hasattr(error, "hint") else str(error),
-            "kind": type(error).__name__,
-            "hint": getattr(error, "hint", None),
-        }
+        answer = describe(error)
     aside = folder / "output.json.partial"
     aside.write_text(json.dumps(answer))
     aside.rename(folder / "output.json")

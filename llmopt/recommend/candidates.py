@@ -95,7 +95,7 @@ def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
 
 
 def short(backend: dict[str, Any]) -> dict[str, Any]:
-    return {name: backend.get(name) for name in ("name", "version", "argv")}
+    return {name: backend.get(name) for name in ("name", "version", "argv", "note")}
 
 
 def quality_metrics(quality: dict[str, Any]) -> dict[str, Any]:

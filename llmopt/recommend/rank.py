@@ -159,6 +159,8 @@ def reasons(
         low, high = candidate.quality["kl_mean_interval"]
         found.append(f"KL to the base {candidate.quality['kl_mean']:.4f} [{low:.4f}, {high:.4f}], "
                      f"{candidate.quality['top1_agreement']:.1%} of top tokens unchanged")  # fmt: skip
+    if note := candidate.case["backend"].get("note"):
+        found.append(f"note: {note}")
     found += [f"doubt: {d.message} ({d.remedy})" for d in candidate.verdict.reasons]
     return tuple(found)
 

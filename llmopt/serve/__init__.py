@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmopt.core.domain import Artifact, Quantization, ServeOptions, ServerCommand
@@ -59,6 +59,8 @@ class Backend:
     command: Callable[[LaunchContext], ServerCommand]
     failures: tuple[Failure, ...] = ()
     version: Callable[[Environment], str | None] | None = None
+    # What a reader of its numbers must know about a format: format → note, printed beside every ranking.
+    format_notes: dict[str, str] = field(default_factory=dict)
 
     def refusal(self, quantization: Quantization) -> str | None:
         """Why this engine cannot load that quantization; ``None`` when it can."""

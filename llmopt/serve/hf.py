@@ -48,6 +48,10 @@ BACKEND = Backend(
     needs=Needs(modules=("torch", "transformers", "starlette", "uvicorn", "bitsandbytes", "compressed_tensors"), extra="hf"),
     distribution="transformers",
     command=command,
+    format_notes={
+        "compressed-tensors": "transformers unpacks these weights to 16 bits when it loads them: its memory and speed here are"
+        " not those of 4-bit kernels, which vLLM has"
+    },
     failures=(
         Failure(pattern=r"address already in use", cause="the port is taken", remedy="name another one: --port"),
         Failure(pattern=r"(?i)out of memory|Cannot allocate memory", cause="memory ran out while loading",

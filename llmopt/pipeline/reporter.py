@@ -1,0 +1,14 @@
+"""Who is told how far long work is; the command line passes one in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Who is told how far things are."""
+
+    def say(self, text: str) -> None: ...
+    def task(self, text: str, total: int | None = None) -> AbstractContextManager[Callable[[], None]]: ...

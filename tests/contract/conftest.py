@@ -1,0 +1,39 @@
+"""Every quantization of the table, made once per test session from the bundled model by the real libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmopt import demo
+from llmopt.core.artifacts import open_model, unquantized
+from llmopt.core.domain import Artifact
+from llmopt.pipeline import making
+from llmopt.report.progress import Reporter
+
+PROOF_TOKENS = 4096
+SAMPLES = 8
+
+
+class Workshop:
+    """Makes an artifact the first time it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = open_model(demo.MODEL)
+
+    def request(self, name: str) -> making.QuantizeRequest:
+        return making.quantize_request(self.model, name, samples=SAMPLES)
+
+    def make(self, name: str) -> tuple[Artifact, bool]:
+        proof = making.QualityText(tokens=PROOF_TOKENS)
+        return making.quantize(self.request(name), self.folder / name, Reporter(quiet=True), proof=proof)
+
+    def artifact(self, name: str) -> Artifact:
+        return unquantized(self.model) if name == "bf16" else self.make(name)[0]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("artifacts"))
