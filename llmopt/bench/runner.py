@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmopt.bench.client import run_load
+from llmopt.bench.client import Endpoint, run_load
 from llmopt.bench.prompts import make_prompts
 from llmopt.bench.schedule import closed_loop
 from llmopt.bench.telemetry import Telemetry
@@ -73,7 +73,7 @@ def measure(
     )
     with Telemetry(pid=target.pid) as telemetry:
         load = run_load(schedule, target.base_url, workload.endpoint, done)
-    require_any_success(load.traces, target)
+    require_any_success(load.traces, target, workload.endpoint)
     evidence = Evidence(
         traces=load.traces,
         workload=workload,
@@ -101,14 +101,15 @@ def warm_up(target: Target, workload: Workload, *, salt: str, source: str, token
     schedule = closed_loop(
         shape, prompts.texts, target.model, prompt_tokens=prompts.tokens, usage_per_chunk=target.usage_per_chunk
     )
-    require_any_success(run_load(schedule, target.base_url, workload.endpoint).traces, target)
+    require_any_success(run_load(schedule, target.base_url, workload.endpoint).traces, target, workload.endpoint)
 
 
-def require_any_success(traces: Sequence[RequestTrace], target: Target) -> None:
+def require_any_success(traces: Sequence[RequestTrace], target: Target, endpoint: str) -> None:
     if any(t.ok for t in traces):
         return
     reason = next((t.error for t in traces if t.error), "no answer")
+    place = Endpoint.of(target.base_url, endpoint)
     raise ServerError(
-        f"all {len(traces)} requests to {target.base_url} failed: {reason}",
+        f"all {len(traces)} requests to {place.host}:{place.port}{place.path} failed: {reason}",
         hint="check the address, --model NAME, and that the server streams /completions (or --endpoint chat)",
     )

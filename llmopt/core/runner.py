@@ -46,9 +46,17 @@ def describe(error: Exception) -> dict[str, str | None]:
     if hasattr(error, "hint"):
         return {"kind": type(error).__name__, "error": str(error), "hint": error.hint}
     if any(word in text for word in ("No space left on device", "os error 28", "File too large", "os error 27")):
-        return {"kind": "StoreError", "error": f"the disk is full: {text}", "hint": "free space, or name another folder"}
+        return {
+            "kind": "StoreError",
+            "error": f"the disk is full: {text}",
+            "hint": "free space, or name another folder",
+        }
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-        return {"kind": "WorkerError", "error": f"memory ran out: {text}", "hint": "close other programs, or use a machine with more"}
+        return {
+            "kind": "WorkerError",
+            "error": f"memory ran out: {text}",
+            "hint": "close other programs, or use a machine with more",
+        }
     return {"kind": type(error).__name__, "error": text, "hint": None}
 
 

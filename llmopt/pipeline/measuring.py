@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from llmopt.core.store import save_run
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve import Backend, require_loadable
 from llmopt.serve.process import RunningServer, serving
+
+SECRET_FLAG = re.compile(r"--?\S*(?:key|token|secret|password)\b(?<!max-token)", re.IGNORECASE)
 
 
 def bench_artifact(
@@ -101,7 +104,7 @@ def backend_record(backend: Backend, environment: Environment, server: RunningSe
     return {
         "name": backend.name,
         "version": version_of(backend, environment),
-        "argv": list(server.command.argv),
+        "argv": without_secret_arguments(server.command.argv),
         "environment": server.command.environment,
         "note": backend.format_notes.get(format),
         "freeze": frozen,
@@ -151,6 +154,20 @@ def bench_url(
     )
     save_run(results, run, result.traces)
     return run
+
+
+def without_secret_arguments(argv: Sequence[str]) -> list[str]:
+    """The command line with the values of flags such as ``--api-key`` and ``--hf-token`` blotted out."""
+    shown: list[str] = []
+    for place, word in enumerate(argv):
+        flag, equals, _ = word.partition("=")
+        if equals and SECRET_FLAG.match(flag):
+            shown.append(f"{flag}=***")
+        elif place and SECRET_FLAG.match(argv[place - 1]) and not word.startswith("-"):
+            shown.append("***")
+        else:
+            shown.append(word)
+    return shown
 
 
 def without_secrets(url: str) -> str:

@@ -73,8 +73,10 @@ def context(run: Measurement) -> str:
 
 
 def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
-    """Median of each figure over the runs that are not invalid (over all, when all are)."""
-    usable = [run for run in runs if run.verdict.status != "invalid"] or list(runs)
+    """Median of each figure over the runs of the newest engine version that are not invalid (over all, when all are)."""
+    version = max(runs, key=lambda run: run.started_at).backend.get("version")
+    same = [run for run in runs if run.backend.get("version") == version]
+    usable = [run for run in same if run.verdict.status != "invalid"] or same
     newest = usable[-1]
     metrics = {name: median_of([run.metrics.get(name) for run in usable]) for name in newest.metrics}
     quality = next((run.quality for run in reversed(usable) if run.quality), None)

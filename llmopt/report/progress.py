@@ -11,13 +11,23 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 Advance = Callable[[], None]
+
+
+class Rate(ProgressColumn):
+    """Finished parts per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 class Reporter:
@@ -47,5 +57,5 @@ class Reporter:
 
     def _bar(self, total: int | None) -> Progress:
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24)]
-        columns += [MofNCompleteColumn(), TimeRemainingColumn()] if total is not None else []
+        columns += [MofNCompleteColumn(), Rate(), TimeRemainingColumn()] if total is not None else []
         return Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True)
