@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from llmopt.core.process import KeptProcess
 
 RUNNER = Path(__file__).with_name("runner.py")
 POLL_S = 0.1
+STEP = re.compile(rb"\((\d+)/(\d+)\):")
 # Spinning OpenMP threads of two processes on shared cores cost a factor of ten; nothing here may reach a hub.
 QUIET_ENGINES = {
     "OMP_WAIT_POLICY": "passive",
@@ -56,9 +58,11 @@ def run_job(
     *,
     log: Path,
     timeout_s: float = 6 * 3600,
-    tick: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> JobResult:
-    """Call ``function`` ("module:name" inside llmopt) in ``environment``; ``tick`` is called while it runs.
+    """Call ``function`` ("module:name" inside llmopt) in ``environment``.
+
+    ``progress`` gets (done, total) while it runs, out of the ``(3/9): …`` that the job, or its library, prints.
 
     Raises the error that the function raised where it is one of ours, else WorkerError.
     """
@@ -70,7 +74,8 @@ def run_job(
         with KeptProcess(argv, log=log, environment=QUIET_ENGINES | threads_environment()) as process:
             while process.wait(POLL_S) is None:
                 waited += POLL_S
-                tick()
+                if (step := last_step(log)) is not None:
+                    progress(*step)
                 if waited > timeout_s:
                     raise WorkerError(f"{function} did not end within {timeout_s:.0f} s", hint=f"its output: {log}")
             output = folder / "output.json"
@@ -82,6 +87,17 @@ def run_job(
         kind = kind if issubclass(kind, LlmoptError) else WorkerError
         raise kind(answer["error"], hint=answer["hint"] or f"its output: {log}")
     return JobResult(value=answer["result"], seconds=answer["seconds"], peak_memory_bytes=answer["peak_memory_bytes"])
+
+
+def last_step(log: Path) -> tuple[int, int] | None:
+    """The last ``(done/total):`` in a job's output."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            found = STEP.findall(file.read())
+    except OSError:
+        return None
+    return (int(found[-1][0]), int(found[-1][1])) if found else None
 
 
 def death(process: KeptProcess, function: str) -> str:

@@ -93,7 +93,7 @@ def quantize(
     log = logs_folder(out) / f"quantize-{name}.log"
     aside = partial_folder(out)
     try:
-        with report.task(f"quantizing {name}"):
+        with report.task(f"quantizing {name}") as work:
             job = run_job(
                 request.environment,
                 request.method.function,
@@ -104,6 +104,7 @@ def quantize(
                     "calibration": str(request.calibration.resolve()),
                 },
                 log=log,
+                progress=work.at,
             )
         copy_tokenizer(Path(request.model.path), aside)
         artifact = describe(request, aside, job.value)
@@ -206,12 +207,13 @@ def prove(
     file, key = quality_file(artifact), stable_hash([artifact.key, text.path.read_text(), text.tokens])
     if (known := read_quality(file, key)) is not None:
         return known
-    with report.task(f"comparing {artifact.label} with its base"):
+    with report.task(f"comparing {artifact.label} with its base") as work:
         job = run_job(
             environments.find(quality.needs(artifact), python),
             quality.FUNCTION,
             quality.arguments(artifact, text.path.resolve(), text.tokens),
             log=log_folder / f"quality-{artifact.label}.log",
+            progress=work.at,
         )
     result: dict[str, Any] = job.value
     if result["kl_mean"] > BROKEN_KL:

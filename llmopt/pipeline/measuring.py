@@ -57,7 +57,7 @@ def bench_artifact(
         for number in range(repeats):
             run_id = new_run_id()
             word = f"measuring {case.label}" + (f", run {number + 1} of {repeats}" if repeats > 1 else "")
-            with report.task(word, case.workload.requests) as advance:
+            with report.task(word, case.workload.requests) as work:
                 result = measure(
                     target,
                     case.workload,
@@ -65,7 +65,7 @@ def bench_artifact(
                     source=demo.CALIBRATION_TEXT.read_text(),
                     tokenizer=tokenizer,
                     alive=lambda: server.process.running,
-                    done=lambda _: advance(),
+                    done=lambda _: work.advance(),
                 )
             server.require_alive(backend)
             run = record(
@@ -128,14 +128,14 @@ def bench_url(
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{url!r} is no address", hint="--url http://127.0.0.1:8000/v1")
     run_id = new_run_id()
-    with report.task(f"measuring {model} at {url}", workload.requests) as advance:
+    with report.task(f"measuring {model} at {url}", workload.requests) as work:
         result = measure(
             Target(base_url=url.rstrip("/"), model=model),
             workload,
             salt=run_id,
             source=demo.CALIBRATION_TEXT.read_text(),
             tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
-            done=lambda _: advance(),
+            done=lambda _: work.advance(),
         )
     run = Measurement(
         run_id=run_id,

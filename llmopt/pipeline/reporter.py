@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
+
+
+class Work(Protocol):
+    """A running piece of work."""
+
+    def advance(self) -> None: ...
+    def at(self, done: int, total: int) -> None: ...
 
 
 class Reporter(Protocol):
     """Who is told how far things are."""
 
     def say(self, text: str) -> None: ...
-    def task(self, text: str, total: int | None = None) -> AbstractContextManager[Callable[[], None]]: ...
+    def task(self, text: str, total: int | None = None) -> AbstractContextManager[Work]: ...

@@ -53,7 +53,8 @@ def compare(base: str, artifact: str, format: str, text: str, max_tokens: int) -
     reference = hf_logits(base)
     candidate = None if artifact == base else llamacpp_logits(artifact) if format == "gguf" else hf_logits(artifact)
     rows = []
-    for window in windows:
+    for number, window in enumerate(windows, 1):
+        print(f"({number}/{len(windows)}): comparing", flush=True)
         own = reference(window)
         rows.append(window_figures(own, own if candidate is None else candidate(window), window))
     return asdict(summary(rows, sum(len(r["kl"]) for r in rows), Path(text)))

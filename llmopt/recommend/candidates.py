@@ -14,6 +14,7 @@ from llmopt.core.metrics import METRICS, value_of
 from llmopt.core.statistics import bootstrap, relative_spread
 
 NOISY_SPREAD = 0.10
+PEAKS = ("peak_rss_bytes", "peak_vram_bytes")
 INTERVALS = ("output_tps", "ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "peak_rss_bytes", "peak_vram_bytes")
 
 
@@ -73,12 +74,16 @@ def context(run: Measurement) -> str:
 
 
 def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
-    """Median of each figure over the runs of the newest engine version that are not invalid (over all, when all are)."""
+    """Median of each figure, and highest peak, over the runs of the newest engine version that are not invalid."""
     version = max(runs, key=lambda run: run.started_at).backend.get("version")
     same = [run for run in runs if run.backend.get("version") == version]
     usable = [run for run in same if run.verdict.status != "invalid"] or same
     newest = usable[-1]
     metrics = {name: median_of([run.metrics.get(name) for run in usable]) for name in newest.metrics}
+    for (
+        name
+    ) in PEAKS:  # a peak is the highest of all runs: engines' caches grow, and memory must suffice for the last run too
+        metrics[name] = max((v for run in usable if (v := run.metrics.get(name)) is not None), default=None)
     quality = next((run.quality for run in reversed(usable) if run.quality), None)
     return Candidate(
         key=key,

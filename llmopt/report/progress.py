@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
-Advance = Callable[[], None]
-
 
 class Rate(ProgressColumn):
-    """Finished parts per second."""
+    """Finished parts of how many, and how many a second, once there is a total."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+        if task.total is None:
+            return Text("")
+        return Text(f"{task.completed:.0f}/{task.total:.0f}" + (f" {task.speed:.1f}/s" if task.speed else ""))
+
+
+class Work:
+    """A running piece of work: ``advance`` by one part, or say ``at`` which part of how many it is."""
+
+    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
+        self.progress, self.task = progress, task
+
+    def advance(self) -> None:
+        if self.progress is not None and self.task is not None:
+            self.progress.advance(self.task)
+
+    def at(self, done: int, total: int) -> None:
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=done, total=total)
 
 
 class Reporter:
@@ -41,21 +56,19 @@ class Reporter:
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def task(self, text: str, total: int | None = None) -> Iterator[Advance]:
-        """One piece of work; call the yielded function once per finished part."""
+    def task(self, text: str, total: int | None = None) -> Iterator[Work]:
+        """One piece of work; tell the yielded ``Work`` how far it is."""
         started = time.monotonic()
         if not self.live:
             self.say(f"{text} …")
-            yield lambda: None
+            yield Work(None, None)
         else:
-            with self._bar(total) as progress:
-                task = progress.add_task(text, total=total)
-                yield lambda: progress.advance(task)
+            with self._bar() as progress:
+                yield Work(progress, progress.add_task(text, total=total))
         seconds = time.monotonic() - started
         if self.live or seconds >= 1:
             self.say(f"{text}: {seconds:.1f} s")
 
-    def _bar(self, total: int | None) -> Progress:
-        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24)]
-        columns += [MofNCompleteColumn(), Rate(), TimeRemainingColumn()] if total is not None else []
-        return Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True)
+    def _bar(self) -> Progress:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), Rate())
+        return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)

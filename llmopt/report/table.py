@@ -12,11 +12,12 @@ from llmopt.core.units import show
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """``cell`` turns one row of the document into text."""
+    """``cell`` turns one row of the document into text; where the terminal is narrow, the highest ``drop`` goes first."""
 
     title: str
     cell: Callable[[dict[str, Any]], str]
     right: bool = True
+    drop: int = 0
 
 
 def metric_cell(name: str) -> Callable[[dict[str, Any]], str]:
@@ -51,15 +52,15 @@ def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
         Column(title="quantization", cell=lambda r: str(r["case"]["artifact"]["quantization"]), right=False),
         Column(title="engine", cell=lambda r: str(r["case"]["serve"]["backend"]), right=False),
         Column(title="throughput [95 %]", cell=with_interval("output_tps")),
-        Column(title="req/s", cell=lambda r: metric_cell("requests_per_s")(r).removesuffix(" req/s")),
+        Column(title="req/s", cell=lambda r: metric_cell("requests_per_s")(r).removesuffix(" req/s"), drop=4),
         Column(title="TTFT p50", cell=metric_cell("ttft_p50")),
-        Column(title="TTFT p95", cell=metric_cell("ttft_p95")),
+        Column(title="TTFT p95", cell=metric_cell("ttft_p95"), drop=1),
         Column(title="TPS p50", cell=lambda r: metric_cell("tps_p50")(r).removesuffix(" tok/s")),
         Column(title=memory[0], cell=metric_cell(memory[1])),
-        Column(title="bits/w", cell=bits_cell),
+        Column(title="bits/w", cell=bits_cell, drop=3),
         Column(title="KL to base", cell=metric_cell("kl")),
-        Column(title="top-1", cell=metric_cell("top1")),
-        Column(title="verdict", cell=lambda r: str(r["verdict"]["status"]), right=False),
+        Column(title="top-1", cell=metric_cell("top1"), drop=5),
+        Column(title="verdict", cell=lambda r: str(r["verdict"]["status"]), right=False, drop=2),
     ]
 
 
@@ -93,7 +94,7 @@ def footnotes(document: dict[str, Any]) -> list[str]:
     if runs:
         counts = "–".join(str(n) for n in sorted({min(runs), max(runs)}))
         notes.append(
-            f"Figures are medians of {counts} run(s); intervals are 95 % bootstraps over {' and '.join(sorted(over)) or '–'}."
+            f"Figures are medians of {counts} run(s), memory the highest peak; intervals are 95 % bootstraps over {' and '.join(sorted(over)) or '–'}."
         )
     if any(not row["on_front"] for row in document["ranked"]):
         notes.append("· behind the Pareto front of throughput, latency, memory and KL.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from llmopt.core.metrics import METRICS, parse_metric, value_of
 from llmopt.core.units import show
-from llmopt.report.table import columns, footnotes, goal_line, label, title
+from llmopt.report.table import Column, columns, footnotes, goal_line, label, title
 
 MIN_WIDTH = 150
 HEADLINE = ("ttft_p50", "ttft_p95", "ttft_service_p50", "tps_p50", "tpot_p50", "e2e_p50", "output_tps", "requests_per_s",
@@ -21,7 +23,7 @@ def print_ranking(document: dict[str, Any], console: Console | None = None) -> N
     console.print(title(document), style="bold", markup=False)
     console.print(f"goal: {goal_line(document)}", markup=False)
     if document["ranked"]:
-        console.print(ranking_table(document))
+        console.print(fitting_table(document, console))
     for row in document["ranked"]:
         console.print(f"{row['rank']}. {label(row)}", style="bold", markup=False)
         for reason in row["reasons"]:
@@ -34,9 +36,20 @@ def print_ranking(document: dict[str, Any], console: Console | None = None) -> N
         console.print(note, style="dim", markup=False, soft_wrap=True)
 
 
-def ranking_table(document: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def fitting_table(document: dict[str, Any], console: Console) -> Table:
+    """The table with as many columns as the terminal has room for."""
     shown = columns(document["ranked"])
+    while True:
+        table = ranking_table(document, shown)
+        wanted = Measurement.get(console, console.options.update(width=10_000), table).maximum
+        spare = max((c.drop for c in shown), default=0)
+        if wanted <= console.width or not spare:
+            return table
+        shown = [c for c in shown if c.drop != spare]
+
+
+def ranking_table(document: dict[str, Any], shown: Sequence[Column]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in shown:
         table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
     for row in document["ranked"]:

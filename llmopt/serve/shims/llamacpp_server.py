@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("-c", "--ctx-size", type=int, default=0)
     parser.add_argument("-t", "--threads", type=int, default=1)
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=None)
+    parser.add_argument("--cache-ram", type=int, default=None, help="MiB of prompts kept in memory")
     parser.add_argument("--metrics", action="store_true")
     arguments = parser.parse_args()
 
@@ -33,6 +34,8 @@ def main() -> None:
     params.cpuparams.n_threads = arguments.threads
     params.cpuparams_batch.n_threads = arguments.threads
     params.endpoint_metrics = arguments.metrics
+    if arguments.cache_ram is not None:
+        params.cache_ram_mib = arguments.cache_ram
     if arguments.gpu_layers is not None:
         params.n_gpu_layers = arguments.gpu_layers
     server = xllamacpp.Server(params)
