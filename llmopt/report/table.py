@@ -93,9 +93,8 @@ def footnotes(document: dict[str, Any]) -> list[str]:
     over = {i["over"] for row in document["ranked"] for i in row["intervals"].values() if i}
     if runs:
         counts = "–".join(str(n) for n in sorted({min(runs), max(runs)}))
-        notes.append(
-            f"Figures are medians of {counts} run(s), memory the highest peak; intervals are 95 % bootstraps over {' and '.join(sorted(over)) or '–'}."
-        )
+        notes.append(f"Figures are medians of {counts} run(s), memory the highest peak.")
+        notes.append(f"Intervals are 95 % bootstraps over {' and '.join(sorted(over)) or 'nothing'}.")
     if any(not row["on_front"] for row in document["ranked"]):
         notes.append("· behind the Pareto front of throughput, latency, memory and KL.")
     if document["runs_left_out"]:

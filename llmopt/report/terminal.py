@@ -43,15 +43,17 @@ def fitting_table(document: dict[str, Any], console: Console) -> Table:
         table = ranking_table(document, shown)
         wanted = Measurement.get(console, console.options.update(width=10_000), table).maximum
         spare = max((c.drop for c in shown), default=0)
-        if wanted <= console.width or not spare:
+        if wanted <= console.width:
             return table
+        if not spare:
+            return ranking_table(document, shown, wrap=True)
         shown = [c for c in shown if c.drop != spare]
 
 
-def ranking_table(document: dict[str, Any], shown: Sequence[Column]) -> Table:
+def ranking_table(document: dict[str, Any], shown: Sequence[Column], *, wrap: bool = False) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in shown:
-        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
+        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=not wrap)
     for row in document["ranked"]:
         table.add_row(*(column.cell(row) for column in shown), style="bold green" if row["rank"] == 1 else None)
     return table
