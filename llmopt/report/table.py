@@ -18,6 +18,7 @@ class Column:
     cell: Callable[[dict[str, Any]], str]
     right: bool = True
     drop: int = 0
+    narrow: Column | None = None  # what stands here where even that does not fit
 
 
 def metric_cell(name: str) -> Callable[[dict[str, Any]], str]:
@@ -51,14 +52,18 @@ def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
         Column(title="#", cell=rank_cell),
         Column(title="quantization", cell=lambda r: str(r["case"]["artifact"]["quantization"]), right=False),
         Column(title="engine", cell=lambda r: str(r["case"]["serve"]["backend"]), right=False),
-        Column(title="throughput [95 %]", cell=with_interval("output_tps")),
+        Column(
+            title="throughput [95 %]",
+            cell=with_interval("output_tps"),
+            narrow=Column(title="throughput", cell=metric_cell("output_tps")),
+        ),
         Column(title="req/s", cell=lambda r: metric_cell("requests_per_s")(r).removesuffix(" req/s"), drop=4),
         Column(title="TTFT p50", cell=metric_cell("ttft_p50")),
         Column(title="TTFT p95", cell=metric_cell("ttft_p95"), drop=1),
         Column(title="TPS p50", cell=lambda r: metric_cell("tps_p50")(r).removesuffix(" tok/s")),
         Column(title=memory[0], cell=metric_cell(memory[1])),
         Column(title="bits/w", cell=bits_cell, drop=3),
-        Column(title="KL to base", cell=metric_cell("kl")),
+        Column(title="KL", cell=metric_cell("kl")),
         Column(title="top-1", cell=metric_cell("top1"), drop=5),
         Column(title="verdict", cell=lambda r: str(r["verdict"]["status"]), right=False, drop=2),
     ]

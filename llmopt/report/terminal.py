@@ -46,7 +46,7 @@ def fitting_table(document: dict[str, Any], console: Console) -> Table:
         if wanted <= console.width:
             return table
         if not spare:
-            return ranking_table(document, shown, wrap=True)
+            return ranking_table(document, [c.narrow or c for c in shown], wrap=True)
         shown = [c for c in shown if c.drop != spare]
 
 
