@@ -72,8 +72,8 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
     manager = model.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=-1), config)
     manager.output_router = router_to(pipe)
     manager.start()
-    pipe.send(("ready", context))
     try:
+        pipe.send(("ready", context))
         while True:
             word, request, *rest = pipe.recv()
             if word == "add":
@@ -84,7 +84,7 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
             else:
                 manager.cancel_request(request)
     except (EOFError, OSError):
-        os._exit(0)  # the HTTP half is gone
+        os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
 
 
 def router_to(pipe: Connection) -> Any:
