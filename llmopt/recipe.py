@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -17,16 +17,18 @@ from llmopt.recommend.constraints import make_goal
 from llmopt.serve import require_loadable
 
 BUILTIN = "builtin"
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Calibration(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     text: str = BUILTIN
-    samples: int | None = None
+    samples: Positive | None = None
 
 
 class QualityText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     text: str = BUILTIN
-    tokens: int = 16_384
+    tokens: Positive = 16_384
 
 
 class CaseGroup(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -38,11 +40,11 @@ class CaseGroup(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
 
 
 class WorkloadText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    input_tokens: int = 64
-    output_tokens: int = 32
-    concurrency: int = 4
-    requests: int = 64
-    warmup_requests: int = 8
+    input_tokens: Positive = 64
+    output_tokens: Positive = 32
+    concurrency: Positive = 4
+    requests: Positive = 64
+    warmup_requests: NotNegative = 8
     seed: int = 0
 
 
@@ -62,7 +64,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     calibration: Calibration = Calibration()
     quality: QualityText = QualityText()
     workload: WorkloadText = WorkloadText()
-    repeats: int = 1
+    repeats: Positive = 1
     goal: GoalText = GoalText()
 
 
@@ -87,13 +89,15 @@ def load(path: Path) -> Plan:
     try:
         document: Any = yaml.safe_load(path.read_text())
         recipe = msgspec.convert(document, Recipe)
+        return plan(recipe, path.parent)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", hint=error.hint) from error
     except OSError as error:
         raise UsageError(
             f"no recipe at {path}: {error.strerror}", hint="name a YAML file, see recipes/demo.yaml"
         ) from error
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}", hint="recipes/demo.yaml shows every field") from error
-    return plan(recipe, path.parent)
 
 
 def plan(recipe: Recipe, folder: Path) -> Plan:
@@ -124,7 +128,7 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         quality_tokens=recipe.quality.tokens,
         cases=tuple(cases),
         workload=Workload(**msgspec.structs.asdict(recipe.workload)),
-        repeats=max(1, recipe.repeats),
+        repeats=recipe.repeats,
         goal=make_goal(goal.slos, max_memory=goal.max_memory, max_kl=goal.max_kl, optimize=goal.optimize),
     )
 

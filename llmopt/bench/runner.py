@@ -47,6 +47,8 @@ def check_workload(workload: Workload) -> None:
         if getattr(workload, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} must be 1 or more, got {getattr(workload, name)}", hint=f"{flag} 32")
+    if not workload.request_timeout_s > 0:
+        raise UsageError("--request-timeout must be more than 0 seconds", hint="--request-timeout 120")
     if workload.warmup_requests < 0:
         raise UsageError("--warmup-requests must be 0 or more", hint="--warmup-requests 8")
 

@@ -39,7 +39,6 @@ def events(reads: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
 def read_answer(reads: Iterable[tuple[int, bytes]]) -> Answer:
     """Every event of one response. Tokens of one read are one chunk: nobody saw them apart."""
     answer = Answer()
-    used = 0  # output tokens that earlier usages have accounted for
     for at_ns, payload in events(reads):
         if payload == "[DONE]":
             answer.done = True
@@ -52,25 +51,48 @@ def read_answer(reads: Iterable[tuple[int, bytes]]) -> Answer:
         if not isinstance(event, dict) or event.get("error"):
             answer.error = error_text(event)
             return answer
-        before = used
-        used = take_usage(answer, event.get("usage"), used)
-        choice = next(iter(event.get("choices") or []), None)
-        if choice is None:
-            continue
-        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
-        text, reasoning = token_text(choice)
-        if text or used > before:
-            add_chunk(answer, at_ns, used - before if used > before else None, reasoning)
+        try:
+            take_event(answer, event, at_ns)
+        except (AttributeError, TypeError, KeyError):
+            answer.error = f"an event of unknown shape in the stream: {payload[:80]}"
+            return answer
     return answer
 
 
-def take_usage(answer: Answer, usage: Any, used: int) -> int:
+def take_event(answer: Answer, event: dict[str, Any], at_ns: int) -> None:
+    """One event. Growing usage tells a chunk's tokens, but only while every chunk so far carried usage too:
+
+    servers that report usage once, with the last chunk, would otherwise book a whole answer to it.
+    """
+    grown = take_usage(answer, event.get("usage"))
+    choice = next(iter(event.get("choices") or []), None)
+    if choice is None:
+        return
+    answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+    text, reasoning = token_text(choice)
+    counted = grown if all(chunk.tokens is not None for chunk in answer.chunks) else 0
+    if text or counted:
+        add_chunk(answer, at_ns, counted or None, reasoning)
+
+
+def take_usage(answer: Answer, usage: Any) -> int:
+    """Keep the counts; returns by how much the output grew. Raises TypeError for counts that are no numbers."""
     if not isinstance(usage, dict):
-        return used
-    answer.prompt_tokens = usage.get("prompt_tokens", answer.prompt_tokens)
-    answer.output_tokens = usage.get("completion_tokens", answer.output_tokens)
-    answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", answer.cached_tokens)
-    return max(used, answer.output_tokens or 0)
+        return 0
+    before = answer.output_tokens or 0
+    details = usage.get("prompt_tokens_details") or {}
+    answer.prompt_tokens = count(usage.get("prompt_tokens"), answer.prompt_tokens)
+    answer.output_tokens = count(usage.get("completion_tokens"), answer.output_tokens)
+    answer.cached_tokens = count(details.get("cached_tokens"), answer.cached_tokens)
+    return max(0, (answer.output_tokens or 0) - before)
+
+
+def count(value: Any, known: int | None) -> int | None:
+    if value is None:
+        return known
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is no count")
+    return value
 
 
 def token_text(choice: dict[str, Any]) -> tuple[str, bool]:

@@ -97,15 +97,16 @@ def warm_up(e: Evidence) -> Doubt | None:
 
 
 def output_length(e: Evidence) -> Doubt | None:
-    short = [t for t in e.good if t.output_tokens is not None and t.output_tokens < t.requested_output_tokens * 0.98]
-    if len(short) <= 0.02 * len(e.good):
+    known = [t for t in e.good if t.output_tokens is not None]
+    off = [t for t in known if abs(t.output_tokens - t.requested_output_tokens) > 0.02 * t.requested_output_tokens]  # type: ignore[operator]
+    if len(off) <= 0.02 * len(e.good):
         return None
-    stopped = sum(t.finish_reason == "stop" for t in short)
+    stopped = sum(t.finish_reason == "stop" for t in off)
     return Doubt(
         code="output_length",
         severity="suspect",
-        message=f"{len(short)} of {len(e.good)} answers are shorter than asked ({stopped} ended by themselves)",
-        remedy="this server ignores ignore_eos; compare only runs with the same output lengths",
+        message=f"{len(off)} of {len(e.good)} answers have another length than asked ({stopped} ended by themselves)",
+        remedy="this server does not honour ignore_eos and max_tokens; compare only runs with the same output lengths",
     )
 
 

@@ -37,11 +37,14 @@ def open_model(path: str | Path) -> ModelRef:
         method = config["quantization_config"].get("quant_method", "unknown")
         raise ModelError(f"{folder} is already quantized ({method})", hint="name the unquantized base model")
     architectures = config.get("architectures") or ["unknown"]
+    parameters = sum(count_parameters(file) for file in weights)
+    if not parameters:
+        raise ModelError(f"the weights in {folder} hold no tensor", hint="is the download complete?")
     return ModelRef(
         path=str(folder.resolve()),
         architecture=architectures[0],
         model_type=config.get("model_type", "unknown"),
-        parameters=sum(count_parameters(file) for file in weights),
+        parameters=parameters,
         fingerprint=fingerprint([folder / "config.json", folder / "tokenizer.json", *weights]),
     )
 
@@ -72,7 +75,11 @@ def safetensors_header(file: Path) -> dict[str, Any]:
             if length > 100 << 20:
                 raise ValueError("its header claims more than 100 MB")
             header: dict[str, Any] = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no table of tensors")
         header.pop("__metadata__", None)
+        if any(not {"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values()):
+            raise ValueError("a tensor has no dtype, shape or place")
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if file.stat().st_size < 8 + length + end:
             raise ValueError(f"{8 + length + end:,} bytes expected, {file.stat().st_size:,} found")
@@ -131,7 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads(file.read_text())
-        manifest["artifact"]["key"]
+        artifact_of(manifest, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file} is damaged: {error}", hint="remove the folder and quantize again") from error
     return manifest
@@ -143,13 +150,18 @@ def open_artifact(path: str | Path) -> Artifact:
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:
         return unquantized(open_model(folder))
-    fields = manifest["artifact"] | {"path": str(folder.resolve())}
-    artifact = Artifact(**fields | {"quantization": Quantization(**fields["quantization"])})
+    artifact = artifact_of(manifest, folder)
     if sum(p.stat().st_size for pattern in WEIGHTS for p in folder.glob(pattern)) != artifact.size_bytes:
         raise ModelError(
             f"the weights in {folder} are not those of its {MANIFEST}", hint="remove the folder and quantize again"
         )
     return artifact
+
+
+def artifact_of(manifest: dict[str, Any], folder: Path) -> Artifact:
+    """The artifact of a manifest, at the place where it lies now."""
+    fields = manifest["artifact"] | {"path": str(folder.resolve())}
+    return Artifact(**fields | {"quantization": Quantization(**fields["quantization"])})
 
 
 def manifest_of(artifact: Artifact, **more: Any) -> bytes:

@@ -239,13 +239,17 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """One constraint: ``metric`` is a metric's name with its statistic, ``bound`` in the metric's own unit."""
+    """One constraint: ``metric`` is a metric's name with its statistic, ``bound`` in the metric's own unit.
+
+    A ``default`` limit is ours, not the user's: it rejects what breaks it, but not what was never measured.
+    """
 
     metric: str
     statistic: str | None
     comparison: Comparison
     bound: float
     text: str
+    default: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

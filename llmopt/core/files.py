@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -41,12 +42,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StoreError(f"no permission to write {path}", hint="name a folder that you may write to") from error
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+        raise StoreError(f"cannot write {path}: {error.strerror or error}", hint="name another place") from error
 
 
 def partial_folder(target: Path) -> Path:
     """A fresh folder beside ``target`` to be renamed to it; leftovers of dead processes are removed."""
-    for left in target.parent.glob(f".{target.name}{PARTIAL}*"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}{PARTIAL}*"):
         if not alive(left.name.rpartition("-")[2]):
             shutil.rmtree(left, ignore_errors=True)
     aside = target.with_name(f".{target.name}{PARTIAL}{os.getpid()}")

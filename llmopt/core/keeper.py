@@ -85,8 +85,8 @@ def main() -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
 
-    with Path(log).open("ab", buffering=0) as output:
-        try:
+    try:
+        with Path(log).open("ab", buffering=0) as output:
             command = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -95,9 +95,9 @@ def main() -> None:
                 start_new_session=True,
                 preexec_fn=in_child,
             )
-        except OSError as error:
-            print(f"failed {error}", flush=True)
-            return
+    except OSError as error:
+        print(f"failed {error}", flush=True)
+        return
     print(f"pid {command.pid}", flush=True)
     while command.poll() is None:
         ready, _, _ = select.select([0, wake_read], [], [])

@@ -153,10 +153,13 @@ def rates(traces: Sequence[RequestTrace], window: Window | None, suffix: str = "
     names = [f"{name}{suffix}" for name in ("output_tps", "total_tps", "requests_per_s")]
     if window is None or window.seconds <= 0:
         return dict.fromkeys(names)
-    done = [t for t in traces if t.ok and t.last_token_ns and window.start_ns < t.last_token_ns <= window.end_ns]
-    output = tokens_in([t for t in traces if t.ok], window)
-    prompt = sum(t.prompt_tokens or t.prompt_tokens_asked or 0 for t in done)
-    return dict(zip(names, (n / window.seconds for n in (output, output + prompt, len(done))), strict=True))
+    good = [t for t in traces if t.ok]
+    done = [t for t in good if t.last_token_ns and window.start_ns < t.last_token_ns <= window.end_ns]
+    prompts = [t.prompt_tokens or t.prompt_tokens_asked for t in done]
+    output = tokens_in(good, window) if all(t.output_tokens is not None for t in good) else None
+    total = output + sum(p or 0 for p in prompts) if output is not None and all(prompts) else None
+    counts = (output, total, len(done))
+    return dict(zip(names, (None if n is None else n / window.seconds for n in counts), strict=True))
 
 
 METRICS: dict[str, Metric] = {
@@ -217,7 +220,8 @@ def parse_metric(name: str) -> tuple[Metric, str | None]:
         raise UsageError(f"unknown metric {name!r}", hint=nearest(name, metric_names()))
     if metric.kind == "distribution":
         raise UsageError(
-            f"{name!r} is a distribution", hint=f"say which statistic: {name}_p50, {name}_p95, {name}_mean …"
+            f"{name!r} is a distribution",
+            hint=f"say which statistic: {metric.name}_p50, {metric.name}_p95, {metric.name}_mean …",
         )
     return metric, None
 
@@ -296,7 +300,7 @@ def run_intervals(traces: Sequence[RequestTrace], concurrency: int) -> dict[str,
     if window is not None:
         edges = range(window.start_ns, window.end_ns + 1, max(1, (window.end_ns - window.start_ns) // INTERVAL_BLOCKS))
         spans = [Window(start_ns=a, end_ns=b) for a, b in pairwise(edges)]
-        per_span = [rates(traces, span)["output_tps"] or 0.0 for span in spans]
+        per_span = [rate for span in spans if (rate := rates(traces, span)["output_tps"]) is not None]
         result["output_tps"] = _interval(bootstrap(per_span, lambda rows: sum(rows) / len(rows)))
     return result
 

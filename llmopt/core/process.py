@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from llmopt.core.errors import LlmoptError
+from llmopt.core.files import disk_errors
 
 KEEPER = Path(__file__).with_name("keeper.py")
 
@@ -26,7 +27,9 @@ class KeptProcess:
     def __init__(
         self, argv: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None, grace_s: float = 5.0
     ) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
         self.log, self.argv, self.grace_s = log, tuple(argv), grace_s
         self.returncode: int | None = None
         self._keeper = subprocess.Popen(

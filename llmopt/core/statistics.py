@@ -23,7 +23,8 @@ def percentile(values: Sequence[float], percent: float) -> float:
     if not values:
         raise ValueError("percentile of an empty sample")
     ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+    rank = math.ceil(round(percent * len(ordered) / 100, 9))  # 7 % of 100 is rank 7, whatever 0.07 × 100 is in binary
+    return ordered[max(0, rank - 1)]
 
 
 def distribution(values: Sequence[float], *, missing: int = 0, worst: float = math.inf) -> dict[str, Any]:

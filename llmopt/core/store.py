@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def load_traces(record: Path) -> list[RequestTrace]:
     file = record.with_name(record.stem + ".traces.json.gz")
     try:
         return msgspec.json.decode(gzip.decompress(file.read_bytes()), type=list[RequestTrace])
-    except (msgspec.DecodeError, OSError, EOFError) as error:
+    except (msgspec.DecodeError, OSError, EOFError, zlib.error) as error:
         raise StoreError(f"the timelines {file} cannot be read: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from llmopt.core.errors import UsageError
@@ -37,7 +38,10 @@ def parse_quantity(text: str, unit: str) -> float:
     if suffix and suffix not in scales:
         known = ", ".join(scales) or "none: write a bare number"
         raise UsageError(f"unknown unit {suffix!r} in {text!r}", hint=f"units here: {known}")
-    return number * scales.get(suffix, 1.0)
+    value = number * scales.get(suffix, 1.0)
+    if not math.isfinite(value) or (unit == "share" and value > 1):
+        raise UsageError(f"{text!r} is out of range", hint=f"for example {example(unit)}")
+    return value
 
 
 def example(unit: str) -> str:

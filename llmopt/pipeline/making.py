@@ -87,6 +87,7 @@ def quantize(
     Everything happens in a folder beside ``out`` that is renamed at the end, after the result was reloaded and
     compared with its base: whatever kills us, nothing half-made has the artifact's name.
     """
+    out = out.resolve()
     if (found := already_there(request, out)) is not None:
         return found, True
     name = request.method.quantization.name
@@ -128,7 +129,7 @@ def quantize(
         write_atomic(aside / MANIFEST, manifest_of(artifact, **manifest))
         if proof is not None:
             prove(artifact, proof, report, log_folder=logs_folder(out))
-        artifact = replace(artifact, path=str(out.resolve()))
+        artifact = replace(artifact, path=str(out))
         write_atomic(aside / MANIFEST, manifest_of(artifact, **manifest))
         with disk_errors(out):
             aside.rename(out)
@@ -138,7 +139,7 @@ def quantize(
 
 
 def logs_folder(out: Path) -> Path:
-    return out.resolve().parent / "logs"
+    return out.parent / "logs"
 
 
 def already_there(request: QuantizeRequest, out: Path) -> Artifact | None:
@@ -151,8 +152,7 @@ def already_there(request: QuantizeRequest, out: Path) -> Artifact | None:
     if manifest is None:
         if any(out.iterdir()):
             raise UsageError(f"{out} holds something else and is not overwritten", hint="name another folder: -o DIR")
-        out.rmdir()
-        return None
+        return None  # an empty folder is replaced by the rename
     if manifest["artifact"]["key"] != request.key:
         held = manifest["artifact"]["quantization"]["name"]
         raise UsageError(
@@ -238,6 +238,6 @@ def read_quality(file: Path, key: str | None = None) -> dict[str, Any] | None:
     try:
         stored = json.loads(file.read_text())
         found: dict[str, Any] | None = stored["quality"] if key in (None, stored["key"]) else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return found

@@ -125,10 +125,9 @@ def bench_url(
     url: str, model: str, workload: Workload, report: Reporter, *, results: Path, tokenizer: str | None = None
 ) -> Measurement:
     """Measure any running OpenAI-compatible server; nothing is known of its memory."""
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{url!r} is no address", hint="--url http://127.0.0.1:8000/v1")
+    check_url(url)
     run_id = new_run_id()
-    with report.task(f"measuring {model} at {url}", workload.requests) as work:
+    with report.task(f"measuring {model} at {without_secrets(url)}", workload.requests) as work:
         result = measure(
             Target(base_url=url.rstrip("/"), model=model),
             workload,
@@ -154,6 +153,19 @@ def bench_url(
     )
     save_run(results, run, result.traces)
     return run
+
+
+def check_url(url: str) -> None:
+    """Raise UsageError for what is no address of a server."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(
+            f"{url.rpartition('@')[2].partition('?')[0]!r} is no address", hint="--url http://127.0.0.1:8000/v1"
+        )
 
 
 def without_secret_arguments(argv: Sequence[str]) -> list[str]:
@@ -186,7 +198,7 @@ def record(
         machine=this_machine(),
         backend=backend,
         artifact=artifact_record(case.artifact),
-        serve=asdict(case.serve),
+        serve=asdict(case.serve) | {"extra_args": without_secret_arguments(case.serve.extra_args)},
         workload=asdict(case.workload),
         verdict=result.verdict,
         metrics=result.metrics | {"weights_bytes": case.artifact.size_bytes},

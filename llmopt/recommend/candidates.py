@@ -128,7 +128,7 @@ def interval(name: str, runs: Sequence[Measurement]) -> dict[str, Any] | None:
     base, _, statistic = name.rpartition("_")
     metric, stat = (METRICS[base], statistic) if base in METRICS else (METRICS[name], None)
     values = [v for run in runs if (v := value_of(run.metrics, metric, stat)) is not None]
-    if len(values) == len(runs) and (bounds := bootstrap(values, st.mean)) is not None:
+    if len(values) == len(runs) and (bounds := bootstrap(values, max if name in PEAKS else st.median)) is not None:
         return {"low": bounds[0], "high": bounds[1], "over": "runs"}
     own = [run.intervals[name] for run in runs if run.intervals.get(name)]
     if not own:

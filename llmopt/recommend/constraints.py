@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from llmopt.core.domain import Comparison, Goal, Limit
 from llmopt.core.errors import UsageError, nearest
@@ -47,6 +48,8 @@ def make_goal(
         limits.append(parse_limit(f"{memory_metric}<={max_memory}"))
     if max_kl is not None and max_kl < 0:
         raise UsageError("--max-kl must not be negative", hint="--max-kl 0.05")
-    if not any(limit.metric == "kl" for limit in limits):
-        limits.append(parse_limit(f"kl<={DEFAULT_MAX_KL if max_kl is None else max_kl:g}"))
+    if max_kl is not None:
+        limits.append(parse_limit(f"kl<={max_kl}"))
+    elif not any(limit.metric == "kl" for limit in limits):
+        limits.append(replace(parse_limit(f"kl<={DEFAULT_MAX_KL}"), default=True))
     return Goal(limits=tuple(limits), optimize=optimize)  # type: ignore[arg-type]

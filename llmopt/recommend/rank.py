@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -94,6 +95,8 @@ def objections(candidate: Candidate, goal: Goal) -> tuple[str, ...]:
 
 def broken(candidate: Candidate, limit: Limit) -> str | None:
     value = candidate.value(limit.metric, limit.statistic)
+    if value is None and limit.default:
+        return None
     if value is None:
         return f"{limit.text}: not known ({why_unknown(candidate, limit)})"
     if COMPARE[limit.comparison](value, limit.bound):
@@ -148,7 +151,7 @@ def reasons(
     others = [c.label for c in order if groups[c.key] == groups[candidate.key] and c is not candidate]
     if others:
         found.append(f"ties in {axis[goal.optimize].word} with {', '.join(others)}: their intervals overlap")
-    best = [a.word for a in axis.values() if a.cost(candidate) == min(a.cost(c) for c in order)]
+    best = [a.word for a in axis.values() if math.isfinite(own := a.cost(candidate)) and own == min(map(a.cost, order))]
     if best and len(order) > 1:
         found.append(f"best of all in {' and '.join(best)}")
     if dominated_by is not None:
@@ -159,6 +162,8 @@ def reasons(
         low, high = candidate.quality["kl_mean_interval"]
         found.append(f"KL to the base {candidate.quality['kl_mean']:.4f} [{low:.4f}, {high:.4f}], "
                      f"{candidate.quality['top1_agreement']:.1%} of top tokens unchanged")  # fmt: skip
+    if not candidate.quality:
+        found.append("doubt: its quality was not measured, so nothing says that its answers are any good")
     if note := candidate.case["backend"].get("note"):
         found.append(f"note: {note}")
     found += [f"doubt: {d.message} ({d.remedy})" for d in candidate.verdict.reasons]

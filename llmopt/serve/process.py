@@ -16,6 +16,7 @@ from pathlib import Path
 from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ServerError
+from llmopt.core.files import disk_errors
 from llmopt.core.process import KeptProcess
 from llmopt.serve import Backend, LaunchContext
 
@@ -56,11 +57,12 @@ def serving(
         artifact=artifact, options=options, environment=environment, host=HOST, port=free_port(port)
     )
     command = backend.command(context)
-    log.unlink(missing_ok=True)
+    with disk_errors(log):
+        log.unlink(missing_ok=True)
     started = time.monotonic()
+    patience_s = command.ready_timeout_s if ready_timeout_s is None else ready_timeout_s
     with KeptProcess(command.argv, log=log, environment=command.environment) as process:
-        deadline = started + (ready_timeout_s or command.ready_timeout_s)
-        wait_until_ready(backend, command, process, deadline, tick)
+        wait_until_ready(backend, command, process, patience_s, tick)
         yield RunningServer(command=command, pid=process.pid, load_s=time.monotonic() - started, process=process)
 
 
@@ -78,10 +80,11 @@ def free_port(wanted: int | None) -> int:
 
 
 def wait_until_ready(
-    backend: Backend, command: ServerCommand, process: KeptProcess, deadline: float, tick: Callable[[], None]
+    backend: Backend, command: ServerCommand, process: KeptProcess, patience_s: float, tick: Callable[[], None]
 ) -> None:
     """Ready = alive + healthy + one real completion."""
     health = command.base_url.removesuffix("/v1") + command.health_path
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         if not process.running:
             raise failure(backend, process, "died while loading")
@@ -89,7 +92,7 @@ def wait_until_ready(
         if answers(health) and completes(command, deadline - time.monotonic()):
             return
         process.wait(POLL_S)
-    raise failure(backend, process, f"was not ready after {command.ready_timeout_s:.0f} s")
+    raise failure(backend, process, f"was not ready after {patience_s:g} s")
 
 
 def answers(url: str) -> bool:

@@ -1,0 +1,153 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from llmopt.core.errors import LlmoptError
+from llmopt.core.process import KeptProcess
+
+# Leaves its process group twice over, as a daemon does, and tells who it is.
+DAEMON = """
+import os, sys, time
+if os.fork():
+    time.sleep(60)
+os.setsid()
+if os.fork():
+    os._exit(0)
+open(sys.argv[1], "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+# A parent that keeps a shell with a child of its own, and then waits to be killed.
+PARENT = """
+import sys, time
+from pathlib import Path
+from llmopt.core.process import KeptProcess
+kept = KeptProcess(["sh", "-c", "sleep 61 & echo $! $$; wait"], log=Path(sys.argv[1]), grace_s=1)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "logs" / "log"
+
+
+def python(code, *arguments):
+    return [sys.executable, "-S", "-c", code, *map(str, arguments)]
+
+
+def until(condition, timeout_s=10.0):
+    """The first true answer, polled with a bound."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def text(file):
+    return file.read_text().strip() if file.exists() else ""
+
+
+def gone(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_output_goes_to_the_log(log):
+    with KeptProcess(["sh", "-c", "echo out; echo err >&2"], log=log) as process:
+        process.wait(10)
+    assert process.log_tail() == ["out", "err"]
+
+
+def test_log_tail_is_the_last_lines(log):
+    with KeptProcess(["seq", "9"], log=log) as process:
+        process.wait(10)
+    assert process.log_tail(2) == ["8", "9"]
+
+
+def test_the_exit_status_comes_back(log):
+    with KeptProcess(["sh", "-c", "exit 7"], log=log) as process:
+        assert process.wait(10) == 7
+
+
+def test_a_signal_is_a_negative_status(log):
+    with KeptProcess(["sh", "-c", "kill -SEGV $$"], log=log) as process:
+        assert process.wait(10) == -signal.SIGSEGV
+
+
+def test_waiting_ends_while_the_command_runs(log):
+    with KeptProcess(["sleep", "60"], log=log) as process:
+        assert process.wait(0.05) is None
+        assert process.running
+
+
+def test_the_environment_is_added_to_ours(log):
+    with KeptProcess(["sh", "-c", "echo $WORD $HOME"], log=log, environment={"WORD": "hello"}) as process:
+        process.wait(10)
+    assert process.log_tail() == [f"hello {os.environ['HOME']}"]
+
+
+def test_a_command_that_is_not_there(log):
+    with pytest.raises(LlmoptError, match="cannot start no-such-command"):
+        KeptProcess(["no-such-command"], log=log)
+
+
+def test_a_log_folder_that_cannot_be_made_is_our_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LlmoptError, match="file"):
+        KeptProcess(["true"], log=tmp_path / "file" / "log")
+
+
+def test_stop_ends_the_command_and_may_be_called_twice(log):
+    process = KeptProcess(["sleep", "60"], log=log)
+    process.stop()
+    process.stop()
+    assert process.returncode == -signal.SIGTERM
+    assert gone(process.pid)
+
+
+def test_stop_kills_what_ignores_the_polite_signal(log):
+    process = KeptProcess(python(STUBBORN), log=log, grace_s=0.2)
+    assert until(lambda: text(log))
+    process.stop()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux adopts orphans")
+def test_stop_ends_a_grandchild_that_left_the_group(log, tmp_path):
+    with KeptProcess(python(DAEMON, tmp_path / "pid"), log=log):
+        pid = int(until(lambda: text(tmp_path / "pid")))
+        assert not gone(pid)
+    assert gone(pid)
+
+
+def test_children_do_not_outlive_a_command_that_ends_by_itself(log):
+    with KeptProcess(["sh", "-c", "sleep 60 & echo $!"], log=log) as process:
+        process.wait(10)
+        assert gone(int(text(log)))
+
+
+def test_leaving_by_an_error_stops_too(log):
+    with pytest.raises(RuntimeError), KeptProcess(["sleep", "60"], log=log) as process:
+        raise RuntimeError
+    assert gone(process.pid)
+
+
+def test_nothing_outlives_a_parent_that_was_killed(log):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(log)], stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout.readline() == b"up\n"
+        pids = [int(word) for word in until(lambda: text(log)).split()]
+    finally:
+        parent.kill()
+        parent.communicate()
+    assert len(pids) == 2
+    assert until(lambda: all(gone(pid) for pid in pids))

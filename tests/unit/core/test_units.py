@@ -1,0 +1,101 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmopt.core.errors import UsageError
+from llmopt.core.units import BYTES, TIME, parse_quantity, show
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "value"),
+    [
+        ("500ms", "s", 0.5),
+        ("250us", "s", 0.00025),
+        ("1.5 s", "s", 1.5),
+        ("2min", "s", 120),
+        ("2GiB", "bytes", 2**31),
+        ("2GB", "bytes", 2 * 10**9),
+        ("95%", "share", 0.95),
+        ("0.95", "share", 0.95),
+        ("20", "tps", 20),
+        (".5", "nats", 0.5),
+        ("1e-3", "nats", 0.001),
+        ("0", "s", 0),
+    ],
+)
+def test_quantities_as_people_write_them(text, unit, value):
+    assert parse_quantity(text, unit) == pytest.approx(value)
+
+
+@given(st.floats(1e-6, 1e6), st.sampled_from(sorted(TIME)))
+def test_a_time_is_its_number_in_its_unit(number, suffix):
+    assert parse_quantity(f"{number!r}{suffix}", "s") == pytest.approx(number * TIME[suffix])
+
+
+@given(st.integers(0, 10**9), st.sampled_from(sorted(BYTES)))
+def test_a_size_is_its_number_in_its_unit(number, suffix):
+    assert parse_quantity(f"{number} {suffix}", "bytes") == float(number) * BYTES[suffix]
+
+
+@pytest.mark.parametrize(("text", "unit"), [("500", "s"), ("2", "bytes")])
+def test_a_bare_time_or_size_is_refused(text, unit):
+    with pytest.raises(UsageError, match="needs a unit") as caught:
+        parse_quantity(text, unit)
+    assert "for example" in caught.value.hint
+
+
+@pytest.mark.parametrize(("text", "unit"), [("5h", "s"), ("5gb", "bytes"), ("5ms", "bytes"), ("20tps", "tps")])
+def test_an_unknown_unit_lists_the_known(text, unit):
+    with pytest.raises(UsageError, match="unknown unit") as caught:
+        parse_quantity(text, unit)
+    assert "units here" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "ms", "-5ms", "fast", "5 m s", "1,5s", "nan", "inf", "0x10"])
+def test_what_is_no_quantity_is_refused(text):
+    with pytest.raises(UsageError, match="not a quantity"):
+        parse_quantity(text, "s")
+
+
+def test_a_number_beyond_all_measure_is_refused():
+    with pytest.raises(UsageError):
+        parse_quantity("1e999", "tps")
+
+
+@pytest.mark.parametrize("unit", ["s", "bytes", "share", "tps", "rps", "nats", "count"])
+def test_unknown_is_shown_as_a_dash(unit):
+    assert show(None, unit) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0123, "s", "12.3 ms"),
+        (12.0, "s", "12.0 s"),
+        (3 * 2**30, "bytes", "3.00 GiB"),
+        (5 * 2**20, "bytes", "5 MiB"),
+        (0.5, "share", "50.0%"),
+        (250.4, "tps", "250 tok/s"),
+        (0.0123, "nats", "0.0123"),
+    ],
+)
+def test_values_for_people(value, unit, text):
+    assert show(value, unit) == text
+
+
+@given(st.floats(1e-3, 1e5))
+def test_a_shown_time_reads_back(seconds):
+    assert parse_quantity(show(seconds, "s"), "s") == pytest.approx(seconds, rel=0.06)
+
+
+@given(st.floats(2**25, 2**45))
+def test_a_shown_size_reads_back(size):
+    assert parse_quantity(show(size, "bytes"), "bytes") == pytest.approx(size, rel=0.02)
+
+
+@given(st.floats(0, 1))
+def test_a_shown_share_reads_back(share):
+    found = parse_quantity(show(share, "share"), "share")
+    assert math.isclose(found, share, abs_tol=0.0006)

@@ -1,0 +1,132 @@
+from dataclasses import replace
+
+import pytest
+
+from llmopt.core.domain import Doubt, Verdict
+from llmopt.core.errors import Inconclusive
+from llmopt.recommend.candidates import comparable
+from unit.make import MACHINE, QUALITY, WORKLOAD, metrics, run
+
+INVALID = Verdict.of((Doubt(code="errors", severity="invalid", message="it failed", remedy="r"),))
+
+
+def repeats(*throughputs, **fields):
+    return [run(throughput=t, started_at=f"2025-01-{day:02}", **fields) for day, t in enumerate(throughputs, 1)]
+
+
+def only(runs):
+    (found,) = comparable(runs).candidates
+    return found
+
+
+def codes(candidate):
+    return [d.code for d in candidate.verdict.reasons]
+
+
+def test_no_run_is_inconclusive():
+    with pytest.raises(Inconclusive, match="no run") as caught:
+        comparable([])
+    assert "llmopt bench" in caught.value.hint
+
+
+def test_repeats_of_a_case_are_one_candidate():
+    assert only(repeats(100, 101, 102)).runs == 3
+
+
+def test_figures_are_medians_over_runs():
+    found = only(repeats(100, 108, 101))
+    assert found.value("output_tps") == 101
+
+
+def test_medians_reach_into_distributions():
+    runs = [run(metrics=metrics(latency_s=s), started_at=str(s)) for s in (1.0, 2.0, 9.0)]
+    assert only(runs).value("e2e", "p50") == 2.0
+
+
+def test_unknown_in_one_run_is_unknown():
+    runs = [run(), run(metrics=metrics() | {"output_tps": None, "ttft_s": None})]
+    assert only(runs).value("output_tps") is None
+    assert only(runs[::-1]).value("ttft", "p50") is None
+
+
+def test_memory_is_the_highest_peak_of_all_runs():
+    runs = [run(metrics=metrics(memory=m)) for m in (5.0, 9.0, None, 7.0)]
+    assert only(runs).value("peak_rss_bytes") == 9.0
+
+
+def test_only_runs_of_the_newest_engine_version_count():
+    old = run(throughput=1, started_at="2025-01-01", backend={"name": "hf", "version": "1.0"})
+    new = run(throughput=9, started_at="2025-02-01", backend={"name": "hf", "version": "2.0"})
+    found = only([old, new])
+    assert (found.runs, found.value("output_tps")) == (1, 9)
+
+
+def test_quality_becomes_a_metric():
+    found = only([run()])
+    assert found.value("kl") == QUALITY["kl_mean"]
+    assert found.value("top1") == QUALITY["top1_agreement"]
+
+
+def test_without_quality_its_metrics_are_unknown():
+    assert only([run(quality=None)]).value("kl") is None
+
+
+def test_three_runs_give_an_interval_over_runs():
+    found = only(repeats(100, 104, 102)).intervals["output_tps"]
+    assert found == {"low": 100, "high": 104, "over": "runs"}
+
+
+def test_two_runs_keep_the_widest_of_their_own_intervals():
+    found = only(repeats(100, 104)).intervals["output_tps"]
+    assert found == {"low": pytest.approx(99), "high": pytest.approx(105.04), "over": "blocks"}
+
+
+def test_an_interval_holds_the_figure_that_it_is_printed_beside():
+    found = only(repeats(*[1] * 4, *[100] * 3))
+    assert found.intervals["output_tps"]["low"] <= found.value("output_tps") <= found.intervals["output_tps"]["high"]
+
+
+def test_the_interval_of_memory_holds_its_peak():
+    found = only([run(metrics=metrics(memory=m)) for m in (1.0, 1.0, 1.0, 1.0, 1.0, 9.0)])
+    assert found.intervals["peak_rss_bytes"]["low"] <= found.value("peak_rss_bytes")
+    assert found.value("peak_rss_bytes") <= found.intervals["peak_rss_bytes"]["high"]
+
+
+def test_runs_that_disagree_are_noisy():
+    assert codes(only(repeats(100, 115))) == ["machine_noisy"]
+    assert codes(only(repeats(100, 105))) == []
+
+
+def test_invalid_runs_are_left_out_of_the_figures():
+    found = only([*repeats(100, 101), run(throughput=5000, verdict=INVALID)])
+    assert (found.runs, found.value("output_tps"), found.verdict.status) == (2, 100.5, "valid")
+
+
+def test_a_case_of_invalid_runs_alone_is_invalid():
+    assert only([run(verdict=INVALID)]).verdict.status == "invalid"
+
+
+def test_each_reason_is_named_once():
+    doubt = Verdict.of((Doubt(code="too_few_samples", severity="suspect", message="m", remedy="r"),))
+    assert codes(only(repeats(100, 101, verdict=doubt))) == ["too_few_samples"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"workload": WORKLOAD | {"concurrency": 8}},
+        {"machine": replace(MACHINE, fingerprint="other")},
+        {"artifact": run().artifact | {"base_key": "other"}},
+    ],
+    ids=["workload", "machine", "model"],
+)
+def test_runs_of_another_context_are_left_out_and_counted(other):
+    old = run("old", started_at="2024-01-01", **other)
+    found = comparable([old, run("new")])
+    assert [c.key for c in found.candidates] == ["new-hf"]
+    assert found.left_out == 1
+
+
+def test_the_newest_run_decides_the_context():
+    new = run("new", started_at="2026-01-01", workload=WORKLOAD | {"concurrency": 8})
+    assert comparable([new, run("old")]).workload["concurrency"] == 8

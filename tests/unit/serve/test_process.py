@@ -1,0 +1,84 @@
+import socket
+
+import psutil
+import pytest
+
+from llmopt.core.errors import ServerError
+from llmopt.serve import backend
+from llmopt.serve.process import answers, completes, free_port
+
+
+def test_a_server_is_ready_when_it_is_entered(scripted):
+    with scripted.serve() as server:
+        assert completes(server.command, 5)
+        assert 0 < server.load_s < 20
+
+
+def test_nothing_of_a_server_is_left(scripted):
+    with scripted.serve() as server:
+        pass
+    assert not psutil.pid_exists(server.pid)
+    assert not answers(server.command.base_url)
+
+
+def test_nothing_is_left_after_an_error_either(scripted):
+    with pytest.raises(RuntimeError), scripted.serve() as server:
+        raise RuntimeError
+    assert not psutil.pid_exists(server.pid)
+
+
+def test_a_server_that_dies_tells_its_cause_and_remedy(scripted):
+    told = "died while loading: it was told to die: as asked"
+    with pytest.raises(ServerError, match=told) as caught, scripted.serve("--fault", "die"):
+        pass
+    assert "take --fault away" in caught.value.hint
+    assert "log" in caught.value.hint
+
+
+def test_an_unknown_cause_is_the_last_word_of_the_log(scripted):
+    with (
+        pytest.raises(ServerError, match="unrecognized arguments: --no-such-option"),
+        scripted.serve("--no-such-option"),
+    ):
+        pass
+
+
+def test_a_server_that_hangs_is_given_up_after_the_time_that_was_given(scripted):
+    with pytest.raises(ServerError, match="not ready after 1 s"), scripted.serve("--fault", "hang", ready_timeout_s=1):
+        pass
+
+
+def test_a_server_that_dies_later_is_noticed(scripted):
+    with scripted.serve() as server:
+        psutil.Process(server.pid).kill()
+        server.process.wait(5)
+        with pytest.raises(ServerError, match="died while it was measured"):
+            server.require_alive(backend("scripted"))
+
+
+def test_the_wanted_port_is_used(scripted):
+    port = free_port(None)
+    with scripted.serve(port=port) as server:
+        assert f":{port}/" in server.command.base_url
+
+
+def test_a_port_in_use_is_refused():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ServerError, match="in use") as caught:
+            free_port(other.getsockname()[1])
+    assert "--port" in caught.value.hint
+
+
+@pytest.mark.parametrize("port", [70_000, -1])
+def test_a_port_that_is_none_is_refused(port):
+    with pytest.raises(ServerError):
+        free_port(port)
+
+
+def test_the_tick_is_called_while_waiting(scripted):
+    ticks = []
+    with scripted.serve(tick=lambda: ticks.append(1)):
+        pass
+    assert ticks

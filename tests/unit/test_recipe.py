@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import pytest
+
+import llmopt
+from llmopt import demo, recipe
+from llmopt.core.errors import UsageError
+
+RECIPES = sorted((Path(llmopt.__file__).parents[1] / "recipes").glob("*.yaml"))
+SMALL = """
+name: small
+model: builtin
+cases:
+  - backend: hf
+    quantizations: [bf16, nf4-dq]
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def write_and_load(text):
+        (tmp_path / "my-recipe.yaml").write_text(text)
+        return recipe.load(tmp_path / "my-recipe.yaml")
+
+    return write_and_load
+
+
+@pytest.fixture
+def refused(load):
+    """The message, which must name the file, and the hint of a recipe that is not taken."""
+
+    def check(text, match=None):
+        with pytest.raises(UsageError, match=match) as caught:
+            load(text)
+        assert caught.value.hint
+        return caught.value
+
+    return check
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads(path):
+    plan = recipe.load(path)
+    assert plan.cases
+    assert plan.model.exists()
+    assert plan.calibration_text.exists()
+    assert plan.quality_text.exists()
+
+
+def test_the_demos_recipe_is_found():
+    assert recipe.load(demo.recipe()).name == "demo"
+
+
+def test_every_quantization_of_a_group_is_a_case(load):
+    assert [(name, options.backend) for name, options in load(SMALL).cases] == [("bf16", "hf"), ("nf4-dq", "hf")]
+
+
+def test_what_is_left_out_has_its_default(load):
+    plan = load(SMALL)
+    assert plan.workload.requests == 64
+    assert plan.repeats == 1
+    assert [limit.text for limit in plan.goal.limits] == ["kl<=0.1"]
+
+
+def test_an_engine_gets_as_many_slots_as_there_are_users(load):
+    plan = load(SMALL + "workload: {concurrency: 7}")
+    assert {options.max_num_seqs for _, options in plan.cases} == {7}
+
+
+def test_paths_are_relative_to_the_recipe(load, tmp_path):
+    assert load(SMALL.replace("model: builtin", "model: models/mine")).model == tmp_path / "models/mine"
+
+
+def test_a_goal_is_read(load):
+    goal = load(SMALL + "goal: {optimize: latency, slos: ['tps_p50>20'], max_memory: 2GiB, max_kl: 0.05}").goal
+    assert goal.optimize == "latency"
+    assert [limit.text for limit in goal.limits] == ["tps_p50>20", "peak_rss_bytes<=2GiB", "kl<=0.05"]
+
+
+def test_no_file():
+    with pytest.raises(UsageError, match=r"no recipe at /nowhere\.yaml"):
+        recipe.load(Path("/nowhere.yaml"))
+
+
+@pytest.mark.parametrize("text", ["", "5", "a: [", "name: x"])
+def test_what_is_no_recipe(refused, text):
+    assert "my-recipe.yaml" in refused(text).message
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"x\.yaml"):
+        recipe.load(tmp_path / "x.yaml")
+
+
+def test_an_unknown_field_is_named_with_its_place(refused):
+    assert "my-recipe.yaml" in refused(SMALL + "workload: {request: 5}", r"`request`.*\$\.workload").message
+
+
+def test_a_wrong_type_is_named_with_its_place(refused):
+    refused(SMALL + "workload: {requests: many}", r"Expected `int`, got `str` - at `\$\.workload\.requests`")
+
+
+def test_an_unknown_quantization_names_the_nearest(refused):
+    assert "nf4-dq" in refused(SMALL.replace("nf4-dq", "nf4-qd"), "unknown quantization 'nf4-qd'").hint
+
+
+def test_an_unknown_backend_names_the_nearest(refused):
+    assert "hf" in refused(SMALL.replace("hf", "hff"), "unknown backend 'hff'").hint
+
+
+def test_a_quantization_that_the_engine_does_not_load(refused):
+    error = refused(
+        SMALL.replace("backend: hf", "backend: llamacpp").replace("bf16, ", ""), "llamacpp does not load nf4-dq"
+    )
+    assert "hf" in error.hint
+
+
+def test_a_recipe_without_a_case(refused):
+    refused("{name: x, model: builtin, cases: []}", "no case")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SMALL.replace("nf4-dq", "nf4-qd"),
+        SMALL.replace("hf", "hff"),
+        SMALL.replace("backend: hf", "backend: llamacpp"),
+        SMALL + "goal: {slos: ['ttft_p95<500']}",
+    ],
+    ids=["quantization", "backend", "combination", "slo"],
+)
+def test_a_wrong_name_says_in_which_file_it_stands(refused, text):
+    assert "my-recipe.yaml" in refused(text).message
+
+
+@pytest.mark.parametrize("name", ["concurrency", "requests", "input_tokens", "output_tokens"])
+def test_numbers_that_make_no_run_are_refused_before_anything_starts(refused, name):
+    refused(SMALL + f"workload: {{{name}: 0}}", name.replace("_", "."))
+
+
+def test_no_repeats_are_refused(refused):
+    refused(SMALL + "repeats: 0", "repeats")
