@@ -11,7 +11,7 @@ setup: $(READY)
 # torch goes first and alone (see llmopt/core/environments.py); the marker is written last, so a cut set-up starts over.
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	$(BIN)/llmopt env create local --here
 	touch $@

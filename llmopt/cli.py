@@ -293,15 +293,22 @@ def recommend_command(
     """Rank measured configurations: constraints first, then the Pareto front, then the objective."""
     from llmopt import pipeline
     from llmopt.core.store import load_runs
+    from llmopt.pipeline import making
     from llmopt.recommend.constraints import make_goal
 
-    goal_texts = {"max_memory": max_memory, "max_kl": max_kl, "optimize": optimize}
-    make_goal(slo or [], **goal_texts)  # type: ignore[arg-type]  # a wrong word fails before any file is read
-    runs = load_runs(results)
-    video = any(run.metrics.get("peak_vram_bytes") for run in runs)
-    memory = "peak_vram_bytes" if video else "peak_rss_bytes"
-    goal = make_goal(slo or [], memory_metric=memory, **goal_texts)  # type: ignore[arg-type]
+    goal = make_goal(slo or [], max_memory=max_memory, max_kl=max_kl, optimize=optimize)
+    runs = [making.with_known_quality(run) for run in load_runs(results)]
     show_ranking(pipeline.rank_runs(runs, goal), out, json)
+
+
+def require_report(file: Path) -> None:
+    """Refuse to write a report over a file that is none."""
+    from llmopt.report.markdown import HEADING
+
+    if file.exists() and not (file.is_file() and file.read_bytes().startswith(HEADING.encode())):
+        raise UsageError(
+            f"{file} is no report of llmopt and is not overwritten", hint="name another file: -o report.md"
+        )
 
 
 def show_ranking(document: dict[str, Any], out: Path | None, json: bool) -> None:
@@ -312,12 +319,31 @@ def show_ranking(document: dict[str, Any], out: Path | None, json: bool) -> None
     from llmopt.report.terminal import print_ranking
 
     if out is not None:
+        require_report(out)
         write_atomic(out, ranking_markdown(document).encode())
     print_json(document) if json else print_ranking(document)
     if not document["ranked"]:
         raise GoalNotMet(
             "no configuration meets the goal", hint="the reasons are above: relax a limit, or measure more cases"
         )
+
+
+@app.command("runs")
+@for_people
+def runs_command(
+    results: Annotated[Path, typer.Argument(help="Folder of run records, or one record.")] = Path("results"),
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write every field of every run as CSV.")] = None,
+    json: Json = False,
+) -> None:
+    """List the stored runs, oldest first."""
+    from llmopt.core.files import write_atomic
+    from llmopt.core.store import frame, load_runs
+    from llmopt.report.terminal import print_runs
+
+    runs = load_runs(results)
+    if csv is not None:
+        write_atomic(csv, frame(runs).to_csv(index=False).encode())
+    print_json(runs) if json else print_runs(frame(runs))
 
 
 @app.command("demo")
@@ -341,6 +367,9 @@ def demo_command(
     from llmopt.recommend.constraints import make_goal
 
     report = reporter(quiet=json)
+    if out.is_dir() and any(out.iterdir()) and not ((out / "artifacts").is_dir() or (out / "results").is_dir()):
+        raise UsageError(f"{out} holds something else", hint="name another folder: llmopt demo -o DIR")
+    require_report(out / "report.md")
     plan = recipe.load(demo.recipe())
     if optimize is not None:
         objective = make_goal([], optimize=optimize).optimize

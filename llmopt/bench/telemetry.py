@@ -95,19 +95,24 @@ def cpu_seconds(pid: int) -> float:
 
 
 def tree_vram_bytes(pid: int) -> tuple[int | None, bool]:
-    """GPU memory of the tree, and whether another process uses the same GPU; ``None`` without an NVIDIA GPU."""
+    """GPU memory of the tree, and whether another process uses the same GPU.
+
+    ``None`` without an NVIDIA driver, and where the driver does not show which process is ours, as in
+    a container with process ids of its own: unknown is not zero.
+    """
     import pynvml
 
     try:
         pynvml.nvmlInit()
+        own, total, foreign = {p.pid for p in tree(pid)}, None, False
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            users = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+            mine = [user for user in users if user.pid in own]
+            if any(user.usedGpuMemory is None for user in mine):
+                return None, False
+            if mine:
+                total = (total or 0) + sum(user.usedGpuMemory for user in mine)
+                foreign |= len(mine) < len(users)
     except pynvml.NVMLError:
         return None, False
-    own, total, foreign = {p.pid for p in tree(pid)}, 0, False
-    with contextlib.suppress(pynvml.NVMLError):
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            users = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            mine = [u for u in users if u.pid in own]
-            total += sum(u.usedGpuMemory or 0 for u in mine)
-            foreign |= bool(mine) and len(mine) < len(users)
     return total, foreign

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,15 @@ def output_length(e: Evidence) -> Doubt | None:
 
 
 def token_counts(e: Evidence) -> Doubt | None:
-    """The server's prompt count against ours (text completions only: a chat template adds tokens)."""
+    """The server's prompt count against ours (text completions only: a template adds tokens), its output count against our reads."""
+    many = sum(len(t.chunks) > (t.output_tokens or math.inf) * (1 + MAX_TOKEN_DISAGREEMENT) for t in e.good)
+    if many:
+        return Doubt(
+            code="token_counts",
+            severity="invalid",
+            message=f"{many} answers came in more token chunks than the server counts tokens",
+            remedy="do not trust this server's usage; compare with another client",
+        )
     if e.workload.endpoint == "chat":
         return None
     pairs = [(t.prompt_tokens, t.prompt_tokens_asked) for t in e.good]
@@ -123,7 +132,7 @@ def token_counts(e: Evidence) -> Doubt | None:
         return None
     return Doubt(
         code="token_counts",
-        severity="suspect",
+        severity="invalid",
         message=f"{len(off)} of {len(known)} prompts have another length for the server than asked (by up to {max(off)} tokens)",
         remedy="give the model's own tokenizer: --tokenizer DIR",
     )

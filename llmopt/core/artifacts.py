@@ -16,6 +16,7 @@ MANIFEST = "llmopt.json"
 WEIGHTS = ("*.safetensors", "*.gguf")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SAMPLE_BYTES = 1 << 20
+UNQUANTIZED_DTYPES = {"BF16": ("bf16", 16), "F16": ("fp16", 16), "F32": ("fp32", 32)}
 READ_WHOLE_BELOW = 1 << 30
 
 
@@ -118,11 +119,14 @@ def unquantized(model: ModelRef) -> Artifact:
     """The base model itself as an artifact: the reference that everything is compared with."""
     folder = Path(model.path)
     dtypes = {e["dtype"] for f in folder.glob("*.safetensors") for e in safetensors_header(f).values()}
-    name = {"BF16": "bf16", "F16": "fp16"}.get(dtypes.pop() if len(dtypes) == 1 else "", "bf16")
+    kind = dtypes.pop() if len(dtypes) == 1 else "mixed"
+    if kind not in UNQUANTIZED_DTYPES:
+        raise ModelError(f"{folder} holds weights of type {kind}", hint="save it as bf16, fp16 or fp32")
+    name, bits = UNQUANTIZED_DTYPES[kind]
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     return Artifact(
         path=model.path,
-        quantization=Quantization(name=name, method="none", format="plain", bits=16),
+        quantization=Quantization(name=name, method="none", format="plain", bits=bits),
         base=model.path,
         base_fingerprint=model.fingerprint,
         size_bytes=size,

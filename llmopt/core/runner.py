@@ -8,6 +8,7 @@ lies beside it, so that the packages of two environments never mix.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -72,12 +73,14 @@ def main() -> None:
         result = getattr(importlib.import_module(module), name)(**job["arguments"])
         answer = {"result": result, "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes()}
     except Exception as error:
-        traceback.print_exc()
         answer = describe(error)
+        with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
+            traceback.print_exc()
     aside = folder / "output.json.partial"
     aside.write_text(json.dumps(answer))
     aside.rename(folder / "output.json")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     # Engines leave threads and pools behind whose exit may hang or crash; the answer is on disk.
     os._exit(0)
 

@@ -28,11 +28,17 @@ def machine_folder(results: Path, machine: Machine) -> Path:
     return results / f"{slug}-{machine.fingerprint}"
 
 
+def prepare_results(results: Path, machine: Machine) -> None:
+    """Make the folder and write the machine's page now: a folder that cannot be written to is no news after an hour."""
+    folder = machine_folder(results, machine)
+    write_atomic(folder / "machine.json", pretty(machine))
+
+
 def save_run(results: Path, run: Measurement, traces: Sequence[RequestTrace]) -> Path:
     """Write one run and its timelines; the record is written last, so a record always has its timelines."""
     folder = machine_folder(results, run.machine)
     if not (folder / "machine.json").exists():
-        write_atomic(folder / "machine.json", pretty(run.machine))
+        prepare_results(results, run.machine)
     write_atomic(folder / f"{run.run_id}.traces.json.gz", gzip.compress(msgspec.json.encode(traces), mtime=0))
     path = folder / f"{run.run_id}.json"
     write_atomic(path, pretty(run))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import tempfile
@@ -15,6 +14,8 @@ from typing import Any
 from llmopt.core import errors
 from llmopt.core.environments import Environment
 from llmopt.core.errors import LlmoptError, WorkerError
+from llmopt.core.files import disk_errors
+from llmopt.core.machine import available_cores
 from llmopt.core.process import KeptProcess
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -47,10 +48,6 @@ def threads_environment(threads: int | None = None) -> dict[str, str]:
     return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
 
 
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_job(
     environment: Environment,
     function: str,
@@ -71,6 +68,8 @@ def run_job(
         (folder / "input.json").write_text(json.dumps({"function": function, "arguments": arguments}))
         argv = [str(environment.python), str(RUNNER), str(folder)]
         waited = 0.0
+        with disk_errors(log):
+            log.unlink(missing_ok=True)
         with KeptProcess(argv, log=log, environment=QUIET_ENGINES | threads_environment()) as process:
             while process.wait(POLL_S) is None:
                 waited += POLL_S

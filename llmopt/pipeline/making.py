@@ -12,10 +12,11 @@ import llmopt
 from llmopt import demo, quality
 from llmopt.core import environments
 from llmopt.core.artifacts import MANIFEST, WEIGHTS, manifest_of, open_artifact, read_manifest, safetensors_header
-from llmopt.core.domain import Artifact, ModelRef, stable_hash
+from llmopt.core.domain import Artifact, Measurement, ModelRef, stable_hash
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ModelError, UsageError
-from llmopt.core.files import disk_errors, folder_bytes, partial_folder, write_atomic
+from llmopt.core.files import disk_errors, folder_bytes, partial_folder, read_text, write_atomic
+from llmopt.core.store import with_quality
 from llmopt.core.worker import run_job
 from llmopt.pipeline.reporter import Reporter
 from llmopt.quantize import Method, method
@@ -53,7 +54,7 @@ class QuantizeRequest:
     @property
     def key(self) -> str:
         """A hash of the base, the method, its settings, the calibration text and the library's version."""
-        text = stable_hash(self.calibration.read_text()) if self.method.calibrated else None
+        text = stable_hash(read_text(self.calibration)) if self.method.calibrated else None
         version = environments.freeze(self.environment).get(self.method.distribution)
         return stable_hash([self.model.fingerprint, self.method.quantization.name, self.settings, text, version])
 
@@ -68,8 +69,7 @@ def quantize_request(
 ) -> QuantizeRequest:
     """Check everything that can be checked before work starts. Raises UsageError, MissingEnvironment."""
     chosen = method(name)
-    if not calibration.is_file():
-        raise UsageError(f"no calibration text at {calibration}", hint="name a text file, or leave --calibration out")
+    read_text(calibration)
     if samples is not None and samples < 1:
         raise UsageError(f"--samples must be 1 or more, got {samples}", hint="--samples 64")
     settings = chosen.settings | ({"samples": samples} if samples and chosen.calibrated else {})
@@ -89,7 +89,11 @@ def quantize(
     """
     out = out.resolve()
     if (found := already_there(request, out)) is not None:
+        if proof is not None:
+            prove(found, proof, report, log_folder=logs_folder(out))
         return found, True
+    if proof is not None:
+        read_text(proof.path)  # a wrong name must not be found out after an hour of quantizing
     name = request.method.quantization.name
     log = logs_folder(out) / f"quantize-{name}.log"
     aside = partial_folder(out)
@@ -117,7 +121,7 @@ def quantize(
                 "fingerprint": request.model.fingerprint,
                 "parameters": request.model.parameters,
             },
-            "calibration": {"text_sha256": stable_hash(request.calibration.read_text(), 64)}
+            "calibration": {"text_sha256": stable_hash(read_text(request.calibration), 64)}
             if request.method.calibrated
             else None,
             "seconds": round(job.seconds, 2),
@@ -198,13 +202,11 @@ def prove(
     artifact: Artifact, text: QualityText, report: Reporter, *, log_folder: Path, python: str | None = None
 ) -> dict[str, Any]:
     """Quality against the base, measured once per artifact and text; raises ModelError for a broken artifact."""
-    if not text.path.is_file():
-        raise UsageError(f"no text at {text.path}", hint="name a text file, or leave --text out")
     if not Path(artifact.base).is_dir():
         raise ModelError(
             f"the base of {artifact.path} is gone: {artifact.base}", hint="put the base model back, or quantize again"
         )
-    file, key = quality_file(artifact), stable_hash([artifact.key, text.path.read_text(), text.tokens])
+    file, key = quality_file(artifact), stable_hash([artifact.key, read_text(text.path), text.tokens])
     if (known := read_quality(file, key)) is not None:
         return known
     with report.task(f"comparing {artifact.label} with its base") as work:
@@ -241,3 +243,15 @@ def read_quality(file: Path, key: str | None = None) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found
+
+
+def with_known_quality(run: Measurement) -> Measurement:
+    """The run with the quality that lies with its artifact, where it was measured only after the run."""
+    path = run.artifact.get("path")
+    if run.quality is not None or path is None:
+        return run
+    try:
+        artifact = open_artifact(path)
+    except ModelError:
+        return run
+    return with_quality(run, read_quality(quality_file(artifact))) if artifact.key == run.artifact["key"] else run

@@ -20,13 +20,16 @@ from llmopt.core import environments
 from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_hash
 from llmopt.core.environments import Environment
 from llmopt.core.errors import UsageError
+from llmopt.core.files import read_text
 from llmopt.core.machine import this_machine
-from llmopt.core.store import save_run
+from llmopt.core.metrics import MEASURING_REVISION
+from llmopt.core.store import prepare_results, save_run
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve import Backend, require_loadable
 from llmopt.serve.process import RunningServer, serving
 
-SECRET_FLAG = re.compile(r"--?\S*(?:key|token|secret|password)\b(?<!max-token)", re.IGNORECASE)
+SECRET_FLAG = re.compile(r"--?\S*(?:key|token|secret|password|hft)\b(?<!max-token)", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"(?:hf_|sk-)\w")
 
 
 def bench_artifact(
@@ -44,6 +47,7 @@ def bench_artifact(
     backend = require_loadable(case.serve.backend, case.artifact.quantization)
     environment = environments.find(backend.needs, python)
     log = results / "logs" / f"{case.artifact.label}-{backend.name}.log"
+    prepare_results(results, this_machine())
     runs = []
     tokenizer = load_tokenizer(case.artifact.path)
     with started(backend, case, environment, report, log, port, ready_timeout_s) as server:
@@ -55,27 +59,28 @@ def bench_artifact(
             usage_per_chunk=server.command.usage_per_chunk,
         )
         for number in range(repeats):
-            run_id = new_run_id()
+            run_id, started_at = new_run_id(), now()
             word = f"measuring {case.label}" + (f", run {number + 1} of {repeats}" if repeats > 1 else "")
             with report.task(word, case.workload.requests) as work:
                 result = measure(
                     target,
                     case.workload,
                     salt=run_id,
-                    source=demo.CALIBRATION_TEXT.read_text(),
+                    source=read_text(demo.CALIBRATION_TEXT),
                     tokenizer=tokenizer,
                     alive=lambda: server.process.running,
                     done=lambda _: work.advance(),
                 )
-            server.require_alive(backend)
             run = record(
                 case,
                 result,
                 run_id,
+                started_at,
                 backend_record(backend, environment, server, case.artifact.quantization.format),
                 quality_of_case,
             )
             save_run(results, run, result.traces)
+            server.require_alive(backend)
             runs.append(run)
     return runs
 
@@ -126,19 +131,20 @@ def bench_url(
 ) -> Measurement:
     """Measure any running OpenAI-compatible server; nothing is known of its memory."""
     check_url(url)
-    run_id = new_run_id()
+    prepare_results(results, this_machine())
+    run_id, started_at = new_run_id(), now()
     with report.task(f"measuring {model} at {without_secrets(url)}", workload.requests) as work:
         result = measure(
             Target(base_url=url.rstrip("/"), model=model),
             workload,
             salt=run_id,
-            source=demo.CALIBRATION_TEXT.read_text(),
+            source=read_text(demo.CALIBRATION_TEXT),
             tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
             done=lambda _: work.advance(),
         )
     run = Measurement(
         run_id=run_id,
-        started_at=now(),
+        started_at=started_at,
         case_key=stable_hash([url, model, asdict(workload)]),
         machine=this_machine(),
         backend={"name": "url", "version": None, "argv": [], "url": without_secrets(url)},
@@ -150,6 +156,7 @@ def bench_url(
         intervals=result.intervals,
         telemetry=result.telemetry,
         llmopt_version=llmopt.__version__,
+        measuring_revision=MEASURING_REVISION,
     )
     save_run(results, run, result.traces)
     return run
@@ -175,7 +182,7 @@ def without_secret_arguments(argv: Sequence[str]) -> list[str]:
         flag, equals, _ = word.partition("=")
         if equals and SECRET_FLAG.match(flag):
             shown.append(f"{flag}=***")
-        elif place and SECRET_FLAG.match(argv[place - 1]) and not word.startswith("-"):
+        elif SECRET_VALUE.match(word) or (place and SECRET_FLAG.match(argv[place - 1]) and not word.startswith("-")):
             shown.append("***")
         else:
             shown.append(word)
@@ -189,11 +196,16 @@ def without_secrets(url: str) -> str:
 
 
 def record(
-    case: Case, result: RunResult, run_id: str, backend: dict[str, Any], quality_of_case: dict[str, Any] | None
+    case: Case,
+    result: RunResult,
+    run_id: str,
+    started_at: str,
+    backend: dict[str, Any],
+    quality_of_case: dict[str, Any] | None,
 ) -> Measurement:
     return Measurement(
         run_id=run_id,
-        started_at=now(),
+        started_at=started_at,
         case_key=case.key,
         machine=this_machine(),
         backend=backend,
@@ -206,6 +218,7 @@ def record(
         quality=quality_of_case,
         telemetry=result.telemetry,
         llmopt_version=llmopt.__version__,
+        measuring_revision=MEASURING_REVISION,
     )
 
 

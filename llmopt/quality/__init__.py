@@ -17,6 +17,7 @@ from typing import Any
 from llmopt.core.domain import Artifact, Quality
 from llmopt.core.environments import Needs
 from llmopt.core.errors import ModelError, UsageError
+from llmopt.core.files import read_text
 from llmopt.core.statistics import bootstrap, percentile
 
 WINDOW_TOKENS = 512
@@ -64,7 +65,7 @@ def token_windows(base: str, text: str, max_tokens: int) -> list[list[int]]:
     """Disjoint windows of token ids, all of the same length; shape (windows, WINDOW_TOKENS)."""
     from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_file(str(Path(base) / "tokenizer.json")).encode(Path(text).read_text()).ids[:max_tokens]
+    ids = Tokenizer.from_file(str(Path(base) / "tokenizer.json")).encode(read_text(Path(text))).ids[:max_tokens]
     windows = [ids[i : i + WINDOW_TOKENS] for i in range(0, len(ids) - WINDOW_TOKENS + 1, WINDOW_TOKENS)]
     if len(windows) < 3:
         raise UsageError(

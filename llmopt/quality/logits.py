@@ -20,7 +20,7 @@ def hf_logits(path: str) -> Logits:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.bfloat16, device_map=device, use_safetensors=True, trust_remote_code=False
+            path, dtype="auto", device_map=device, use_safetensors=True, trust_remote_code=False
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise ModelError(f"transformers does not load {path}: {str(error)[:200]}", hint="quantize again") from error

@@ -79,7 +79,10 @@ METHODS: dict[str, Method] = {
 }
 
 # The unquantized base, by the name of its number format: served as it is, nothing to make.
-UNQUANTIZED = {name: Quantization(name=name, method="none", format="plain", bits=16) for name in ("bf16", "fp16")}
+UNQUANTIZED = {
+    name: Quantization(name=name, method="none", format="plain", bits=bits)
+    for name, bits in (("bf16", 16), ("fp16", 16), ("fp32", 32))
+}
 
 
 def method(name: str) -> Method:

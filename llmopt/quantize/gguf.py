@@ -13,6 +13,7 @@ from llmopt.core.errors import ModelError, UsageError, WorkerError, nearest
 # The split of a tokenizer.json → llama.cpp's name for it. The converter knows published
 # tokenizers by a hash over their whole vocabulary, so it refuses a tokenizer of one's own
 # although its split is a known one.
+CHECKED_CHARACTERS = 20_000
 KNOWN_SPLITS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
@@ -30,6 +31,7 @@ def run(model: str, out: str, settings: dict[str, Any], calibration: str) -> dic
     convert(Path(model), whole)
     quantize(whole, result, number)
     whole.unlink()
+    require_same_ids(Path(model), result, Path(calibration))
     types, weight_bytes = tensors(result)
     asked = settings["type"].split("_")[0]
     return {"weight_bytes": weight_bytes, "tensor_types": types, "fallback_types": fallbacks(types, asked)}
@@ -78,12 +80,33 @@ def named_split(model: Path) -> str:
     patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
     if len(patterns) == 1 and patterns[0] in KNOWN_SPLITS:
         return KNOWN_SPLITS[patterns[0]]
-    if not patterns and any(step.get("type") == "ByteLevel" for step in steps):
+    if [step.get("type") for step in steps] == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
     raise ModelError(
         f"the tokenizer of {model} splits text in a way that llama.cpp does not know",
         hint="use a safetensors quantization (gptq, awq, nf4) for this model",
     )
+
+
+def require_same_ids(model: Path, file: Path, text: Path) -> None:
+    """Raise ModelError when llama.cpp splits a text into other ids than the model's own tokenizer: its proof would not see it."""
+    import cyllama.llama.llama_cpp as llama
+    from tokenizers import Tokenizer
+
+    sample = text.read_text(encoding="utf-8")[:CHECKED_CHARACTERS]
+    own = Tokenizer.from_file(str(model / "tokenizer.json")).encode(sample, add_special_tokens=False).ids
+    params = llama.LlamaModelParams()
+    params.vocab_only = True
+    vocabulary = llama.LlamaModel(str(file), params).get_vocab()
+    theirs = list(vocabulary.tokenize(sample, False, False))
+    if own != theirs:
+        place = next(
+            (i for i, (a, b) in enumerate(zip(own, theirs, strict=False)) if a != b), min(len(own), len(theirs))
+        )
+        raise ModelError(
+            f"llama.cpp reads other token ids than the tokenizer of {model}: they part at token {place}",
+            hint="use a safetensors quantization (gptq, awq, nf4) for this model",
+        )
 
 
 def quantize(source: Path, target: Path, number: int) -> None:

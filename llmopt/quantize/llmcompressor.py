@@ -54,7 +54,7 @@ def calibration_samples(model: str, text: str, count: int, length: int, seed: in
     from datasets import Dataset
     from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_file(str(Path(model) / "tokenizer.json")).encode(Path(text).read_text()).ids
+    ids = Tokenizer.from_file(str(Path(model) / "tokenizer.json")).encode(Path(text).read_text(encoding="utf-8")).ids
     if len(ids) < length:
         raise UsageError(
             f"the calibration text has {len(ids)} tokens, one sample needs {length}", hint="give a longer text"

@@ -70,7 +70,7 @@ def comparable(runs: Sequence[Measurement]) -> Comparable:
 
 
 def context(run: Measurement) -> str:
-    return stable_hash([run.machine.fingerprint, run.artifact.get("base_key"), run.workload])
+    return stable_hash([run.machine.fingerprint, run.artifact.get("base_key"), run.workload, run.measuring_revision])
 
 
 def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
@@ -93,7 +93,7 @@ def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
             "workload": newest.workload,
             "backend": short(newest.backend),
         },
-        metrics=metrics | (quality_metrics(quality) if quality else {}),
+        metrics=metrics | quality_metrics(quality, newest.artifact),
         intervals={name: interval(name, usable) for name in INTERVALS},
         quality=quality,
         verdict=merged_verdict(usable),
@@ -105,7 +105,10 @@ def short(backend: dict[str, Any]) -> dict[str, Any]:
     return {name: backend.get(name) for name in ("name", "version", "argv", "note")}
 
 
-def quality_metrics(quality: dict[str, Any]) -> dict[str, Any]:
+def quality_metrics(quality: dict[str, Any] | None, artifact: dict[str, Any]) -> dict[str, Any]:
+    """The figures under the names of the metrics table; the base is its own reference, measured or not."""
+    if quality is None:
+        return {"kl": 0.0, "kl_p99": 0.0, "top1": 1.0} if artifact.get("method") == "none" else {}
     return {
         "kl": quality["kl_mean"],
         "kl_p99": quality["kl_p99"],

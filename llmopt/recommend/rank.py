@@ -47,13 +47,18 @@ class Axis:
         return show(candidate.value(self.metric, self.statistic), METRICS[self.metric].unit)
 
 
-def axes(candidates: Sequence[Candidate]) -> dict[str, Axis]:
-    """The axes of the front; memory is GPU memory where there is any."""
+def memory_axis(candidates: Sequence[Candidate]) -> Axis:
+    """GPU memory where any candidate uses some, else the memory of the process tree."""
     video = any(c.value("peak_vram_bytes") for c in candidates)
+    return Axis(word="memory", metric="peak_vram_bytes" if video else "peak_rss_bytes", statistic=None)
+
+
+def axes(candidates: Sequence[Candidate]) -> dict[str, Axis]:
+    """The axes of the front."""
     return {
         "throughput": Axis(word="throughput", metric="output_tps", statistic=None),
         "latency": Axis(word="request latency", metric="e2e", statistic="p50"),
-        "memory": Axis(word="memory", metric="peak_vram_bytes" if video else "peak_rss_bytes", statistic=None),
+        "memory": memory_axis(candidates),
         "quality": Axis(word="closeness to the base", metric="kl", statistic=None),
     }
 
@@ -72,7 +77,7 @@ def recommend(candidates: Sequence[Candidate], goal: Goal) -> tuple[list[Recomme
     order = sorted(
         kept, key=lambda c: (dominators[c.key] is not None, objective.cost(c), axis["quality"].cost(c), c.label)
     )
-    groups = tie_groups(order, objective)
+    groups = tie_groups(kept, objective)
     ranked = []
     for place, candidate in enumerate(order, 1):
         found = line(candidate, reasons=reasons(candidate, order, dominators[candidate.key], goal, axis, groups))
@@ -124,12 +129,18 @@ def dominator(candidate: Candidate, all_: Sequence[Candidate], axes_: Sequence[A
     return None
 
 
-def tie_groups(order: Sequence[Candidate], objective: Axis) -> dict[str, int]:
-    """Neighbours whose intervals overlap the leader of their group are one group: the data does not tell them apart."""
-    groups: dict[str, int] = {}
+def tie_groups(candidates: Sequence[Candidate], objective: Axis) -> dict[str, int | None]:
+    """Best first, those whose intervals overlap the leader of their group are one group: the data does not tell them apart.
+
+    A candidate whose objective is unknown ties with nobody: its group is ``None``.
+    """
+    groups: dict[str, int | None] = {}
     leader: Candidate | None = None
     number = 0
-    for candidate in order:
+    for candidate in sorted(candidates, key=lambda c: (objective.cost(c), c.label)):
+        if not math.isfinite(objective.cost(candidate)):
+            groups[candidate.key] = None
+            continue
         if leader is None or not overlap(leader, candidate, objective):
             leader, number = candidate, number + 1
         groups[candidate.key] = number
@@ -145,10 +156,11 @@ def overlap(a: Candidate, b: Candidate, axis: Axis) -> bool:
 
 def reasons(
     candidate: Candidate, order: Sequence[Candidate], dominated_by: Candidate | None, goal: Goal, axis: dict[str, Axis],
-    groups: dict[str, int],
+    groups: dict[str, int | None],
 ) -> tuple[str, ...]:  # fmt: skip
     found = [headline(candidate, order, goal, axis)]
-    others = [c.label for c in order if groups[c.key] == groups[candidate.key] and c is not candidate]
+    group = groups[candidate.key]
+    others = [c.label for c in order if group is not None and groups[c.key] == group and c is not candidate]
     if others:
         found.append(f"ties in {axis[goal.optimize].word} with {', '.join(others)}: their intervals overlap")
     best = [a.word for a in axis.values() if math.isfinite(own := a.cost(candidate)) and own == min(map(a.cost, order))]
@@ -156,13 +168,14 @@ def reasons(
         found.append(f"best of all in {' and '.join(best)}")
     if dominated_by is not None:
         found.append(f"behind the front: {dominated_by.label} is at least as good in everything")
-    if goal.limits:
-        found.append("keeps " + ", ".join(kept(candidate, limit) for limit in goal.limits))
+    known = [limit for limit in goal.limits if candidate.value(limit.metric, limit.statistic) is not None]
+    if known:
+        found.append("keeps " + ", ".join(kept(candidate, limit) for limit in known))
     if candidate.quality:
         low, high = candidate.quality["kl_mean_interval"]
         found.append(f"KL to the base {candidate.quality['kl_mean']:.4f} [{low:.4f}, {high:.4f}], "
                      f"{candidate.quality['top1_agreement']:.1%} of top tokens unchanged")  # fmt: skip
-    if not candidate.quality:
+    if candidate.value("kl") is None:
         found.append("doubt: its quality was not measured, so nothing says that its answers are any good")
     if note := candidate.case["backend"].get("note"):
         found.append(f"note: {note}")
@@ -177,6 +190,8 @@ def kept(candidate: Candidate, limit: Limit) -> str:
 def headline(candidate: Candidate, order: Sequence[Candidate], goal: Goal, axis: dict[str, Axis]) -> str:
     """The objective with its interval, and its ratio to the unquantized base where that was measured."""
     objective = axis[goal.optimize]
+    if not math.isfinite(objective.cost(candidate)):
+        return f"{objective.word} not known"
     text = f"{objective.word} {objective.show(candidate)}"
     bounds = candidate.intervals.get(objective.name)
     if bounds is not None:

@@ -6,9 +6,11 @@ from typing import Any
 
 from llmopt.report.table import columns, footnotes, goal_line, label, title
 
+HEADING = "# Recommendation"
+
 
 def ranking_markdown(document: dict[str, Any]) -> str:
-    lines = ["# Recommendation", "", title(document), "", f"Goal: {goal_line(document)}.", ""]
+    lines = [HEADING, "", title(document), "", f"Goal: {goal_line(document)}.", ""]
     if document["ranked"]:
         shown = columns(document["ranked"])
         lines.append("| " + " | ".join(c.title for c in shown) + " |")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -12,6 +12,9 @@ from rich.table import Table
 from llmopt.core.metrics import METRICS, parse_metric, value_of
 from llmopt.core.units import show
 from llmopt.report.table import Column, columns, footnotes, goal_line, label, title
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MIN_WIDTH = 150
 HEADLINE = ("ttft_p50", "ttft_p95", "ttft_service_p50", "tps_p50", "tpot_p50", "e2e_p50", "output_tps", "requests_per_s",
@@ -89,6 +92,28 @@ def print_run(record: dict[str, Any], console: Console | None = None) -> None:
         table.add_row("top1", show(record["quality"]["top1_agreement"], METRICS["top1"].unit), "")
     console.print(table)
     print_verdict(record["verdict"], console)
+
+
+RUN_COLUMNS = {
+    "started_at": "started",
+    "artifact.quantization": "quantization",
+    "serve.backend": "engine",
+    "backend.version": "version",
+    "workload.concurrency": "users",
+    "metrics.output_tps": "tok/s",
+    "metrics.ttft_s.p50": "TTFT p50 s",
+    "metrics.tps.p50": "TPS p50",
+    "verdict.status": "verdict",
+}
+
+
+def print_runs(runs: pd.DataFrame) -> None:
+    """One line a run, as pandas prints it."""
+    if runs.empty:
+        print("no runs")
+        return
+    shown = runs.reindex(columns=list(RUN_COLUMNS)).rename(columns=RUN_COLUMNS)
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
 def print_verdict(verdict: dict[str, Any], console: Console) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from llmopt.core.domain import ServerCommand
 from llmopt.core.environments import Needs
-from llmopt.core.worker import QUIET_ENGINES, available_cores, threads_environment
+from llmopt.core.machine import available_cores
+from llmopt.core.worker import QUIET_ENGINES, threads_environment
 from llmopt.serve import Backend, Failure, LaunchContext
 
 SERVER = Path(__file__).parent / "shims" / "hf_server.py"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from llmopt.core.domain import ServerCommand
 from llmopt.core.environments import Environment, Needs
-from llmopt.core.worker import QUIET_ENGINES, available_cores
+from llmopt.core.machine import available_cores
+from llmopt.core.worker import QUIET_ENGINES
 from llmopt.serve import Backend, Failure, LaunchContext, gguf_file
 
 SERVER = Path(__file__).parent / "shims" / "llamacpp_server.py"

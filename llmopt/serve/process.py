@@ -9,7 +9,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,6 @@ def serving(
     log: Path,
     port: int | None = None,
     ready_timeout_s: float | None = None,
-    tick: Callable[[], None] = lambda: None,
 ) -> Iterator[RunningServer]:
     """A ready server for the time of the ``with`` block. Raises ServerError with the engine's own reason."""
     context = LaunchContext(
@@ -62,7 +61,7 @@ def serving(
     started = time.monotonic()
     patience_s = command.ready_timeout_s if ready_timeout_s is None else ready_timeout_s
     with KeptProcess(command.argv, log=log, environment=command.environment) as process:
-        wait_until_ready(backend, command, process, patience_s, tick)
+        wait_until_ready(backend, command, process, patience_s)
         yield RunningServer(command=command, pid=process.pid, load_s=time.monotonic() - started, process=process)
 
 
@@ -79,16 +78,13 @@ def free_port(wanted: int | None) -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_ready(
-    backend: Backend, command: ServerCommand, process: KeptProcess, patience_s: float, tick: Callable[[], None]
-) -> None:
+def wait_until_ready(backend: Backend, command: ServerCommand, process: KeptProcess, patience_s: float) -> None:
     """Ready = alive + healthy + one real completion."""
     health = command.base_url.removesuffix("/v1") + command.health_path
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         if not process.running:
             raise failure(backend, process, "died while loading")
-        tick()
         if answers(health) and completes(command, deadline - time.monotonic()):
             return
         process.wait(POLL_S)

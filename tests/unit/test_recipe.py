@@ -78,7 +78,7 @@ def test_paths_are_relative_to_the_recipe(load, tmp_path):
 def test_a_goal_is_read(load):
     goal = load(SMALL + "goal: {optimize: latency, slos: ['tps_p50>20'], max_memory: 2GiB, max_kl: 0.05}").goal
     assert goal.optimize == "latency"
-    assert [limit.text for limit in goal.limits] == ["tps_p50>20", "peak_rss_bytes<=2GiB", "kl<=0.05"]
+    assert [limit.text for limit in goal.limits] == ["tps_p50>20", "memory<=2GiB", "kl<=0.05"]
 
 
 def test_no_file():

@@ -55,7 +55,7 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         arguments.model,
-        dtype=torch.bfloat16,
+        dtype="auto",
         device_map=device,
         use_safetensors=True,
         attn_implementation=f"paged|{arguments.attn_implementation}",
@@ -168,8 +168,10 @@ class Texts:
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         end = json.loads((model / "config.json").read_text()).get("eos_token_id")
         self.end_ids: list[int] = [] if end is None else end if isinstance(end, list) else [end]
-        template = model / "chat_template.jinja"
-        self.chat_template = template.read_text() if template.exists() else None
+        template, config = model / "chat_template.jinja", model / "tokenizer_config.json"
+        self.settings: dict[str, Any] = json.loads(config.read_text()) if config.exists() else {}
+        older = self.settings.get("chat_template")
+        self.chat_template = template.read_text() if template.exists() else older if isinstance(older, str) else None
 
     def prompt(self, body: dict[str, Any]) -> list[int]:
         if "messages" in body:
@@ -188,8 +190,13 @@ class Texts:
             raise BadRequest("this model has no chat template: use /v1/completions")
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        template = ImmutableSandboxedEnvironment().from_string(self.chat_template)
-        return str(template.render(messages=messages, add_generation_prompt=True))
+        # The same options as transformers, or templates over several lines gain blank ones.
+        jinja = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        tokens = {name: self.settings.get(name) for name in ("bos_token", "eos_token")}
+        texts = {name: t.get("content") if isinstance(t, dict) else t or "" for name, t in tokens.items()}
+        return str(jinja.from_string(self.chat_template).render(messages=messages, add_generation_prompt=True, **texts))
 
 
 def application(arguments: argparse.Namespace) -> Any:

@@ -2,7 +2,7 @@ import pytest
 
 from llmopt.core.domain import Limit
 from llmopt.core.errors import UsageError
-from llmopt.recommend.constraints import DEFAULT_MAX_KL, make_goal, parse_limit
+from llmopt.recommend.constraints import DEFAULT_MAX_KL, make_goal, on_memory, parse_limit
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_goal_holds_every_limit():
 
 
 def test_memory_is_gpu_memory_where_there_is_a_gpu():
-    assert limits(make_goal([], max_memory="2GiB", memory_metric="peak_vram_bytes"))[0] == ("peak_vram_bytes", 2**31)
+    assert limits(on_memory(make_goal([], max_memory="2GiB"), "peak_vram_bytes"))[0] == ("peak_vram_bytes", 2**31)
 
 
 def test_a_limit_on_kl_takes_the_place_of_the_default():

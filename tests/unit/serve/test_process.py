@@ -75,10 +75,3 @@ def test_a_port_in_use_is_refused():
 def test_a_port_that_is_none_is_refused(port):
     with pytest.raises(ServerError):
         free_port(port)
-
-
-def test_the_tick_is_called_while_waiting(scripted):
-    ticks = []
-    with scripted.serve(tick=lambda: ticks.append(1)):
-        pass
-    assert ticks
