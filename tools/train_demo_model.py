@@ -16,7 +16,10 @@ again from its last checkpoint.
 The optimizer is Muon for the weight matrices (Jordan et al., 2024) and AdamW for
 embeddings, norms and biases; the schedule is a short warm-up, a plateau, and a
 linear decay to zero over the last part.  The decay part uses longer windows, so
-that the model is trained on the context length that its config declares.
+that the model is trained on the context length that its config declares.  A short
+second stage then reads text that was cut at random characters and encoded piece by
+piece: a prompt such as ``def `` ends inside what would have been one token, and a
+model that never saw such an end does not know how to go on.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import ast
 import json
 import math
 import platform
+import random
 import sys
 import sysconfig
 import time
@@ -68,6 +72,9 @@ class Settings:
     matrix_lr: float = 4e-3
     other_lr: float = 3e-3
     weight_decay: float = 0.05
+    finish_steps: int = 320
+    finish_factor: float = 0.3  # of the learning rates above, falling to zero
+    finish_piece: int = 160  # characters between two cuts, on average
     seed: int = 20261120
     threads: int = 2
 
@@ -261,6 +268,60 @@ def train(
     return curve
 
 
+class CutTexts:
+    """Windows of text that was cut at random characters and encoded piece by piece; shape (rows, window + 1), int64."""
+
+    def __init__(self, texts: list[str], tokenizer: Tokenizer, settings: Settings) -> None:
+        self.texts = [text for text in texts if len(text) > 2000]
+        self.tokenizer, self.settings = tokenizer, settings
+        self.random = random.Random(settings.seed)
+
+    def row(self, window: int) -> list[int]:
+        ids: list[int] = []
+        while len(ids) <= window:
+            text = self.random.choices(self.texts, weights=[len(t) for t in self.texts])[0]
+            place = self.random.randrange(len(text)) if self.random.random() < 0.7 else 0
+            end = min(len(text), place + 5 * window)
+            while place < end and len(ids) <= window:
+                size = 1 + int(self.random.expovariate(1 / self.settings.finish_piece))
+                ids += self.tokenizer.encode(text[place : min(end, place + size)]).ids
+                place += size
+            ids.append(self.tokenizer.token_to_id(END_OF_TEXT))
+        return ids[: window + 1]
+
+    def batch(self, rows: int, window: int) -> torch.Tensor:
+        return torch.tensor([self.row(window) for _ in range(rows)])
+
+
+def finish(model: Qwen2ForCausalLM, texts: list[str], tokenizer: Tokenizer, settings: Settings) -> list[float]:
+    """The second stage; returns its training loss, averaged over every 40 steps."""
+    cut, steppers, window = CutTexts(texts, tokenizer, settings), optimizers(model, settings), settings.window
+    rates, compiled, losses = [settings.matrix_lr, settings.other_lr], torch.compile(model, dynamic=False), []
+    rows = settings.tokens_per_step // window
+    for step in range(settings.finish_steps):
+        warm = min(1.0, (step + 1) / 20)
+        factor = settings.finish_factor * warm * (1 - step / settings.finish_steps)
+        for stepper, rate in zip(steppers, rates, strict=True):
+            stepper.param_groups[0]["lr"] = rate * factor
+        parts = cut.batch(rows, window).split(settings.tokens_per_pass // window)
+        losses.append(0.0)
+        for part in parts:
+            share = loss_of(compiled, part) / len(parts)
+            share.backward()
+            losses[-1] += share.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
+        if (step + 1) % 40 == 0:
+            print(
+                json.dumps({"finish_step": step + 1, "train_loss": round(sum(losses[-40:]) / 40, 4)}),
+                file=sys.stderr,
+                flush=True,
+            )
+    return [round(sum(losses[i : i + 40]) / 40, 4) for i in range(0, len(losses), 40)]
+
+
 def save(model: Qwen2ForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -279,6 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its loss curve")
     parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--finish-only", action="store_true", help="only the second stage, on the weights in --out")
     arguments = parser.parse_args()
     settings = Settings(steps=arguments.steps)
     torch.set_num_threads(settings.threads)
@@ -293,7 +355,15 @@ def main() -> None:
         f"{len(tokens):,} tokens to train on, {len(validation):,} held out, {parameters:,} parameters", file=sys.stderr
     )
 
-    curve = train(model, tokens, validation, settings, arguments.out)
+    report_file = arguments.out / "training.json"
+    if arguments.finish_only:
+        curve = json.loads(report_file.read_text())["curve"]
+    else:
+        curve = train(model, tokens, validation, settings, arguments.out)
+        save(model, tokenizer, arguments.out)
+    # The second stage starts from the saved, rounded weights, so that it can be run by itself and gives the same.
+    model = Qwen2ForCausalLM.from_pretrained(arguments.out, dtype=torch.float32)
+    finishing = finish(model, texts, tokenizer, settings)
     final = validation_loss(model, validation, settings.long_window)
     save(model, tokenizer, arguments.out)
     report = {
@@ -305,9 +375,10 @@ def main() -> None:
         "validation_tokens": len(validation),
         "validation_perplexity": round(math.exp(final), 3),
         "curve": curve,
+        "finish_train_loss": finishing,
     }
-    (arguments.out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
-    (arguments.out / "checkpoint.pt").unlink()
+    report_file.write_text(json.dumps(report, indent=1) + "\n")
+    (arguments.out / "checkpoint.pt").unlink(missing_ok=True)
     print(f"held-out perplexity {math.exp(final):.2f}", file=sys.stderr)
 
 
