@@ -2,7 +2,7 @@
 # What a newcomer waits for: a fresh clone, a new HOME, no caches, only the README's commands.
 #   benchmarks/newcomer.sh [FOLDER]
 # Writes the seconds of each step as JSON to standard output. Limits of the project on 2 cores:
-# make demo 900 s, llmopt demo 300 s after it, make test 900 s after set-up.
+# make demo 900 s with its set-up, llmopt demo 300 s of it, make test 900 s after set-up.
 set -euo pipefail
 source=$(git -C "$(dirname "$0")" rev-parse --show-toplevel)
 place=${1:-$(mktemp -d)}
@@ -20,11 +20,11 @@ timed() { # NAME COMMAND…: run it, keep its output, remember its seconds
 }
 
 printf '{"commit": "%s", "cores": %d, ' "$(git rev-parse --short HEAD)" "$(nproc)"
-timed make_demo make demo
+timed make_setup make setup
 printf ', '
-timed demo_again_whole .venv/bin/llmopt demo -o "$place/again"
+timed llmopt_demo make demo
 printf ', '
-timed demo_rerun .venv/bin/llmopt demo -o "$place/again"
+timed llmopt_demo_rerun make demo
 printf ', '
 timed make_test make test
 printf '}\n'

@@ -96,9 +96,8 @@ def require_same_ids(model: Path, file: Path, text: Path) -> None:
     sample = text.read_text(encoding="utf-8")[:CHECKED_CHARACTERS]
     own = Tokenizer.from_file(str(model / "tokenizer.json")).encode(sample, add_special_tokens=False).ids
     params = llama.LlamaModelParams()
-    params.vocab_only = True
-    vocabulary = llama.LlamaModel(str(file), params).get_vocab()
-    theirs = list(vocabulary.tokenize(sample, False, False))
+    holder = llama.LlamaModel(str(file), params)  # the vocabulary dies with its model
+    theirs = list(holder.get_vocab().tokenize(sample, False, False))
     if own != theirs:
         place = next(
             (i for i, (a, b) in enumerate(zip(own, theirs, strict=False)) if a != b), min(len(own), len(theirs))

@@ -18,6 +18,7 @@ from pathlib import Path
 from llmopt.core.domain import Artifact, Quantization, ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import UsageError, nearest
+from llmopt.core.machine import available_cores
 
 # name → module that holds BACKEND; imported only when it is used.
 BACKENDS = {
@@ -91,6 +92,14 @@ def first_able(quantization: Quantization) -> str:
         if name != "scripted" and backend(name).refusal(quantization) is None:
             return name
     raise UsageError(f"no engine here loads {quantization.name}", hint="quantize with another method")
+
+
+def engine_threads(options: ServeOptions) -> int:
+    """The threads asked for, or all cores but one: the client that measures, and the server's own HTTP half, need a core.
+
+    On two cores, two computing threads halved the throughput of a small model (benchmarks/threads.md).
+    """
+    return options.threads or max(1, available_cores() - 1)
 
 
 def gguf_file(artifact: Artifact) -> Path:

@@ -12,16 +12,15 @@ from pathlib import Path
 
 from llmopt.core.domain import ServerCommand
 from llmopt.core.environments import Needs
-from llmopt.core.machine import available_cores
 from llmopt.core.worker import QUIET_ENGINES, threads_environment
-from llmopt.serve import Backend, Failure, LaunchContext
+from llmopt.serve import Backend, Failure, LaunchContext, engine_threads
 
 SERVER = Path(__file__).parent / "shims" / "hf_server.py"
 
 
 def command(context: LaunchContext) -> ServerCommand:
     options = context.options
-    threads = options.threads or available_cores()
+    threads = engine_threads(options)
     argv = [
         str(context.environment.python),
         str(SERVER),

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from llmopt.core.domain import ServerCommand
 from llmopt.core.environments import Environment, Needs
-from llmopt.core.machine import available_cores
 from llmopt.core.worker import QUIET_ENGINES
-from llmopt.serve import Backend, Failure, LaunchContext, gguf_file
+from llmopt.serve import Backend, Failure, LaunchContext, engine_threads, gguf_file
 
 SERVER = Path(__file__).parent / "shims" / "llamacpp_server.py"
 DEFAULT_CONTEXT = 1024
@@ -25,7 +24,7 @@ DEFAULT_CONTEXT = 1024
 def command(context: LaunchContext) -> ServerCommand:
     """The context is given per slot: llama.cpp divides ``-c`` by ``-np``."""
     options = context.options
-    threads = options.threads or available_cores()
+    threads = engine_threads(options)
     own = shutil.which("llama-server")
     start = [own] if own else [str(context.environment.python), str(SERVER)]
     argv = [
