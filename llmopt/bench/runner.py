@@ -60,15 +60,19 @@ def measure(
     salt: str,
     source: str,
     tokenizer: Tokenizer | None,
+    warm: bool = False,
     alive: Callable[[], bool] = lambda: True,
     done: Callable[[RequestTrace], None] = lambda _: None,
 ) -> RunResult:
     """Measure one run; ``salt`` makes its prompts different from those of every other run.
 
+    ``warm`` says that this server was just measured, so that no warm-up is due.
+
     Raises ServerError when not a single request succeeded: there is nothing to report then.
     """
     check_workload(workload)
-    warm_up(target, workload, salt=salt, source=source, tokenizer=tokenizer)
+    if not warm:
+        warm_up(target, workload, salt=salt, source=source, tokenizer=tokenizer)
     prompts = make_prompts(source, workload.requests, workload.input_tokens, f"{workload.seed}-{salt}", tokenizer)
     schedule = closed_loop(
         workload, prompts.texts, target.model, prompt_tokens=prompts.tokens, usage_per_chunk=target.usage_per_chunk

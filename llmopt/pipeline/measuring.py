@@ -68,6 +68,7 @@ def bench_artifact(
                     salt=run_id,
                     source=read_text(demo.CALIBRATION_TEXT),
                     tokenizer=tokenizer,
+                    warm=number > 0,
                     alive=lambda: server.process.running,
                     done=lambda _: work.advance(),
                 )

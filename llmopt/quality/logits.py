@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def llamacpp_logits(folder: str) -> Logits:
             batch.add(token, place, [0], True)
         if context.decode(batch) not in (0, None):
             raise WorkerError("llama.cpp could not decode a window of text")
-        return torch.tensor([context.get_logits_ith(place) for place in range(len(ids))])
+        # Through a C array: torch.tensor over lists of Python floats takes ten times as long.
+        rows = (array("f", context.get_logits_ith(place)) for place in range(len(ids)))
+        return torch.stack([torch.frombuffer(row, dtype=torch.float32) for row in rows])
 
     return logits
