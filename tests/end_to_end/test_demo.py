@@ -32,18 +32,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(folder: Path) -> dict[str, int]:
+def kept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """Start the demo, kill it with SIGKILL once two runs are saved; returns what was on disk then, by name."""
-    log = (folder / "err").open("w")
-    process = subprocess.Popen([*LLMOPT, "demo", "--no-setup", "-o", str(folder)], stdout=log, stderr=log)
-    deadline = time.monotonic() + 300
-    while len(finished(folder)) < 4:
-        assert process.poll() is None, (folder / "err").read_text()
-        assert time.monotonic() < deadline, (folder / "err").read_text()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait(10)
-    log.close()
+    err = tmp_path_factory.mktemp("log") / "err"
+    with err.open("w") as log:
+        process = subprocess.Popen([*LLMOPT, "demo", "--no-setup", "-o", str(folder)], stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 300
+            while len(finished(folder)) < 4:
+                assert process.poll() is None, err.read_text()
+                assert time.monotonic() < deadline, err.read_text()
+                time.sleep(0.2)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
     assert gone_within(str(folder), 15), "a server or worker outlived the killed demo"
     return finished(folder)
 
