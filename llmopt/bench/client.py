@@ -26,6 +26,7 @@ from llmopt.core.domain import RequestTrace
 
 API_KEY_VARIABLE = "LLMOPT_API_KEY"
 LAG_PROBE_S = 0.01
+MAX_RESPONSE_BYTES = 32 << 20  # no completion is that long: a server that never stops must not fill our memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class Response(asyncio.Protocol):
         self.ended: asyncio.Future[None] | None = None
         self.closed = False
         self.sent_ns: int | None = None
+        self.size = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -94,11 +96,16 @@ class Response(asyncio.Protocol):
                     self.status = event.status_code
                 elif isinstance(event, h11.Data):
                     self.reads.append((at_ns, bytes(event.data)))
+                    self.size += len(event.data)
+                    if self.size > MAX_RESPONSE_BYTES:
+                        raise h11.RemoteProtocolError(f"the response is longer than {MAX_RESPONSE_BYTES >> 20} MiB")
                 elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
                     self.finish(None)
                     break
-        except h11.RemoteProtocolError as error:
+        except h11.ProtocolError as error:
             self.finish(ConnectionError(str(error)))
+            if self.transport is not None:
+                self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -117,7 +124,7 @@ class Response(asyncio.Protocol):
     async def ask(self, request: bytes) -> None:
         """Send one request and wait for the end of its response; ``sent_ns`` is the stamp of the send."""
         assert self.transport is not None
-        self.reads, self.status, self.sent_ns = [], None, None
+        self.reads, self.status, self.sent_ns, self.size = [], None, None, 0
         self.ended = asyncio.get_running_loop().create_future()
         # The bytes are ours; h11 is told of the request only so that it can follow the response.
         self.parser.send(h11.Request(method="POST", target="/", headers=[("Host", "x"), ("Content-Length", "0")]))

@@ -25,14 +25,17 @@ class Answer:
 
 def events(reads: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
     """``data:`` payloads with the stamp of the read that completed them."""
-    rest = b""
+    pieces: list[bytes] = []  # of a line that has not ended: joined once, for a body without lines may be long
     for at_ns, data in reads:
-        rest += data
-        *lines, rest = rest.replace(b"\r\n", b"\n").split(b"\n")
+        pieces.append(data)
+        if b"\n" not in data:
+            continue
+        *lines, rest = b"".join(pieces).split(b"\n")
+        pieces = [rest]
         for line in lines:
             if line.startswith(b"data:"):
                 yield at_ns, line[5:].strip().decode("utf-8", "replace")
-    if rest.startswith(b"data:"):
+    if (rest := b"".join(pieces)).startswith(b"data:"):
         yield at_ns, rest[5:].strip().decode("utf-8", "replace")
 
 
