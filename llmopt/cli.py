@@ -36,7 +36,7 @@ PythonOption = Annotated[
     str | None, typer.Option("--env", help="Interpreter or virtual environment to run the engine in.")
 ]
 TextOption = Annotated[Path | None, typer.Option("--text", help="Held-out text for quality; default: the bundled one.")]
-TokensOption = Annotated[int, typer.Option("--tokens", help="Tokens of the text to compare on.")]
+TokensOption = Annotated[int, typer.Option("--tokens", min=1536, help="Tokens of the text to compare on.")]
 
 
 def for_people(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,8 +44,11 @@ def for_people(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
+        if sys.stdout is None or sys.stderr is None:
+            raise SystemExit(1)
         try:
             command(*arguments, **options)
+            sys.stdout.flush()
         except LlmoptError as error:
             fail(error.message, error.hint, error.exit_status)
         except KeyboardInterrupt:
@@ -53,6 +56,12 @@ def for_people(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
+        except OSError as error:
+            fail(
+                f"{error.strerror or error}: {error.filename or 'standard output'}",
+                "check that it can be written to",
+                1,
+            )
         except Exception as error:
             fail(f"{type(error).__name__}: {error}", "this is a defect of llmopt: llmopt --debug … shows where", 1)
 
@@ -178,19 +187,22 @@ def bench_command(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="tokenizer.json or its folder, for a --url server.")
     ] = None,
-    max_model_len: Annotated[int | None, typer.Option("--max-model-len", help="Context length per sequence.")] = None,
-    max_num_seqs: Annotated[
-        int | None, typer.Option("--max-num-seqs", help="Sequences at once; default: the concurrency.")
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", min=1, help="Context length per sequence.")
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads of the engine.")] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option("--max-num-seqs", min=1, help="Sequences at once; default: the concurrency.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the engine.")] = None,
     extra_arg: Annotated[
         list[str] | None, typer.Option("--extra-arg", help="Passed to the engine as it is; may be repeated.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option("--port", help="Port of the server that is started; default: a free one.")
+        int | None,
+        typer.Option("--port", min=1, max=65535, help="Port of the server that is started; default: a free one."),
     ] = None,
     ready_timeout: Annotated[
-        float | None, typer.Option("--ready-timeout", help="Seconds until a server must answer.")
+        float | None, typer.Option("--ready-timeout", min=1, help="Seconds until a server must answer.")
     ] = None,
     python: PythonOption = None,
     results: ResultsOption = Path("results"),

@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is no model: it has no config.json", hint="name a Hugging Face model folder"
         ) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}", hint="fetch or copy it again") from error
     if not isinstance(config, dict) or not config.get("model_type"):
         raise ModelError(f"{folder / 'config.json'} names no model_type", hint="name a Hugging Face model folder")
     return config
@@ -155,11 +155,17 @@ def open_artifact(path: str | Path) -> Artifact:
     if manifest is None:
         return unquantized(open_model(folder))
     artifact = artifact_of(manifest, folder)
-    if sum(p.stat().st_size for pattern in WEIGHTS for p in folder.glob(pattern)) != artifact.size_bytes:
+    files = weight_files(folder)
+    whole = manifest.get("weights_fingerprint", artifact.key)
+    if sum(p.stat().st_size for p in files) != artifact.size_bytes or whole not in (fingerprint(files), artifact.key):
         raise ModelError(
             f"the weights in {folder} are not those of its {MANIFEST}", hint="remove the folder and quantize again"
         )
     return artifact
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(p for pattern in WEIGHTS for p in folder.glob(pattern))
 
 
 def artifact_of(manifest: dict[str, Any], folder: Path) -> Artifact:

@@ -46,7 +46,10 @@ def describe(error: Exception) -> dict[str, str | None]:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if hasattr(error, "hint"):
         return {"kind": type(error).__name__, "error": str(error), "hint": error.hint}
-    if any(word in text for word in ("No space left on device", "os error 28", "File too large", "os error 27")):
+    if any(
+        word in text
+        for word in ("No space left on device", "os error 28", "File too large", "os error 27", " requested and ")
+    ):
         return {
             "kind": "StoreError",
             "error": f"the disk is full: {text}",

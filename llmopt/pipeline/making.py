@@ -11,7 +11,16 @@ from typing import Any
 import llmopt
 from llmopt import demo, quality
 from llmopt.core import environments
-from llmopt.core.artifacts import MANIFEST, WEIGHTS, manifest_of, open_artifact, read_manifest, safetensors_header
+from llmopt.core.artifacts import (
+    MANIFEST,
+    WEIGHTS,
+    fingerprint,
+    manifest_of,
+    open_artifact,
+    read_manifest,
+    safetensors_header,
+    weight_files,
+)
 from llmopt.core.domain import Artifact, Measurement, ModelRef, stable_hash
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ModelError, UsageError
@@ -127,6 +136,7 @@ def quantize(
             "seconds": round(job.seconds, 2),
             "peak_memory_bytes": job.peak_memory_bytes,
             "details": job.value,
+            "weights_fingerprint": fingerprint(weight_files(aside)),
             "versions": environments.freeze(request.environment),
             "llmopt_version": llmopt.__version__,
         }
@@ -136,7 +146,12 @@ def quantize(
         artifact = replace(artifact, path=str(out))
         write_atomic(aside / MANIFEST, manifest_of(artifact, **manifest))
         with disk_errors(out):
-            aside.rename(out)
+            try:
+                aside.rename(out)
+            except OSError:
+                if (found := already_there(request, out)) is None:  # another process was faster with the same
+                    raise
+                return found, True
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return artifact, False
