@@ -64,7 +64,7 @@ def axes(candidates: Sequence[Candidate]) -> dict[str, Axis]:
 
 
 def recommend(candidates: Sequence[Candidate], goal: Goal) -> tuple[list[Recommendation], list[Recommendation]]:
-    """(ranked, rejected). Candidates on the Pareto front come first, best objective first; the dominated follow."""
+    """(ranked, rejected), best objective first. Who is behind the Pareto front says so, and can never be first alone."""
     rejected = [(c, because) for c in candidates if (because := objections(c, goal))]
     refused = {c.key for c, _ in rejected}
     kept = [c for c in candidates if c.key not in refused]
@@ -75,7 +75,7 @@ def recommend(candidates: Sequence[Candidate], goal: Goal) -> tuple[list[Recomme
     objective = axis[goal.optimize]
     dominators = {c.key: dominator(c, kept, list(axis.values())) for c in kept}
     order = sorted(
-        kept, key=lambda c: (dominators[c.key] is not None, objective.cost(c), axis["quality"].cost(c), c.label)
+        kept, key=lambda c: (objective.cost(c), dominators[c.key] is not None, axis["quality"].cost(c), c.label)
     )
     groups = tie_groups(kept, objective)
     ranked = []
