@@ -1,311 +1,539 @@
-"""The load client: stamps every read before anything looks at it, and turns each request into a ``RequestTrace``.
+"""The load client: one epoll loop over raw sockets that stamps, appends and sends, and does nothing else.
 
-One asyncio loop, one connection per slot kept open over its requests.  Hot path:
-``data_received`` takes the clock, appends the bytes, and asks h11 only where the
-response ends; events are parsed when the request is over.
+Each read is one ``recvmsg``: its bytes, the kernel's receive stamp (``SO_TIMESTAMPING``) and our own stamp are appended
+to lists, untouched.  Finished requests go to a spool file as they are (``recording``); JSON, tokens and percentiles are
+somebody else's work.  Sends follow absolute times: due = start + planned offset, never a sleep after the last one.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import gc
-import json
+import heapq
 import os
-import ssl
+import select
+import socket
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from typing import Any
 
-import h11
+from llmopt.bench.clock import clock_offset
+from llmopt.bench.connection import ANCILLARY_BYTES, READ_BYTES, Connection, State, TlsConnection, shown, tunnel_answer
+from llmopt.bench.framing import FramingError
+from llmopt.bench.plan import Plan
+from llmopt.bench.recording import ClockOffset, Exchange, Spool, Summary
 
-from llmopt.bench.schedule import ClosedLoop, PlannedRequest
-from llmopt.bench.stream import Answer, error_text, read_answer
-from llmopt.core.domain import RequestTrace
-
-API_KEY_VARIABLE = "LLMOPT_API_KEY"
-LAG_PROBE_S = 0.01
-MAX_RESPONSE_BYTES = 32 << 20  # no completion is that long: a server that never stops must not fill our memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where to post; the API key is read from the environment alone and never stored."""
-
-    host: str
-    port: int
-    path: str
-    tls: bool
-
-    @classmethod
-    def of(cls, base_url: str, endpoint: str) -> Endpoint:
-        parts = urlsplit(base_url)
-        tls = parts.scheme == "https"
-        path = parts.path.rstrip("/") + ("/chat/completions" if endpoint == "chat" else "/completions")
-        return cls(host=parts.hostname or "", port=parts.port or (443 if tls else 80), path=path, tls=tls)
-
-    def request(self, body: bytes) -> bytes:
-        head = [
-            f"POST {self.path} HTTP/1.1",
-            f"Host: {self.host}:{self.port}",
-            "Content-Type: application/json",
-            "Accept: text/event-stream",
-            f"Content-Length: {len(body)}",
-        ]
-        if key := os.environ.get(API_KEY_VARIABLE):
-            head.append(f"Authorization: Bearer {key}")
-        return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+SECOND = 1_000_000_000
+TICK_NS = 100_000_000  # time limits, clock offsets and progress are looked at this often
+FINE_WAIT_NS = 5_000_000  # epoll waits in whole milliseconds: the last few before a send are waited for with select
+BATCH = 64  # ready sockets taken at once
+FLUSH_EXCHANGES = 64
+import sys
+COALESCE_NS = int(os.environ.get('CO','250'))*1000
+MAX_CONNECTING = 64  # at once while warming up: a listen queue is short
+NEVER = 1 << 62
+RETRIED_STATUS = (429, 502, 503, 504)
+READ, WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
+BUSY = State.BUSY
+clock = time.monotonic_ns
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadResult:
-    """All timelines of a run, and what the client noticed about itself."""
+class LoadClient:
+    """Plays one plan into a spool. ``finished``, ``failed`` and ``active`` count requests, for whoever shows progress.
 
-    traces: tuple[RequestTrace, ...]
-    loop_lag_p99_s: float
-    client_cpu_s: float
+    ``tick`` is called ten times a second and ends the run by returning a reason.
+    """
 
+    def __init__(self, plan: Plan, spool: Spool, *, tick: Callable[[LoadClient], str | None] = lambda _: None) -> None:
+        self.plan, self.spool, self.tick = plan, spool, tick
+        self.epoll = select.epoll()
+        self.context = None
+        if plan.tls:
+            from llmopt.bench.endpoint import tls_context
 
-class Response(asyncio.Protocol):
-    """One connection. ``reads`` holds (stamp, body bytes) of the current response."""
+            self.context = tls_context()
+        self.connections: dict[int, Connection] = {}
+        self.idle: list[Connection] = []
+        self.backlog: deque[tuple[int, int]] = deque()  # (request, planned) that the cap keeps back
+        self.later: list[tuple[int, int, int, int]] = []  # heap of (due, request, planned, attempt): turns, retries
+        self.done: list[tuple[Any, ...]] = []
+        self.next_first = self.active = self.finished = self.failed = self.opened = self.wakeups = 0
+        self.start_ns = self.reads = self.reads_last = 0
+        self.next_due = NEVER
+        self.launch_until = NEVER
+        self.offsets: list[ClockOffset] = []
+        self.never_sent: list[tuple[int, int]] = []
+        self.stopped: str | None = None
+        self.connect_error: str | None = None
 
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.parser = h11.Connection(h11.CLIENT)
-        self.reads: list[tuple[int, bytes]] = []
-        self.status: int | None = None
-        self.ended: asyncio.Future[None] | None = None
-        self.closed = False
-        self.sent_ns: int | None = None
-        self.size = 0
+    # --- the run ------------------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        at_ns = time.monotonic_ns()
-        self.feed(data, at_ns)
-
-    def feed(self, data: bytes, at_ns: int) -> None:
-        try:
-            self.parser.receive_data(data)
-            while (event := self.parser.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
-                if isinstance(event, h11.Response):
-                    self.status = event.status_code
-                elif isinstance(event, h11.Data):
-                    self.reads.append((at_ns, bytes(event.data)))
-                    self.size += len(event.data)
-                    if self.size > MAX_RESPONSE_BYTES:
-                        raise h11.RemoteProtocolError(f"the response is longer than {MAX_RESPONSE_BYTES >> 20} MiB")
-                elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
-                    self.finish(None)
-                    break
-        except h11.ProtocolError as error:
-            self.finish(ConnectionError(str(error)))
-            if self.transport is not None:
-                self.transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
-        if self.ended is not None and not self.ended.done():
-            self.feed(b"", time.monotonic_ns())  # a body without a length ends here, any other is cut
-            self.finish(exc or ConnectionError("the server closed the connection"))
-
-    def finish(self, error: BaseException | None) -> None:
-        if self.ended is None or self.ended.done():
-            return
-        if error is None:
-            self.ended.set_result(None)
-        else:
-            self.ended.set_exception(error)
-
-    async def ask(self, request: bytes) -> None:
-        """Send one request and wait for the end of its response; ``sent_ns`` is the stamp of the send."""
-        assert self.transport is not None
-        self.reads, self.status, self.sent_ns, self.size = [], None, None, 0
-        self.ended = asyncio.get_running_loop().create_future()
-        # The bytes are ours; h11 is told of the request only so that it can follow the response.
-        self.parser.send(h11.Request(method="POST", target="/", headers=[("Host", "x"), ("Content-Length", "0")]))
-        self.parser.send(h11.EndOfMessage())
-        self.sent_ns = time.monotonic_ns()
-        self.transport.write(request)
-        await self.ended
-
-    def reusable(self) -> bool:
-        """Make ready for the next request on the same connection, when both sides keep it open."""
-        if self.closed or self.parser.our_state is not h11.DONE or self.parser.their_state is not h11.DONE:
-            return False
-        self.parser.start_next_cycle()
-        return True
-
-
-@dataclass(kw_only=True)
-class Slot:
-    """One user of the closed loop with its own connection."""
-
-    endpoint: Endpoint
-    timeout_s: float
-    connection: Response | None = None
-
-    async def connect(self) -> Response:
-        """The connection of this slot, opened anew where there is none or the server has closed it."""
-        if self.connection is not None and not self.connection.closed:
-            return self.connection
-        self.connection = None
-        context = ssl.create_default_context() if self.endpoint.tls else None
-        loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(Response, self.endpoint.host, self.endpoint.port, ssl=context)
-        self.connection = protocol
-        return protocol
-
-    def drop(self) -> None:
-        if self.connection is not None and self.connection.transport is not None:
-            self.connection.transport.abort()
-        self.connection = None
-
-    async def ask(self, request: bytes) -> None:
-        """Send on the kept connection; once more on a fresh one when the server had just closed the kept one.
-
-        That race is of HTTP, not of the engine (RFC 9112, 9.3.1): it is seen as no byte of an answer at all.
-        The time it took stays in every latency, which counts from the planned moment.
-        """
-        kept = self.connection is not None and not self.connection.closed
-        connection = await self.connect()
-        try:
-            await connection.ask(request)
-        except OSError:
-            if not kept or connection.status is not None or connection.reads:
-                raise
-            self.drop()
-            await (await self.connect()).ask(request)
-
-    async def run(self, planned: PlannedRequest) -> RequestTrace:
-        """Send one request; every failure is a trace with an ``error``, never an exception."""
-        planned_ns = time.monotonic_ns()
-        body = json.dumps(planned.body).encode()
-        error: str | None = None
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                await self.ask(self.endpoint.request(body))
-        except TimeoutError:
-            error = f"timeout: no end within {self.timeout_s:.0f} s"
-        except OSError as problem:
-            error = f"connection: {problem}"
-        closed_ns = time.monotonic_ns()
-        response = self.connection
-        if response is None:
-            return trace(planned, planned_ns, None, closed_ns, [], None, error)
-        result = trace(planned, planned_ns, response.sent_ns, closed_ns, response.reads, response.status, error)
-        if error is not None or not response.reusable():
-            self.drop()
-        return result
-
-
-def trace(
-    planned: PlannedRequest,
-    planned_ns: int,
-    sent_ns: int | None,
-    closed_ns: int,
-    reads: list[tuple[int, bytes]],
-    status: int | None,
-    error: str | None,
-) -> RequestTrace:
-    """Parse the reads of one finished request."""
-    answer = Answer()
-    if error is None and status != 200:
-        error = f"status {status}: {body_error(reads)}"
-    elif reads and status == 200:
-        answer = read_answer(reads)
-        error = error or answer.error or incomplete(answer)
-    elif error is None:
-        error = "empty: the response had no body"
-    return RequestTrace(
-        index=planned.index,
-        planned_ns=planned_ns,
-        requested_output_tokens=planned.output_tokens,
-        prompt_tokens_asked=planned.prompt_tokens,
-        sent_ns=sent_ns,
-        first_byte_ns=reads[0][0] if reads else None,
-        closed_ns=closed_ns,
-        chunks=tuple(answer.chunks),
-        prompt_tokens=answer.prompt_tokens,
-        cached_tokens=answer.cached_tokens,
-        output_tokens=answer.output_tokens,
-        finish_reason=answer.finish_reason,
-        error=error,
-    )
-
-
-def incomplete(answer: Answer) -> str | None:
-    """A stream that ends cleanly without a finish reason or [DONE] was cut, whatever HTTP says."""
-    if answer.finish_reason is None and not answer.done:
-        return "cut: the stream ended without a finish reason"
-    return None if answer.chunks else "empty: no token in the stream"
-
-
-def body_error(reads: list[tuple[int, bytes]]) -> str:
-    text = b"".join(data for _, data in reads)
-    try:
-        return error_text(json.loads(text))
-    except ValueError:
-        return text[:120].decode("utf-8", "replace")
-
-
-@dataclass(kw_only=True)
-class LagProbe:
-    """Measures how late the event loop wakes up: the client's own part in every latency."""
-
-    lags_s: list[float] = field(default_factory=list)
-
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + LAG_PROBE_S
-            await asyncio.sleep(LAG_PROBE_S)
-            self.lags_s.append(loop.time() - due)
-
-
-async def drive(schedule: ClosedLoop, endpoint: Endpoint, done: Callable[[RequestTrace], None]) -> list[RequestTrace]:
-    """Run all slots to the end of the schedule; ``done`` is called after each request."""
-    waiting = deque(schedule.requests)
-    traces: list[RequestTrace] = []
-
-    async def user(slot: Slot) -> None:
-        while waiting:
-            result = await slot.run(waiting.popleft())
-            traces.append(result)
-            done(result)
-        slot.drop()
-
-    slots = [Slot(endpoint=endpoint, timeout_s=schedule.timeout_s) for _ in range(schedule.concurrency)]
-    async with asyncio.TaskGroup() as group:
-        for slot in slots:
-            group.create_task(user(slot))
-    return sorted(traces, key=lambda t: t.index)
-
-
-def run_load(
-    schedule: ClosedLoop, base_url: str, endpoint: str, done: Callable[[RequestTrace], None] = lambda _: None
-) -> LoadResult:
-    """Play a schedule against a server; returns when every request has ended or timed out."""
-    probe = LagProbe()
-    cpu = time.process_time()
-
-    async def main() -> list[RequestTrace]:
-        watch = asyncio.create_task(probe.run())
-        try:
-            return await drive(schedule, Endpoint.of(base_url, endpoint), done)
-        finally:
-            watch.cancel()
-
-    gc.collect()
-    gc.disable()
-    try:
-        traces = asyncio.run(main())
-    finally:
+    def run(self, start_ns: int | None = None) -> Summary:
+        """Warm the connections, play the plan from ``start_ns`` (default: at once), and write the summary."""
+        self.warm()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self.offsets.append(clock_offset())
+        self.start_ns = max(start_ns or 0, clock())
+        cpu = time.process_time()
+        if self.stopped is None:
+            self.play()
+        cpu = time.process_time() - cpu
+        self.offsets.append(clock_offset())
         gc.enable()
-    lags = sorted(probe.lags_s)
-    lag = lags[int(0.99 * (len(lags) - 1))] if lags else 0.0
-    return LoadResult(traces=tuple(traces), loop_lag_p99_s=lag, client_cpu_s=time.process_time() - cpu)
+        gc.unfreeze()
+        self.flush()
+        self.never_sent += list(self.backlog) + [(index, planned) for _, index, planned, _ in self.later]
+        if self.plan.offsets_ns is not None:
+            rest = self.plan.first[self.next_first :]
+            self.never_sent += [(i, self.start_ns + o) for i, o in zip(rest, self.plan.offsets_ns[self.next_first :], strict=False)]
+        summary = Summary(self.start_ns, clock(), cpu, self.wakeups, self.opened, self.offsets, self.never_sent, self.stopped)
+        self.spool.append(summary)
+        for connection in self.connections.values():
+            connection.close()
+        self.epoll.close()
+        return summary
+
+    def warm(self) -> None:
+        """Open the connections before anything is timed; a server that takes none at all ends the run here."""
+        wanted, deadline = self.plan.warm_connections, clock() + self.plan.connect_timeout_ns
+        while len(self.idle) < wanted and clock() < deadline:
+            connecting = len(self.connections) - len(self.idle)
+            if self.connect_error is not None and not connecting:
+                break
+            while self.connect_error is None and len(self.connections) < wanted and connecting < MAX_CONNECTING:
+                self.open()
+                connecting += 1
+            for fd, mask in self.epoll.poll(0.05):
+                self.attend(self.connections[fd], mask)
+        if not self.idle:
+            self.stopped = self.connect_error or "refused: no connection within the time limit"
+        self.connect_error = None
+
+    def play(self) -> None:
+        """The loop. Between any two reads a send that is due goes first."""
+        plan = self.plan
+        self.launch_until = NEVER if plan.duration_ns is None else self.start_ns + plan.duration_ns
+        next_tick = self.start_ns
+        if plan.offsets_ns is None:
+            self.wait_for(self.start_ns)
+            for _ in range(min(plan.users, len(plan.first))):
+                self.next_conversation(clock())
+        else:
+            self.plan_next()
+        while not self.over():
+            now = clock()
+            if now >= self.next_due:
+                self.launch_due()
+            if now >= next_tick:
+                next_tick = now + TICK_NS
+                self.look_around(now)
+                self.reads_last, self.reads = self.reads, 0
+                continue
+            wake = min(self.next_due, next_tick)
+            if self.done:
+                events = self.epoll.poll(0, BATCH)
+                if not events or len(self.done) >= FLUSH_EXCHANGES:
+                    self.flush()
+            else:
+                events = self.wait(wake - now)
+            self.wakeups += 1
+            self.take(events)
+            self.coalesce(len(events))
+
+    def coalesce(self, reads: int) -> None:
+        if reads and self.reads_last > 500 and reads < BATCH:
+            left = self.next_due - clock()
+            if left > COALESCE_NS:
+                time.sleep(COALESCE_NS / SECOND)
+        self.reads += reads
+
+    def over(self) -> bool:
+        if self.stopped is not None:
+            self.abandon()
+            return True
+        if self.active or self.backlog or self.later:
+            return False
+        return self.next_due == NEVER if self.plan.offsets_ns is not None else True
+
+    def wait(self, nanoseconds: int) -> list[tuple[int, int]]:
+        """Ready sockets, or nothing once the time is over, to some 0.1 ms."""
+        if nanoseconds <= 0:
+            return self.epoll.poll(0, BATCH)
+        if nanoseconds < FINE_WAIT_NS:
+            select.select((self.epoll,), (), (), nanoseconds / SECOND)
+            return self.epoll.poll(0, BATCH)
+        return self.epoll.poll((nanoseconds - FINE_WAIT_NS // 2) / SECOND, BATCH)
+
+    def wait_for(self, moment_ns: int) -> None:
+        while (left := moment_ns - clock()) > 0:
+            time.sleep(left / SECOND)
+
+    def take(self, events: list[tuple[int, int]]) -> None:
+        """The hot path."""
+        connections = self.connections
+        for fd, mask in events:
+            c = connections.get(fd)
+            if c is None:
+                continue
+            if c.state is not BUSY or mask & WRITE or c.tls:
+                self.attend(c, mask)
+                continue
+            try:
+                data, ancillary, _, _ = c.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self.lost(c, f"reset: {shown(error)}")
+                continue
+            now = clock()
+            if data:
+                c.pieces.append(data)
+                c.marks.append(now)
+                c.kernel.append(ancillary[0][2] if ancillary else b"")
+                # In an event stream over chunks only a read that ends like this can end the response.
+                if not c.streaming or data[-4:] == b"\r\n\r\n" or len(data) < 8:
+                    self.progress(c, data, now)
+            else:
+                self.server_closed(c)
+            if now >= self.next_due:
+                self.launch_due()
+
+    def attend(self, c: Connection, mask: int) -> None:
+        """Everything but a plain read of a running answer: connecting, TLS, unsent bytes, idle connections."""
+        try:
+            if c.state is State.CONNECTING:
+                self.connected(c)
+            elif c.state is State.TUNNEL or c.state is State.HANDSHAKE:
+                self.negotiate(c)
+            elif c.state is State.IDLE:
+                self.drop(c)  # the server has closed it, or said something that nobody asked for
+            else:
+                if mask & WRITE:
+                    self.write_rest(c)
+                if mask & ~WRITE:
+                    self.read_sealed(c)
+        except BlockingIOError:
+            pass
+        except FramingError as error:
+            self.lost(c, f"bad_stream: {error}")
+        except OSError as error:
+            self.lost(c, f"{'reset' if c.state is BUSY else 'refused'}: {shown(error)}")
+
+    def read_sealed(self, c: Connection) -> None:
+        data, stamp = c.read()
+        now = clock()
+        if not data:
+            self.server_closed(c)
+            return
+        c.pieces.append(data)
+        c.marks.append(now)
+        c.kernel.append(stamp)
+        self.progress(c, data, now)
+
+    def progress(self, c: Connection, data: bytes, now: int) -> None:
+        """Ask the framing whether this read ended the response."""
+        framing = c.framing
+        try:
+            if framing.head is None:
+                ended = framing.start(c.pieces)
+                c.streaming = framing.events
+            else:
+                ended = framing.ended(data, c.pieces)
+        except FramingError as error:
+            self.finish(c, now, f"bad_stream: {error}", close=True)
+            return
+        if ended:
+            assert framing.head is not None
+            self.finish(c, now, None, close=not framing.head.keeps_open)
+
+    def server_closed(self, c: Connection) -> None:
+        """The server's FIN; a response without a length ends like this, any other is cut, as the reader will find."""
+        if not c.pieces:
+            self.lost(c, "reset: the server closed the connection without an answer")
+            return
+        self.finish(c, clock(), None, close=True, server_closed=True)
+
+    # --- sending ------------------------------------------------------------------------------------------------
+
+    def plan_next(self) -> None:
+        """When the next send is due: of the schedule, or of a turn or a retry that comes later."""
+        plan, due = self.plan, NEVER
+        if plan.offsets_ns is not None and self.next_first < len(plan.first):
+            due = self.start_ns + plan.offsets_ns[self.next_first]
+            if due >= self.launch_until:
+                due = NEVER
+        if self.later and self.later[0][0] < due:
+            due = self.later[0][0]
+        self.next_due = due
+
+    def launch_due(self) -> None:
+        """Send, or put behind the cap, everything whose time has come."""
+        plan = self.plan
+        while (now := clock()) >= self.next_due:
+            if self.later and self.later[0][0] <= self.next_due:
+                _, index, planned, attempt = heapq.heappop(self.later)
+                self.launch(index, planned, attempt)
+            else:
+                index, planned = plan.first[self.next_first], self.next_due
+                self.next_first += 1
+                if plan.users and self.active >= plan.users:
+                    self.backlog.append((index, planned))
+                else:
+                    self.active += 1
+                    self.launch(index, planned, 0)
+            self.plan_next()
+
+    def next_conversation(self, now: int) -> None:
+        """A slot of a closed loop has become free now, or one under the cap."""
+        if self.backlog:
+            index, planned = self.backlog.popleft()
+        elif self.plan.offsets_ns is None and self.next_first < len(self.plan.first) and now < self.launch_until:
+            index, planned = self.plan.first[self.next_first], now
+            self.next_first += 1
+        else:
+            return
+        self.active += 1
+        self.launch(index, planned, 0)
+
+    def launch(self, index: int, planned: int, attempt: int, *, fresh: bool = False) -> None:
+        """Send on an idle connection, the one used last first, or on a new one as soon as it stands."""
+        c = self.idle.pop() if self.idle and not fresh else self.open()
+        if c is None:
+            self.settle(index, planned, attempt, self.connect_error or "refused", None)
+            return
+        c.index, c.planned_ns, c.attempt = index, planned, attempt
+        if c.state is State.IDLE:
+            self.send(c)
+
+    def send(self, c: Connection) -> None:
+        c.state = BUSY
+        c.uses += 1
+        data = self.plan.requests[c.index]
+        if c.tls:
+            data = c.seal(data)
+        c.sent_ns = clock()
+        try:
+            sent = c.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.lost(c, f"reset: {shown(error)}")
+            return
+        if sent < len(data):
+            c.out = memoryview(data)[sent:]
+            self.epoll.modify(c.fd, READ | WRITE)
+
+    def write_rest(self, c: Connection) -> None:
+        if len(c.out):
+            c.out = c.out[c.sock.send(c.out) :]
+        if not len(c.out):
+            self.epoll.modify(c.fd, READ)
+
+    # --- connections --------------------------------------------------------------------------------------------
+
+    def open(self) -> Connection | None:
+        """A new connection, under way; ``None`` where the system gives none (``connect_error`` says why)."""
+        plan, now = self.plan, clock()
+        try:
+            if self.context is not None:
+                c: Connection = TlsConnection(plan.family, now, self.context, plan.server_name)
+            else:
+                c = Connection(plan.family, now)
+        except OSError as error:
+            self.connect_error = f"refused: {shown(error)}"
+            return None
+        self.opened += 1
+        with contextlib.suppress(BlockingIOError):
+            try:
+                c.sock.connect(tuple(plan.address))
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self.connect_error = f"refused: {shown(error)}"
+                c.close()
+                return None
+        self.connections[c.fd] = c
+        self.epoll.register(c.fd, READ | WRITE)
+        return c
+
+    def connected(self, c: Connection) -> None:
+        """Raises OSError when the attempt failed."""
+        if code := c.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
+        c.connected_ns = clock()
+        if self.plan.tunnel:
+            c.state = State.TUNNEL
+            c.out = self.plan.tunnel
+            self.write_rest(c)
+        elif c.tls:
+            c.state = State.HANDSHAKE
+            self.negotiate(c, first=True)
+        else:
+            self.ready(c)
+
+    def negotiate(self, c: Connection, *, first: bool = False) -> None:
+        """The proxy's answer to CONNECT, then TLS. Raises OSError (also ssl.SSLError) and FramingError."""
+        if len(c.out):
+            self.write_rest(c)
+            return
+        if c.state is State.TUNNEL:
+            c.pieces.append(c.recvmsg(READ_BYTES)[0])
+            answer = tunnel_answer(b"".join(c.pieces))
+            if answer is None and c.pieces[-1]:
+                return
+            if answer or answer is None:
+                raise OSError(answer or "the proxy closed the connection")
+            c.pieces, c.state, first = [], State.HANDSHAKE, True
+        assert isinstance(c, TlsConnection)
+        if not first:
+            data = c.recvmsg(READ_BYTES)[0]
+            c.incoming.write(data) if data else c.incoming.write_eof()
+        done = c.handshake()
+        c.out = c.outgoing.read()
+        self.write_rest(c) if len(c.out) else self.epoll.modify(c.fd, READ)
+        if done:
+            self.ready(c)
+
+    def ready(self, c: Connection) -> None:
+        c.connected_ns = c.connected_ns or clock()
+        if not len(c.out):
+            self.epoll.modify(c.fd, READ)
+        if c.index >= 0:
+            self.send(c)
+        else:
+            c.state = State.IDLE
+            self.idle.append(c)
+
+    def drop(self, c: Connection) -> None:
+        """Close a connection; closing takes it out of the epoll set."""
+        if c.state is State.IDLE:
+            self.idle.remove(c)
+        self.connections.pop(c.fd, None)
+        c.close()
+
+    # --- the end of a request -----------------------------------------------------------------------------------
+
+    def lost(self, c: Connection, error: str) -> None:
+        """A connection broke. On a kept one, before any byte of an answer, that is HTTP's own race (RFC 9112, 9.3.1):
+
+        the server was just closing it.  The request goes out once more on a fresh one, its time running all along.
+        """
+        if c.state is not BUSY and c.index < 0:
+            self.connect_error = error
+            self.drop(c)
+            return
+        if c.state is BUSY and c.uses > 1 and not c.pieces:
+            index, planned, attempt = c.index, c.planned_ns, c.attempt
+            self.drop(c)
+            self.launch(index, planned, attempt, fresh=True)
+            return
+        self.finish(c, clock(), error, close=True)
+
+    def finish(self, c: Connection, now: int, error: str | None, *, close: bool, server_closed: bool = False) -> None:
+        """Record the attempt, free the connection, and go on with whatever follows."""
+        index, planned, attempt, head = c.index, c.planned_ns, c.attempt, c.framing.head
+        self.done.append(
+            (index, attempt, planned, c.connected_ns if c.uses <= 1 else None, c.sent_ns, now, error, server_closed,
+             c.marks, c.kernel, c.pieces)
+        )  # fmt: skip
+        if close:
+            self.drop(c)
+        else:
+            c.clear()
+            c.state = State.IDLE
+            self.idle.append(c)
+        status = head.status if head is not None else None
+        streamed = head is not None and status == 200 and "json" not in head.headers.get("content-type", "")
+        retry_after = head.headers.get("retry-after") if head is not None else None
+        self.settle(index, planned, attempt, error or (None if streamed else f"status {status}"), status, retry_after, recorded=True)
+
+    def settle(
+        self, index: int, planned: int, attempt: int, error: str | None, status: int | None,
+        retry_after: str | None = None, *, recorded: bool = False,
+    ) -> None:  # fmt: skip
+        """One attempt is over: retry it, or count it and let the next turn, or the next user, have the slot."""
+        now = clock()
+        if not recorded:
+            self.done.append((index, attempt, planned, None, None, now, error, False, [], [], []))
+        if error is not None and attempt < self.plan.retries and (status in RETRIED_STATUS or error.startswith(("refused", "reset"))):
+            heapq.heappush(self.later, (now + retry_delay_ns(retry_after, attempt), index, planned, attempt + 1))
+            self.plan_next()
+            return
+        self.finished += 1
+        self.failed += error is not None
+        if self.failed == self.finished and 0 < self.plan.give_up_after <= self.failed:
+            self.stopped = self.stopped or "every request failed"
+        follower = self.plan.follower[index] if self.plan.follower else -1
+        if follower >= 0 and error is None:
+            due = now + self.plan.think_ns
+            if self.plan.think_ns:
+                heapq.heappush(self.later, (due, follower, due, 0))
+                self.plan_next()
+            else:
+                self.launch(follower, due, 0)
+            return
+        while follower >= 0:  # the turns of a conversation that broke are never sent
+            self.never_sent.append((follower, now))
+            follower = self.plan.follower[follower]
+        self.active -= 1
+        self.next_conversation(now)
+
+    # --- ten times a second -------------------------------------------------------------------------------------
+
+    def look_around(self, now: int) -> None:
+        """Time limits, clock offset, progress; every wait in here has a bound."""
+        plan = self.plan
+        if now - self.offsets[-1].at_ns >= SECOND:
+            self.offsets.append(clock_offset())
+        for c in list(self.connections.values()):
+            if c.state is BUSY:
+                assert c.sent_ns is not None
+                if now - c.sent_ns > plan.request_timeout_ns:
+                    self.finish(c, now, f"timeout: no end within {plan.request_timeout_ns / SECOND:g} s", close=True)
+                elif c.marks and now - c.marks[-1] > plan.stall_timeout_ns:
+                    self.finish(c, now, f"stalled: no byte for {plan.stall_timeout_ns / SECOND:g} s", close=True)
+                elif len(c.pieces) > 64 and sum(map(len, c.pieces)) > plan.max_response_bytes:
+                    limit = f"{plan.max_response_bytes >> 20} MiB"
+                    self.finish(c, now, f"bad_stream: the response is longer than {limit}", close=True)
+            elif c.state < State.IDLE and now - c.opened_ns > plan.connect_timeout_ns:
+                self.lost(c, f"refused: no connection within {plan.connect_timeout_ns / SECOND:g} s")
+        while self.backlog and now - self.backlog[0][1] > plan.request_timeout_ns:
+            self.never_sent.append(self.backlog.popleft())
+        self.spool.file.flush()
+        self.stopped = self.stopped or self.tick(self)
+
+    def abandon(self) -> None:
+        """The run was stopped: what is under way is recorded as far as it came."""
+        now = clock()
+        for c in list(self.connections.values()):
+            if c.index >= 0:
+                self.done.append(
+                    (c.index, c.attempt, c.planned_ns, c.connected_ns, c.sent_ns, now, "stopped: the run was ended", False,
+                     c.marks, c.kernel, c.pieces)
+                )  # fmt: skip
+
+    def flush(self) -> None:
+        """Write what has finished to the spool."""
+        for index, attempt, planned, connected, sent, closed, error, server_closed, marks, kernel, pieces in self.done:
+            stamps = b"".join(kernel)
+            whole = len(stamps) == 48 * len(kernel)
+            self.spool.append(
+                Exchange(
+                    index=index + self.plan.index_base, attempt=attempt, planned_ns=planned, connected_ns=connected,
+                    sent_ns=sent, closed_ns=closed, error=error, server_closed=server_closed,
+                    user_ns=array("q", marks).tobytes(), kernel=stamps if whole else b"",
+                    sizes=array("I", map(len, pieces)).tobytes(), raw=b"".join(pieces),
+                )
+            )  # fmt: skip
+        self.done.clear()
+
+
+def retry_delay_ns(retry_after: str | None, attempt: int) -> int:
+    """What the server asked for in whole seconds, else 0.1 s doubled with every attempt."""
+    if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
+        return int(retry_after) * SECOND
+    return SECOND // 10 << min(attempt, 10)

@@ -1,126 +1,199 @@
-"""From raw reads to a timeline: server-sent events are parsed only after every byte was stamped."""
+"""From a recorded body to a timeline: server-sent events are parsed only after every byte was stamped."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmopt.core.domain import TokenChunk
+import msgspec
+
+MAX_EVENT_BYTES = 4 << 20
+
+
+class Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: Details | None = None
+
+
+class Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct):
+    function: Function | None = None
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Choice(msgspec.Struct):
+    text: str | None = None
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class Event(msgspec.Struct):
+    """The part of an OpenAI chunk that carries meaning; everything else is skipped unread."""
+
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    error: Any = None
+
+
+DECODER = msgspec.json.Decoder(Event)
 
 
 @dataclass(kw_only=True)
 class Answer:
-    """What a stream said."""
+    """What a stream said. ``chunks_ns`` are the stamps of its token-carrying reads, in order and without repeats;
 
-    chunks: list[TokenChunk] = field(default_factory=list)
+    ``chunk_tokens`` the tokens of each, as long as cumulative usage told them.  ``error`` is ``kind: words``.
+    """
+
+    chunks_ns: list[int] = field(default_factory=list)
+    chunk_tokens: list[int] | None = field(default_factory=list)
+    first_visible_ns: int | None = None
+    reasoning: bool = False
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
     finish_reason: str | None = None
     done: bool = False
     error: str | None = None
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def complete(self) -> bool:
+        """A stream that ends cleanly without a finish reason or [DONE] was cut, whatever HTTP says."""
+        return self.done or self.finish_reason is not None
 
 
-def events(reads: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
-    """``data:`` payloads with the stamp of the read that completed them."""
-    pieces: list[bytes] = []  # of a line that has not ended: joined once, for a body without lines may be long
-    for at_ns, data in reads:
-        pieces.append(data)
-        if b"\n" not in data:
-            continue
-        *lines, rest = b"".join(pieces).split(b"\n")
-        pieces = [rest]
+def events(parts: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The data of each server-sent event, with the stamp of the read that completed its last ``data:`` line.
+
+    As the standard has it (WHATWG HTML, 9.2.6), but an event whose blank line never came is still given, and a carriage
+    return ends no line by itself.  Raises ValueError for a line longer than any event is.
+    """
+    rest, data, at = b"", b"", 0
+    for stamp, piece in parts:
+        lines = (rest + piece if rest else piece).split(b"\n")
+        rest = lines.pop()
+        if len(rest) > MAX_EVENT_BYTES:
+            raise ValueError(f"a line longer than {MAX_EVENT_BYTES >> 20} MiB")
         for line in lines:
-            if line.startswith(b"data:"):
-                yield at_ns, line[5:].strip().decode("utf-8", "replace")
-    if (rest := b"".join(pieces)).startswith(b"data:"):
-        yield at_ns, rest[5:].strip().decode("utf-8", "replace")
+            if line[:5] == b"data:":
+                data, at = (data + b"\n" + line[5:] if data else line[5:]), stamp
+            elif data and line in (b"", b"\r"):
+                yield at, data.strip()
+                data = b""
+    if rest[:5] == b"data:":
+        data, at = (data + b"\n" + rest[5:] if data else rest[5:]), stamp
+    if data.strip():
+        yield at, data.strip()
 
 
-def read_answer(reads: Iterable[tuple[int, bytes]]) -> Answer:
-    """Every event of one response. Tokens of one read are one chunk: nobody saw them apart."""
+def read_answer(parts: Iterable[tuple[int, bytes]]) -> Answer:
+    """Every event of one response; ``parts`` are (stamp of the read, body bytes). Never raises.
+
+    Tokens of one read are one chunk: nobody saw them apart.  What follows an error event is not looked at.
+    """
     answer = Answer()
-    for at_ns, payload in events(reads):
-        if payload == "[DONE]":
-            answer.done = True
-            continue
-        try:
-            event = json.loads(payload)
-        except ValueError:
-            answer.error = f"not JSON in the stream: {payload[:80]}"
-            return answer
-        if not isinstance(event, dict) or event.get("error"):
-            answer.error = error_text(event)
-            return answer
-        try:
+    try:
+        for at_ns, payload in events(parts):
+            if payload == b"[DONE]":
+                answer.done = True
+                continue
+            event = DECODER.decode(payload)
+            if event.error:
+                answer.error = f"error_event: {error_text(event.error)}"
+                break
             take_event(answer, event, at_ns)
-        except (AttributeError, TypeError, KeyError):
-            answer.error = f"an event of unknown shape in the stream: {payload[:80]}"
-            return answer
+    except (ValueError, RecursionError) as problem:  # msgspec's errors, and text that is no UTF-8, are ValueErrors
+        answer.error = f"bad_stream: {problem}"
     return answer
 
 
-def take_event(answer: Answer, event: dict[str, Any], at_ns: int) -> None:
+def take_event(answer: Answer, event: Event, at_ns: int) -> None:
     """One event. Growing usage tells a chunk's tokens, but only while every chunk so far carried usage too:
 
     servers that report usage once, with the last chunk, would otherwise book a whole answer to it.
     """
-    grown = take_usage(answer, event.get("usage"))
-    choice = next(iter(event.get("choices") or []), None)
-    if choice is None:
+    grown = take_usage(answer, event.usage) if event.usage is not None else 0
+    if not event.choices:
         return
-    answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+    choice = event.choices[0]
+    if choice.finish_reason:
+        answer.finish_reason = choice.finish_reason
     text, reasoning = token_text(choice)
-    counted = grown if all(chunk.tokens is not None for chunk in answer.chunks) else 0
-    if text or counted:
-        add_chunk(answer, at_ns, counted or None, reasoning)
+    if text:
+        answer.texts.append(text)
+    if answer.chunk_tokens is None:
+        grown = 0
+    if text or grown:
+        add_chunk(answer, at_ns, grown, reasoning)
 
 
-def take_usage(answer: Answer, usage: Any) -> int:
-    """Keep the counts; returns by how much the output grew. Raises TypeError for counts that are no numbers."""
-    if not isinstance(usage, dict):
-        return 0
+def take_usage(answer: Answer, usage: Usage) -> int:
+    """Keep the counts; returns by how much the output grew."""
     before = answer.output_tokens or 0
-    details = usage.get("prompt_tokens_details") or {}
-    answer.prompt_tokens = count(usage.get("prompt_tokens"), answer.prompt_tokens)
-    answer.output_tokens = count(usage.get("completion_tokens"), answer.output_tokens)
-    answer.cached_tokens = count(details.get("cached_tokens"), answer.cached_tokens)
-    return max(0, (answer.output_tokens or 0) - before)
+    if usage.prompt_tokens is not None:
+        answer.prompt_tokens = usage.prompt_tokens
+    if usage.prompt_tokens_details is not None and usage.prompt_tokens_details.cached_tokens is not None:
+        answer.cached_tokens = usage.prompt_tokens_details.cached_tokens
+    if usage.completion_tokens is None:
+        return 0
+    answer.output_tokens = usage.completion_tokens
+    return max(0, usage.completion_tokens - before)
 
 
-def count(value: Any, known: int | None) -> int | None:
-    if value is None:
-        return known
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r} is no count")
-    return value
-
-
-def token_text(choice: dict[str, Any]) -> tuple[str, bool]:
+def token_text(choice: Choice) -> tuple[str, bool]:
     """The text that counts as a token in this choice, and whether it is reasoning; a role alone is none."""
-    delta = choice.get("delta")
+    delta = choice.delta
     if delta is None:
-        return choice.get("text") or "", False
-    thought = delta.get("reasoning_content") or delta.get("reasoning")
-    if thought and not delta.get("content"):
-        return str(thought), True
-    if delta.get("content"):
-        return str(delta["content"]), False
-    calls = delta.get("tool_calls") or []
-    return "".join(str((call.get("function") or {}).get("arguments") or "x") for call in calls), False
+        return choice.text or "", False
+    if delta.content:
+        return delta.content, False
+    if thought := delta.reasoning_content or delta.reasoning:
+        return thought, True
+    words = [call.function.arguments or call.function.name or "" for call in delta.tool_calls or [] if call.function]
+    return "".join(words), False
 
 
-def add_chunk(answer: Answer, at_ns: int, tokens: int | None, reasoning: bool) -> None:
-    last = answer.chunks[-1] if answer.chunks else None
-    if last is not None and last.at_ns == at_ns and last.reasoning == reasoning:
-        both = last.tokens + tokens if last.tokens is not None and tokens is not None else None
-        answer.chunks[-1] = TokenChunk(at_ns=at_ns, tokens=both, reasoning=reasoning)
-    else:
-        answer.chunks.append(TokenChunk(at_ns=at_ns, tokens=tokens, reasoning=reasoning))
+def add_chunk(answer: Answer, at_ns: int, tokens: int, reasoning: bool) -> None:
+    if not tokens:
+        answer.chunk_tokens = None
+    same_read = bool(answer.chunks_ns) and answer.chunks_ns[-1] == at_ns
+    if not same_read:
+        answer.chunks_ns.append(at_ns)
+    if answer.chunk_tokens is not None:
+        if same_read:
+            answer.chunk_tokens[-1] += tokens
+        else:
+            answer.chunk_tokens.append(tokens)
+    if reasoning:
+        answer.reasoning = True
+    elif answer.first_visible_ns is None:
+        answer.first_visible_ns = at_ns
 
 
-def error_text(event: Any) -> str:
-    error = event.get("error") if isinstance(event, dict) else event
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
+def error_text(error: Any) -> str:
+    """The words of an OpenAI error, or of whatever stands in its place, on one line."""
+    if isinstance(error, dict) and isinstance(error.get("error"), (dict, str)):
+        error = error["error"]
+    words = error.get("message", error) if isinstance(error, dict) else error
+    return " ".join(str(words).split())[:200]

@@ -74,17 +74,56 @@ class ServeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is asked of a server. ``load`` names the loop: results of different loops are never compared."""
+    """What is asked of a server. ``load`` names the loop: results of different loops are never compared.
+
+    ``input_tokens`` and ``output_tokens`` are what a request has on average; ``input_lengths`` and ``output_lengths`` say
+    how they spread (``uniform:16:64``), empty where they do not.  ``requests`` is ``None`` where ``duration_s`` or
+    ``until`` ends the run.  ``slos`` only judge a run, they do not change it.
+    """
 
     input_tokens: int = 64
     output_tokens: int = 32
     concurrency: int = 4
-    requests: int = 64
-    warmup_requests: int = 8
+    requests: int | None = 64
+    warmup_requests: int | None = None
     seed: int = 0
-    load: Literal["closed"] = "closed"
+    load: Literal["closed", "open", "ramp", "trace"] = "closed"
     endpoint: Literal["completions", "chat"] = "completions"
     request_timeout_s: float = 120.0
+    stall_timeout_s: float = 60.0
+    rate: float | None = None
+    rate_to: float | None = None
+    arrival: Literal["constant", "poisson", "gamma"] = "constant"
+    burstiness: float = 1.0
+    max_concurrency: int | None = None
+    duration_s: float | None = None
+    until: str = ""
+    input_lengths: str = ""
+    output_lengths: str = ""
+    dataset: str = ""
+    trace_file: str = ""
+    turns: int = 1
+    think_s: float = 0.0
+    retries: int = 0
+    slos: tuple[str, ...] = ()
+
+    @property
+    def open_loop(self) -> bool:
+        return self.load != "closed"
+
+    @property
+    def shape(self) -> str:
+        """The load in words: ``closed loop of 4``, ``open loop, 20/s poisson, at most 8 at once``."""
+        if self.load == "closed":
+            words = f"closed loop of {self.concurrency}"
+        elif self.load == "trace":
+            words = "replayed trace"
+        else:
+            rate = f"{self.rate:g}" if self.load == "open" else f"{self.rate:g} to {self.rate_to:g}"
+            words = f"open loop, {rate}/s {self.arrival}"
+        if self.open_loop and self.max_concurrency:
+            words += f", at most {self.max_concurrency} at once"
+        return words + (f", {self.turns} turns" if self.turns > 1 else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +158,22 @@ class ServerCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenChunk:
-    """One read that carried tokens; ``tokens`` only where the server said how many."""
+class Attempt:
+    """A try of a request that was followed by another one."""
 
-    at_ns: int
-    tokens: int | None
-    reasoning: bool = False
+    sent_ns: int | None
+    closed_ns: int
+    error: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestTrace:
-    """The timeline of one request. A field is ``None`` when that point was never reached."""
+    """The timeline of one request. A field is ``None`` when that point was never reached.
+
+    ``chunks_ns`` are the stamps of the reads that carried tokens; ``chunk_tokens`` how many tokens each of them brought,
+    or empty where the server did not say so for every one.  ``output_tokens`` is the server's count, or ours of the
+    text (``tokens_estimated``); ``counted_tokens`` is always ours.  ``error`` is ``kind: words``.
+    """
 
     index: int
     planned_ns: int
@@ -138,28 +182,35 @@ class RequestTrace:
     sent_ns: int | None = None
     first_byte_ns: int | None = None
     closed_ns: int | None = None
-    chunks: tuple[TokenChunk, ...] = ()
+    chunks_ns: tuple[int, ...] = ()
+    chunk_tokens: tuple[int, ...] = ()
+    first_visible_ns: int | None = None
+    reasoning: bool = False
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    counted_tokens: int | None = None
+    tokens_estimated: bool = False
     finish_reason: str | None = None
     error: str | None = None
+    conversation: int | None = None
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def first_token_ns(self) -> int | None:
-        return self.chunks[0].at_ns if self.chunks else None
+        return self.chunks_ns[0] if self.chunks_ns else None
 
     @property
     def last_token_ns(self) -> int | None:
-        return self.chunks[-1].at_ns if self.chunks else None
-
-    @property
-    def first_visible_ns(self) -> int | None:
-        return next((c.at_ns for c in self.chunks if not c.reasoning), None)
+        return self.chunks_ns[-1] if self.chunks_ns else None
 
     @property
     def ok(self) -> bool:
         return self.error is None
+
+    @property
+    def error_kind(self) -> str | None:
+        return None if self.error is None else self.error.partition(":")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +280,9 @@ class Measurement:
     verdict: Verdict
     metrics: dict[str, Any]
     intervals: dict[str, Any]
+    client: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, Any] = field(default_factory=dict)
+    definitions: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
     telemetry: dict[str, Any] = field(default_factory=dict)
     evidence: Evidence = "measured"

@@ -1,0 +1,81 @@
+"""What the client hands over: raw bytes and raw stamps, one ``Exchange`` per attempt, appended to a spool file.
+
+The client writes and never reads; whoever wants numbers reads the same file, during the run or after it.  So the hot
+path parses nothing, the client's memory does not grow with the run, and what was measured is on disk when a run is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO
+
+import msgspec
+
+LENGTH_BYTES = 4
+
+
+class Exchange(msgspec.Struct, array_like=True, frozen=True):
+    """One attempt. ``user_ns`` are int64 stamps of the reads, ``kernel`` their raw ``SCM_TIMESTAMPING`` data (16 of 48
+    bytes: seconds and nanoseconds of CLOCK_REALTIME; empty where the kernel gave none for some read), ``sizes`` uint32.
+    """
+
+    index: int
+    attempt: int
+    planned_ns: int
+    connected_ns: int | None
+    sent_ns: int | None
+    closed_ns: int
+    error: str | None
+    server_closed: bool
+    user_ns: bytes
+    kernel: bytes
+    sizes: bytes
+    raw: bytes
+
+
+class ClockOffset(msgspec.Struct, array_like=True, frozen=True):
+    """CLOCK_REALTIME − CLOCK_MONOTONIC at ``at_ns`` (monotonic), known to ± half of ``bracket_ns``."""
+
+    at_ns: int
+    offset_ns: int
+    bracket_ns: int
+
+
+class Summary(msgspec.Struct, array_like=True, frozen=True):
+    """The end of a spool: what the client knows about itself. ``never_sent`` are (index, planned) of requests."""
+
+    start_ns: int
+    end_ns: int
+    cpu_s: float
+    wakeups: int
+    connections: int
+    offsets: list[ClockOffset]
+    never_sent: list[tuple[int, int]]
+    stopped: str | None
+
+
+class Spool:
+    """Appends length-prefixed messages to a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.encoder = msgspec.msgpack.Encoder()
+
+    def append(self, message: Exchange | Summary) -> None:
+        """Raises OSError when the disk is full."""
+        kind = b"S" if isinstance(message, Summary) else b"E"
+        data = kind + self.encoder.encode(message)
+        self.file.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+
+
+def read_spool(file: IO[bytes]) -> Iterator[Exchange | Summary]:
+    """Every whole message from where the file stands; a half-written last one is left for the next call."""
+    exchange, summary = msgspec.msgpack.Decoder(Exchange), msgspec.msgpack.Decoder(Summary)
+    while True:
+        place = file.tell()
+        prefix = file.read(LENGTH_BYTES)
+        data = file.read(int.from_bytes(prefix, "little")) if len(prefix) == LENGTH_BYTES else b""
+        if not data or len(data) < int.from_bytes(prefix, "little"):
+            file.seek(place)
+            return
+        yield (summary if data[:1] == b"S" else exchange).decode(data[1:])

@@ -1,0 +1,185 @@
+"""From raw exchanges to ``RequestTrace``: kernel stamps become CLOCK_MONOTONIC, bytes become tokens or an error.
+
+Errors are ``kind: words`` with a kind of ``ERROR_KINDS`` or ``http_STATUS``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmopt.bench.framing import Body, FramingError, body_of
+from llmopt.bench.recording import ClockOffset, Exchange, Summary
+from llmopt.bench.schedule import PlannedRequest
+from llmopt.bench.stream import Answer, error_text, read_answer
+from llmopt.core.domain import Attempt, RequestTrace
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ERROR_KINDS = ("refused", "timeout", "error_event", "cut", "reset", "stalled", "bad_stream", "dropped", "stopped")
+STAMP_WORDS = 6  # a kernel stamp is three timespecs of two int64, of which the first is filled
+CLOCK_SLACK_NS = 1_000_000
+
+
+class Clock:
+    """Turns the kernel's CLOCK_REALTIME into CLOCK_MONOTONIC, between the offsets that were measured during the run."""
+
+    def __init__(self, offsets: Sequence[ClockOffset]) -> None:
+        import numpy as np
+
+        self.base = offsets[0].offset_ns
+        self.at = np.array([o.at_ns for o in offsets], np.int64)
+        self.drift = np.array([o.offset_ns - self.base for o in offsets], np.float64)
+
+    def monotonic(self, kernel: bytes) -> NDArray[np.int64]:
+        """Int64 nanoseconds of each raw stamp."""
+        import numpy as np
+
+        words = np.frombuffer(kernel, np.int64).reshape(-1, STAMP_WORDS)
+        near = words[:, 0] * 1_000_000_000 + words[:, 1] - self.base
+        return near - np.rint(np.interp(near, self.at, self.drift)).astype(np.int64)
+
+
+@dataclass(kw_only=True)
+class Reader:
+    """Reads the exchanges of one client; ``lags`` collects user stamp − kernel stamp, ``user_stamped`` how many reads had none.
+
+    ``count`` counts the tokens of a text where a tokenizer is known.
+    """
+
+    clock: Clock
+    count: Callable[[str], int] | None = None
+    lags: list[NDArray[np.int64]] = field(default_factory=list)
+    user_stamped: int = 0
+
+    def stamps(self, exchange: Exchange) -> list[int]:
+        """One stamp per read: the kernel's, or ours where it gave none or its clock was set during the request."""
+        import numpy as np
+
+        user = np.frombuffer(exchange.user_ns, np.int64)
+        if exchange.kernel:
+            kernel = self.clock.monotonic(exchange.kernel)
+            lag = user - kernel
+            early = exchange.sent_ns is not None and kernel[0] < exchange.sent_ns - CLOCK_SLACK_NS
+            if not early and lag.min() > -CLOCK_SLACK_NS:
+                self.lags.append(lag)
+                return np.minimum(kernel, user).tolist()
+        self.user_stamped += len(user)
+        return user.tolist()  # type: ignore[no-any-return]
+
+    def trace(self, planned: PlannedRequest, attempts: Sequence[Exchange]) -> RequestTrace:
+        """The timeline of one request over all its attempts; latencies count from the first plan to the last answer."""
+        last = attempts[-1]
+        stamps = self.stamps(last)
+        answer, body, error = self.read(last, stamps)
+        counted = self.count(answer.text) if self.count is not None and answer.texts else None
+        known = answer.output_tokens if error is None or answer.chunk_tokens else None
+        return RequestTrace(
+            index=planned.index,
+            planned_ns=attempts[0].planned_ns,
+            requested_output_tokens=planned.output_tokens,
+            prompt_tokens_asked=planned.prompt_tokens,
+            sent_ns=last.sent_ns,
+            first_byte_ns=first_byte(body, stamps),
+            closed_ns=last.closed_ns,
+            chunks_ns=tuple(answer.chunks_ns),
+            chunk_tokens=tuple(answer.chunk_tokens or ()),
+            first_visible_ns=answer.first_visible_ns,
+            reasoning=answer.reasoning,
+            prompt_tokens=answer.prompt_tokens,
+            cached_tokens=answer.cached_tokens,
+            output_tokens=counted if known is None else known,
+            counted_tokens=counted,
+            tokens_estimated=known is None and counted is not None,
+            finish_reason=answer.finish_reason,
+            error=error,
+            conversation=planned.conversation,
+            attempts=tuple(self.attempt(e) for e in attempts[:-1]),
+        )
+
+    def attempt(self, exchange: Exchange) -> Attempt:
+        """A retried attempt, as it is kept."""
+        _, _, error = self.read(exchange, self.stamps(exchange))
+        return Attempt(sent_ns=exchange.sent_ns, closed_ns=exchange.closed_ns, error=error or "")
+
+    def read(self, exchange: Exchange, stamps: list[int]) -> tuple[Answer, Body | None, str | None]:
+        """(what the stream said, its body, what was wrong with it)."""
+        import numpy as np
+
+        sizes = np.frombuffer(exchange.sizes, np.uint32).tolist()
+        try:
+            body = body_of(exchange.raw, sizes, closed=exchange.server_closed)
+        except FramingError as problem:
+            return Answer(), None, exchange.error or f"bad_stream: {problem}"
+        if body is None:
+            return Answer(), None, exchange.error or "reset: the connection ended inside the head of the answer"
+        if body.head.status != 200:
+            return Answer(), body, exchange.error or status_error(body)
+        kind = body.head.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind in ("text/html", "application/json"):
+            return Answer(), body, exchange.error or not_a_stream(kind, body)
+        answer = read_answer((stamps[read], data) for read, data in body.parts)
+        return answer, body, answer.error or exchange.error or incomplete(answer, body)
+
+
+def first_byte(body: Body | None, stamps: list[int]) -> int | None:
+    return stamps[body.parts[0][0]] if body is not None and body.parts else None
+
+
+def incomplete(answer: Answer, body: Body) -> str | None:
+    if not answer.complete:
+        how = "its HTTP body ended cleanly" if body.whole else "the connection was closed"
+        return f"cut: no finish_reason and no [DONE], {how}"
+    return None if answer.chunks_ns else "bad_stream: no token in the stream"
+
+
+def status_error(body: Body) -> str:
+    """``http_429: too many requests (Retry-After: 1)``."""
+    words: Any = body.text[:4096]
+    try:
+        words = error_text(json.loads(body.text))
+    except (ValueError, RecursionError):
+        words = " ".join(words.decode("utf-8", "replace").split())[:120]
+    wait = body.head.headers.get("retry-after")
+    return f"http_{body.head.status}: {words or 'no words'}" + (f" (Retry-After: {wait})" if wait else "")
+
+
+def not_a_stream(kind: str, body: Body) -> str:
+    try:
+        document = json.loads(body.text)
+        if isinstance(document, dict) and document.get("error"):
+            return f"error_event: {error_text(document)}"
+    except (ValueError, RecursionError):
+        pass
+    what = "an HTML page" if kind == "text/html" else "one JSON document"
+    return f"bad_stream: {what} instead of an event stream"
+
+
+def never_sent(planned: PlannedRequest, planned_ns: int) -> RequestTrace:
+    """A planned request that was never sent is a failure."""
+    return RequestTrace(
+        index=planned.index,
+        planned_ns=planned_ns,
+        requested_output_tokens=planned.output_tokens,
+        prompt_tokens_asked=planned.prompt_tokens,
+        conversation=planned.conversation,
+        error="dropped: never sent",
+    )
+
+
+def read_traces(
+    requests: Sequence[PlannedRequest], exchanges: Iterable[Exchange], reader: Reader, summary: Summary | None
+) -> list[RequestTrace]:
+    """The traces of one client, in the order of its requests; attempts of one request come in the order they were made."""
+    by_request: dict[int, list[Exchange]] = {}
+    for exchange in exchanges:
+        by_request.setdefault(exchange.index, []).append(exchange)
+    traces = [reader.trace(requests[index], attempts) for index, attempts in by_request.items()]
+    for index, planned_ns in summary.never_sent if summary is not None else ():
+        if index not in by_request:
+            traces.append(never_sent(requests[index], planned_ns))
+    return sorted(traces, key=lambda trace: trace.index)
