@@ -38,7 +38,12 @@ def commands() -> str:
 
 
 def metrics() -> str:
-    lines = ["# Metrics", "", "One table in `llmopt/core/metrics.py` feeds every report, constraint and ranking.", ""]
+    lines = [
+        "# Metrics",
+        "",
+        "One table in `llmopt/core/metric_table.py` feeds every report, constraint and ranking.",
+        "",
+    ]
     lines += ["| name | in records | unit | better | formula |", "|---|---|---|---|---|"]
     for metric in METRICS.values():
         name = f"`{metric.name}_p50 …`" if metric.kind == "distribution" else f"`{metric.name}`"

@@ -30,10 +30,15 @@ TICK_NS = 100_000_000  # time limits, clock offsets and progress are looked at t
 FINE_WAIT_NS = 5_000_000  # epoll waits in whole milliseconds: the last few before a send are waited for with select
 BATCH = 64  # ready sockets taken at once
 FLUSH_EXCHANGES = 64
-import sys
-COALESCE_NS = int(os.environ.get('CO','250'))*1000
+# Above this many reads a tick, ready sockets are left to gather for a moment: one wake-up serves several, which leaves the
+# processor to the server.  The kernel has stamped them already, so no latency grows by it.
+COALESCE_READS = 500
+COALESCE_NS = 250_000
 MAX_CONNECTING = 64  # at once while warming up: a listen queue is short
 NEVER = 1 << 62
+NOW = None  # planned when it is sent
+USER_GAP_NS = 200_000
+LAST_USER_NS = 250_000_000
 RETRIED_STATUS = (429, 502, 503, 504)
 READ, WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 BUSY = State.BUSY
@@ -57,7 +62,9 @@ class LoadClient:
         self.connections: dict[int, Connection] = {}
         self.idle: list[Connection] = []
         self.backlog: deque[tuple[int, int]] = deque()  # (request, planned) that the cap keeps back
-        self.later: list[tuple[int, int, int, int]] = []  # heap of (due, request, planned, attempt): turns, retries
+        self.later: list[
+            tuple[int, int, int | None, int]
+        ] = []  # heap of (due, request, planned, attempt): turns, retries
         self.done: list[tuple[Any, ...]] = []
         self.next_first = self.active = self.finished = self.failed = self.opened = self.wakeups = 0
         self.start_ns = self.reads = self.reads_last = 0
@@ -70,14 +77,13 @@ class LoadClient:
 
     # --- the run ------------------------------------------------------------------------------------------------
 
-    def run(self, start_ns: int | None = None) -> Summary:
-        """Warm the connections, play the plan from ``start_ns`` (default: at once), and write the summary."""
-        self.warm()
+    def run(self, start_ns: int = 0) -> Summary:
+        """Play the plan from ``start_ns`` on, or at once when that is over, and write the summary."""
         gc.collect()
         gc.freeze()
         gc.disable()
         self.offsets.append(clock_offset())
-        self.start_ns = max(start_ns or 0, clock())
+        self.start_ns = max(start_ns, clock())
         cpu = time.process_time()
         if self.stopped is None:
             self.play()
@@ -86,11 +92,15 @@ class LoadClient:
         gc.enable()
         gc.unfreeze()
         self.flush()
-        self.never_sent += list(self.backlog) + [(index, planned) for _, index, planned, _ in self.later]
+        self.never_sent += list(self.backlog) + [(index, planned or due) for due, index, planned, _ in self.later]
         if self.plan.offsets_ns is not None:
             rest = self.plan.first[self.next_first :]
-            self.never_sent += [(i, self.start_ns + o) for i, o in zip(rest, self.plan.offsets_ns[self.next_first :], strict=False)]
-        summary = Summary(self.start_ns, clock(), cpu, self.wakeups, self.opened, self.offsets, self.never_sent, self.stopped)
+            self.never_sent += [
+                (i, self.start_ns + o) for i, o in zip(rest, self.plan.offsets_ns[self.next_first :], strict=False)
+            ]
+        summary = Summary(
+            self.start_ns, clock(), cpu, self.wakeups, self.opened, self.offsets, self.never_sent, self.stopped
+        )
         self.spool.append(summary)
         for connection in self.connections.values():
             connection.close()
@@ -120,10 +130,8 @@ class LoadClient:
         next_tick = self.start_ns
         if plan.offsets_ns is None:
             self.wait_for(self.start_ns)
-            for _ in range(min(plan.users, len(plan.first))):
-                self.next_conversation(clock())
-        else:
-            self.plan_next()
+            self.let_users_in()
+        self.plan_next()
         while not self.over():
             now = clock()
             if now >= self.next_due:
@@ -145,11 +153,26 @@ class LoadClient:
             self.coalesce(len(events))
 
     def coalesce(self, reads: int) -> None:
-        if reads and self.reads_last > 500 and reads < BATCH:
-            left = self.next_due - clock()
-            if left > COALESCE_NS:
-                time.sleep(COALESCE_NS / SECOND)
         self.reads += reads
+        if self.reads_last > COALESCE_READS and 0 < reads < BATCH and self.next_due - clock() > COALESCE_NS:
+            time.sleep(COALESCE_NS / SECOND)
+
+    def let_users_in(self) -> None:
+        """The users of a closed loop come one after another. All at once, they would measure the length of their own
+        queue at the server's door, and march in step ever after.
+        """
+        users = min(self.plan.users, len(self.plan.first))
+        gap = min(USER_GAP_NS, LAST_USER_NS // max(1, users))
+        for number in range(users):
+            self.active += 1
+            self.later.append((self.start_ns + number * gap, self.plan.first[number], NOW, 0))
+        self.next_first = users
+
+    def enough(self) -> None:
+        """Start nothing new; what is under way is awaited."""
+        self.launch_until = clock()
+        self.backlog.clear()
+        self.plan_next()
 
     def over(self) -> bool:
         if self.stopped is not None:
@@ -275,8 +298,8 @@ class LoadClient:
         plan = self.plan
         while (now := clock()) >= self.next_due:
             if self.later and self.later[0][0] <= self.next_due:
-                _, index, planned, attempt = heapq.heappop(self.later)
-                self.launch(index, planned, attempt)
+                due, index, planned, attempt = heapq.heappop(self.later)
+                self.launch(index, now if planned is NOW else planned, now if planned is NOW else due, attempt)
             else:
                 index, planned = plan.first[self.next_first], self.next_due
                 self.next_first += 1
@@ -284,7 +307,7 @@ class LoadClient:
                     self.backlog.append((index, planned))
                 else:
                     self.active += 1
-                    self.launch(index, planned, 0)
+                    self.launch(index, planned, planned, 0)
             self.plan_next()
 
     def next_conversation(self, now: int) -> None:
@@ -297,15 +320,18 @@ class LoadClient:
         else:
             return
         self.active += 1
-        self.launch(index, planned, 0)
+        self.launch(index, planned, now, 0)
 
-    def launch(self, index: int, planned: int, attempt: int, *, fresh: bool = False) -> None:
-        """Send on an idle connection, the one used last first, or on a new one as soon as it stands."""
+    def launch(self, index: int, planned: int, due: int, attempt: int, *, fresh: bool = False) -> None:
+        """Send on an idle connection, the one used last first, or on a new one as soon as it stands.
+
+        ``due`` is when nothing but ourselves stood in the way any more: ``planned``, or the moment the cap let it go.
+        """
         c = self.idle.pop() if self.idle and not fresh else self.open()
         if c is None:
             self.settle(index, planned, attempt, self.connect_error or "refused", None)
             return
-        c.index, c.planned_ns, c.attempt = index, planned, attempt
+        c.index, c.planned_ns, c.due_ns, c.attempt = index, planned, due, attempt
         if c.state is State.IDLE:
             self.send(c)
 
@@ -427,9 +453,9 @@ class LoadClient:
             self.drop(c)
             return
         if c.state is BUSY and c.uses > 1 and not c.pieces:
-            index, planned, attempt = c.index, c.planned_ns, c.attempt
+            index, planned, due, attempt = c.index, c.planned_ns, c.due_ns, c.attempt
             self.drop(c)
-            self.launch(index, planned, attempt, fresh=True)
+            self.launch(index, planned, due, attempt, fresh=True)
             return
         self.finish(c, clock(), error, close=True)
 
@@ -437,7 +463,7 @@ class LoadClient:
         """Record the attempt, free the connection, and go on with whatever follows."""
         index, planned, attempt, head = c.index, c.planned_ns, c.attempt, c.framing.head
         self.done.append(
-            (index, attempt, planned, c.connected_ns if c.uses <= 1 else None, c.sent_ns, now, error, server_closed,
+            (index, attempt, planned, c.due_ns, c.connected_ns if c.uses <= 1 else None, c.sent_ns, now, error, server_closed,
              c.marks, c.kernel, c.pieces)
         )  # fmt: skip
         if close:
@@ -449,7 +475,15 @@ class LoadClient:
         status = head.status if head is not None else None
         streamed = head is not None and status == 200 and "json" not in head.headers.get("content-type", "")
         retry_after = head.headers.get("retry-after") if head is not None else None
-        self.settle(index, planned, attempt, error or (None if streamed else f"status {status}"), status, retry_after, recorded=True)
+        self.settle(
+            index,
+            planned,
+            attempt,
+            error or (None if streamed else f"status {status}"),
+            status,
+            retry_after,
+            recorded=True,
+        )
 
     def settle(
         self, index: int, planned: int, attempt: int, error: str | None, status: int | None,
@@ -458,8 +492,12 @@ class LoadClient:
         """One attempt is over: retry it, or count it and let the next turn, or the next user, have the slot."""
         now = clock()
         if not recorded:
-            self.done.append((index, attempt, planned, None, None, now, error, False, [], [], []))
-        if error is not None and attempt < self.plan.retries and (status in RETRIED_STATUS or error.startswith(("refused", "reset"))):
+            self.done.append((index, attempt, planned, planned, None, None, now, error, False, [], [], []))
+        if (
+            error is not None
+            and attempt < self.plan.retries
+            and (status in RETRIED_STATUS or error.startswith(("refused", "reset")))
+        ):
             heapq.heappush(self.later, (now + retry_delay_ns(retry_after, attempt), index, planned, attempt + 1))
             self.plan_next()
             return
@@ -474,7 +512,7 @@ class LoadClient:
                 heapq.heappush(self.later, (due, follower, due, 0))
                 self.plan_next()
             else:
-                self.launch(follower, due, 0)
+                self.launch(follower, due, due, 0)
             return
         while follower >= 0:  # the turns of a conversation that broke are never sent
             self.never_sent.append((follower, now))
@@ -512,18 +550,31 @@ class LoadClient:
         for c in list(self.connections.values()):
             if c.index >= 0:
                 self.done.append(
-                    (c.index, c.attempt, c.planned_ns, c.connected_ns, c.sent_ns, now, "stopped: the run was ended", False,
+                    (c.index, c.attempt, c.planned_ns, c.due_ns, c.connected_ns, c.sent_ns, now, "stopped: the run was ended", False,
                      c.marks, c.kernel, c.pieces)
                 )  # fmt: skip
 
     def flush(self) -> None:
         """Write what has finished to the spool."""
-        for index, attempt, planned, connected, sent, closed, error, server_closed, marks, kernel, pieces in self.done:
+        for (
+            index,
+            attempt,
+            planned,
+            due,
+            connected,
+            sent,
+            closed,
+            error,
+            server_closed,
+            marks,
+            kernel,
+            pieces,
+        ) in self.done:
             stamps = b"".join(kernel)
             whole = len(stamps) == 48 * len(kernel)
             self.spool.append(
                 Exchange(
-                    index=index + self.plan.index_base, attempt=attempt, planned_ns=planned, connected_ns=connected,
+                    index=index, attempt=attempt, planned_ns=planned, due_ns=due, connected_ns=connected,
                     sent_ns=sent, closed_ns=closed, error=error, server_closed=server_closed,
                     user_ns=array("q", marks).tobytes(), kernel=stamps if whole else b"",
                     sizes=array("I", map(len, pieces)).tobytes(), raw=b"".join(pieces),

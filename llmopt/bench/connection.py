@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import socket
 import ssl
@@ -27,17 +28,15 @@ class Connection:
     """``pieces``, ``marks`` and ``kernel`` hold the bytes, our stamps and the kernel's of each read of this request."""
 
     tls = False
-    __slots__ = ("attempt", "connected_ns", "fd", "framing", "index", "kernel", "marks", "opened_ns", "out", "pieces",
+    __slots__ = ("attempt", "connected_ns", "due_ns", "fd", "framing", "index", "kernel", "marks", "opened_ns", "out", "pieces",
                  "planned_ns", "recvmsg", "sent_ns", "sock", "state", "streaming", "uses")  # fmt: skip
 
     def __init__(self, family: int, now_ns: int) -> None:
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
+        with contextlib.suppress(OSError):  # a kernel without stamps: ours are used
             self.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RX_SOFTWARE_STAMPS)
-        except OSError:
-            pass  # a kernel without stamps: ours are used
         self.fd = self.sock.fileno()
         self.recvmsg = self.sock.recvmsg
         self.state = State.CONNECTING
@@ -50,7 +49,7 @@ class Connection:
 
     def clear(self) -> None:
         """Forget the request, ready for another."""
-        self.index, self.attempt, self.planned_ns = -1, 0, 0
+        self.index, self.attempt, self.planned_ns, self.due_ns = -1, 0, 0, 0
         self.sent_ns: int | None = None
         self.pieces: list[bytes] = []
         self.marks: list[int] = []

@@ -33,4 +33,3 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     retries: int = 0
     give_up_after: int = 0
     max_response_bytes: int = 32 << 20
-    index_base: int = 0

@@ -6,6 +6,7 @@ path parses nothing, the client's memory does not grow with the run, and what wa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import IO
 
@@ -22,6 +23,7 @@ class Exchange(msgspec.Struct, array_like=True, frozen=True):
     index: int
     attempt: int
     planned_ns: int
+    due_ns: int
     connected_ns: int | None
     sent_ns: int | None
     closed_ns: int
@@ -68,14 +70,19 @@ class Spool:
         self.file.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
 
 
-def read_spool(file: IO[bytes]) -> Iterator[Exchange | Summary]:
+def read_spool(file: IO[bytes], *, summary_only: bool = False) -> Iterator[Exchange | Summary]:
     """Every whole message from where the file stands; a half-written last one is left for the next call."""
     exchange, summary = msgspec.msgpack.Decoder(Exchange), msgspec.msgpack.Decoder(Summary)
     while True:
         place = file.tell()
-        prefix = file.read(LENGTH_BYTES)
-        data = file.read(int.from_bytes(prefix, "little")) if len(prefix) == LENGTH_BYTES else b""
-        if not data or len(data) < int.from_bytes(prefix, "little"):
+        prefix = file.read(LENGTH_BYTES + 1)
+        size = int.from_bytes(prefix[:LENGTH_BYTES], "little") - 1
+        kind = prefix[LENGTH_BYTES:]
+        if kind == b"E" and summary_only:
+            file.seek(size, os.SEEK_CUR)
+            continue
+        data = file.read(size) if kind else b""
+        if not kind or len(data) < size:
             file.seek(place)
             return
-        yield (summary if data[:1] == b"S" else exchange).decode(data[1:])
+        yield (summary if kind == b"S" else exchange).decode(data)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from llmopt.bench.client import Endpoint, run_load
-from llmopt.bench.prompts import make_prompts
-from llmopt.bench.schedule import closed_loop
+from llmopt.bench import calibrate
+from llmopt.bench.endpoint import Endpoint
+from llmopt.bench.load import LoadResult, Progress, clients, play
+from llmopt.bench.schedule import Schedule, make_schedule
 from llmopt.bench.telemetry import Telemetry
 from llmopt.bench.verdict import Evidence, judge
 from llmopt.core.domain import RequestTrace, Verdict, Workload
-from llmopt.core.errors import ServerError, UsageError
-from llmopt.core.metrics import run_intervals, run_metrics
+from llmopt.core.errors import ServerError
+from llmopt.core.limits import parse_until
+from llmopt.core.metrics import half_width, run_intervals, run_metrics
+from llmopt.core.statistics import percentile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+WARM_UP_ROUNDS = 4
+WARM_UP_USERS = 32
+SETTLED = 0.15  # two rounds of warm-up whose medians differ by less than this: it is over
+MOST_PREPARED = 50_000
+LEAST_UNTIL = 64  # requests before --until looks at an interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,94 +38,261 @@ class Target:
     pid: int | None = None
     load_s: float | None = None
     usage_per_chunk: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What prompts are cut from and counted with; ``salt`` makes them different from those of every other run."""
+
+    salt: str
+    source: str
+    tokenizer: Tokenizer | None
+
+    def count(self) -> Callable[[str], int] | None:
+        if self.tokenizer is None:
+            return None
+        encode = self.tokenizer.encode
+        return lambda text: len(encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What one run gave; ``metrics`` by record key."""
+    """What one run gave; ``metrics`` by record key. ``stopped`` says why it ended before its end."""
 
     traces: tuple[RequestTrace, ...]
     metrics: dict[str, Any]
     intervals: dict[str, Any]
     verdict: Verdict
     telemetry: dict[str, Any]
-
-
-def check_workload(workload: Workload) -> None:
-    """Raise UsageError for numbers that make no run."""
-    for name in ("input_tokens", "output_tokens", "concurrency", "requests"):
-        if getattr(workload, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} must be 1 or more, got {getattr(workload, name)}", hint=f"{flag} 32")
-    if not workload.request_timeout_s > 0:
-        raise UsageError("--request-timeout must be more than 0 seconds", hint="--request-timeout 120")
-    if workload.warmup_requests < 0:
-        raise UsageError("--warmup-requests must be 0 or more", hint="--warmup-requests 8")
+    client: dict[str, Any]
+    tokens: dict[str, Any]
+    stopped: str | None = None
 
 
 def measure(
     target: Target,
     workload: Workload,
+    traffic: Traffic,
     *,
-    salt: str,
-    source: str,
-    tokenizer: Tokenizer | None,
+    workers: int = 1,
     warm: bool = False,
     alive: Callable[[], bool] = lambda: True,
-    done: Callable[[RequestTrace], None] = lambda _: None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    stop_when: Callable[[Progress], bool] | None = None,
 ) -> RunResult:
-    """Measure one run; ``salt`` makes its prompts different from those of every other run.
+    """Measure one run. ``warm`` says that this server was just measured, so that no warm-up is due.
 
-    ``warm`` says that this server was just measured, so that no warm-up is due.
-
-    Raises ServerError when not a single request succeeded: there is nothing to report then.
+    Raises ServerError when not a single request succeeded, with what the failures say, and KeyboardInterrupt when it was
+    interrupted before one had; later an interrupt ends the run, and the result says so.
     """
-    check_workload(workload)
-    if not warm:
-        warm_up(target, workload, salt=salt, source=source, tokenizer=tokenizer)
-    prompts = make_prompts(source, workload.requests, workload.input_tokens, f"{workload.seed}-{salt}", tokenizer)
-    schedule = closed_loop(
-        workload, prompts.texts, target.model, prompt_tokens=prompts.tokens, usage_per_chunk=target.usage_per_chunk
-    )
-    with Telemetry(pid=target.pid) as telemetry:
-        load = run_load(schedule, target.base_url, workload.endpoint, done)
-    require_any_success(load.traces, target, workload.endpoint)
+    endpoint = Endpoint.of(target.base_url, workload.endpoint, target.headers)
+    with clients(workers) as crew:
+        pool = None if warm else warm_up(target, endpoint, workload, traffic)
+        schedule = make_schedule(
+            workload, target.model, salt=traffic.salt, source=traffic.source, tokenizer=traffic.tokenizer,
+            usage_per_chunk=target.usage_per_chunk, pool=pool,
+        )  # fmt: skip
+        with Telemetry(pid=target.pid) as telemetry:
+            load = play(
+                crew, schedule, endpoint, count=traffic.count(), progress=progress, enough=enough(workload),
+                request_id=f"llmopt-{traffic.salt[-8:]}", stop_when=stop_when,
+            )  # fmt: skip
+    if not any(t.ok for t in load.traces):
+        if load.stopped == "interrupted":
+            raise KeyboardInterrupt
+        raise nothing_succeeded(load.traces, endpoint, target)
+    return result_of(target, workload, schedule, load, telemetry, alive())
+
+
+def result_of(
+    target: Target, workload: Workload, schedule: Schedule, load: LoadResult, telemetry: Telemetry, alive: bool
+) -> RunResult:
+    client = client_record(workload, load)
     evidence = Evidence(
         traces=load.traces,
         workload=workload,
-        loop_lag_p99_s=load.loop_lag_p99_s,
+        lateness_p99_s=(client["lateness_s"] or {}).get("p99") or 0.0,
+        asked_rate=client["asked_rate"],
+        achieved_rate=client["achieved_rate"],
+        ceiling_share=client["ceiling"]["share"],
+        user_stamped_share=load.user_stamped / load.reads if load.reads else 0.0,
+        reused_prompts=schedule.reused_prompts,
+        stopped=load.stopped,
+        steal_share=telemetry.steal_share or 0.0,
+        throttled=telemetry.throttled,
         foreign_gpu_processes=telemetry.foreign_gpu_processes,
-        server_survived=alive(),
+        server_survived=alive,
     )
     memory = {name: getattr(telemetry, name) for name in ("peak_rss_bytes", "peak_vram_bytes", "cpu_s")}
     return RunResult(
         traces=load.traces,
-        metrics=run_metrics(load.traces, workload.concurrency) | memory | {"load_s": target.load_s},
-        intervals=run_intervals(load.traces, workload.concurrency),
+        metrics=run_metrics(load.traces, workload) | memory | {"load_s": target.load_s},
+        intervals=run_intervals(load.traces, workload),
         verdict=judge(evidence),
-        telemetry=telemetry.record() | {"loop_lag_p99_s": load.loop_lag_p99_s, "client_cpu_s": load.client_cpu_s},
+        telemetry=telemetry.record(),
+        client=client,
+        tokens=tokens_record(load.traces),
+        stopped=load.stopped,
     )
 
 
-def warm_up(target: Target, workload: Workload, *, salt: str, source: str, tokenizer: Tokenizer | None) -> None:
-    """Untimed requests of the same shape; an engine's first ones compile, allocate and page in."""
-    count = workload.warmup_requests
-    if not count:
-        return
-    prompts = make_prompts(source, count, workload.input_tokens, f"warm-up-{salt}", tokenizer)
-    shape = replace(workload, requests=count, concurrency=min(workload.concurrency, count))
-    schedule = closed_loop(
-        shape, prompts.texts, target.model, prompt_tokens=prompts.tokens, usage_per_chunk=target.usage_per_chunk
-    )
-    require_any_success(run_load(schedule, target.base_url, workload.endpoint).traces, target, workload.endpoint)
+# --- what the client knows about itself ---------------------------------------------------------------------------
 
 
-def require_any_success(traces: Sequence[RequestTrace], target: Target, endpoint: str) -> None:
-    if any(t.ok for t in traces):
-        return
-    reason = next((t.error for t in traces if t.error), "no answer")
-    place = Endpoint.of(target.base_url, endpoint)
-    raise ServerError(
-        f"all {len(traces)} requests to {place.host}:{place.port}{place.path} failed: {reason}",
-        hint="check the address, --model NAME, and that the server streams /completions (or --endpoint chat)",
+def client_record(workload: Workload, load: LoadResult) -> dict[str, Any]:
+    """``lag_s`` is our stamp minus the kernel's, ``lateness_s`` the send minus the moment it was due."""
+    sent = sorted(t.sent_ns for t in load.traces if t.sent_ns is not None)
+    planned = sorted(t.planned_ns for t in load.traces)
+    chunks = load.reads - load.user_stamped or load.reads
+    return {
+        "lag_s": spread(load.lags_s),
+        "lateness_s": spread(load.lateness_s),
+        "stamps": "user" if load.user_stamped > load.reads / 2 else "kernel",
+        "user_stamped_reads": load.user_stamped,
+        "asked_rate": rate_of(planned) if workload.open_loop else None,
+        "achieved_rate": rate_of(sent),
+        "cpu_s": load.client_cpu_s,
+        "cpu_s_per_100k_reads": load.client_cpu_s / load.reads * 1e5 if load.reads else None,
+        "seconds": load.seconds,
+        "reads": load.reads,
+        "workers": load.workers,
+        "connections": load.connections,
+        "ceiling": calibrate.ceiling_of(
+            reads=chunks, requests=len(sent), seconds=load.seconds, cpu_s=load.client_cpu_s, workers=load.workers
+        ),
+    }
+
+
+def rate_of(stamps: Sequence[int]) -> float | None:
+    """Arrivals a second between the first and the last."""
+    if len(stamps) < 2 or stamps[-1] == stamps[0]:
+        return None
+    return (len(stamps) - 1) / (stamps[-1] - stamps[0]) * 1e9
+
+
+def spread(values: Any) -> dict[str, Any] | None:
+    """``{mean, p50, p90, p95, p99, max, n}`` of a numpy array, in its own unit."""
+    import numpy as np
+
+    if not len(values):
+        return None
+    levels = np.percentile(values, [50, 90, 95, 99], method="inverted_cdf")
+    named = dict(zip(("p50", "p90", "p95", "p99"), (float(x) for x in levels), strict=True))
+    return {"mean": float(values.mean()), **named, "max": float(values.max()), "n": len(values)}
+
+
+def tokens_record(traces: Sequence[RequestTrace]) -> dict[str, Any]:
+    """Output tokens asked for, counted by the server and counted by us; ``None`` where a count is unknown."""
+    server = [t.output_tokens for t in traces if t.output_tokens is not None and not t.tokens_estimated]
+    counted = [t.counted_tokens for t in traces if t.counted_tokens is not None]
+    estimated = any(t.tokens_estimated for t in traces if t.ok)
+    return {
+        "requested": sum(t.requested_output_tokens for t in traces),
+        "server": sum(server) if server else None,
+        "counted": sum(counted) if counted else None,
+        "source": "estimated" if estimated else "server" if server else "unknown",
+    }
+
+
+# --- before and after ---------------------------------------------------------------------------------------------
+
+
+def warm_up(target: Target, endpoint: Endpoint, workload: Workload, traffic: Traffic) -> int | None:
+    """Untimed requests of the same shape; an engine's first ones compile, allocate and page in.
+
+    As many as asked for, or rounds of them until two rounds take the same time.  Returns how many requests a run that
+    ends by time will need.
+    """
+    users = min(workload.concurrency, WARM_UP_USERS)
+    asked = workload.warmup_requests
+    rounds = [asked] if asked is not None else [max(2, users)] * WARM_UP_ROUNDS
+    before: float | None = None
+    for number, count in enumerate(rounds):
+        if not count:
+            return None
+        shape = replace(
+            workload, requests=count, concurrency=min(users, count), load="closed", duration_s=None, turns=1, retries=0
+        )
+        schedule = make_schedule(
+            shape, target.model, salt=f"warm-up-{number}-{traffic.salt}", source=traffic.source,
+            tokenizer=traffic.tokenizer, usage_per_chunk=target.usage_per_chunk,
+        )  # fmt: skip
+        with clients() as crew:
+            load = play(crew, schedule, endpoint)
+        times = [(t.last_token_ns - t.planned_ns) / 1e9 for t in load.traces if t.ok and t.last_token_ns is not None]
+        if load.stopped == "interrupted":
+            raise KeyboardInterrupt
+        if not times:
+            raise nothing_succeeded(load.traces, endpoint, target)
+        now = percentile(times, 50)
+        if before is not None and abs(now - before) <= SETTLED * before:
+            break
+        before = now
+    needed = 1.5 * (workload.duration_s or 60.0) * workload.concurrency / max(now, 1e-4)
+    return int(min(MOST_PREPARED, max(256, needed)))
+
+
+def enough(workload: Workload) -> Callable[[Sequence[RequestTrace]], bool] | None:
+    """Whether the interval that ``--until`` asks for is reached; ``None`` where it asks for nothing."""
+    if not workload.until:
+        return None
+    metric, statistic, wanted = parse_until(workload.until)
+
+    def narrow(traces: Sequence[RequestTrace]) -> bool:
+        if len(traces) < LEAST_UNTIL:
+            return False
+        width = half_width(traces, metric, statistic)
+        return width is not None and width <= wanted
+
+    return narrow
+
+
+def nothing_succeeded(traces: Sequence[RequestTrace], endpoint: Endpoint, target: Target) -> ServerError:
+    """One line that says what the server said, and what to do about it."""
+    tried = [t for t in traces if t.sent_ns is not None] or list(traces)
+    reason = next((t.error for t in tried if t.error and t.error_kind != "stopped"), "no answer")
+    kind = reason.partition(":")[0]
+    return ServerError(
+        f"all {len(tried)} requests to {endpoint.shown} failed: {reason}", hint=remedy(kind, reason, target, endpoint)
     )
+
+
+@functools.cache
+def known_models(base_url: str) -> tuple[str, ...]:
+    """What the server's /models lists; empty where it lists nothing."""
+    import json
+    import os
+    import urllib.request
+
+    from llmopt.bench.endpoint import API_KEY_VARIABLE
+
+    request = urllib.request.Request(base_url.rstrip("/") + "/models")
+    if key := os.environ.get(API_KEY_VARIABLE):
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=3) as response:
+            return tuple(str(row["id"]) for row in json.load(response)["data"])[:8]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def remedy(kind: str, reason: str, target: Target, endpoint: Endpoint) -> str:
+    """The next step for a kind of failure."""
+    other = "chat" if endpoint.path.endswith("/completions") and "/chat/" not in endpoint.path else "completions"
+    if kind in ("http_401", "http_403"):
+        return "put the key into LLMOPT_API_KEY"
+    if kind in ("http_404", "http_400", "http_422"):
+        names = known_models(target.base_url)
+        if names and target.model not in names:
+            return f"the server has no model {target.model!r}; it lists: {', '.join(names)}"
+        return f"is the path right (a base URL ends in /v1)? --endpoint {other} asks the other way"
+    if kind == "bad_stream":
+        return "is this an OpenAI-compatible server, and does the base URL end in /v1?"
+    if kind == "http_429":
+        return "the server limits its rate: a lower load, or --retries 3"
+    if kind in ("timeout", "stalled"):
+        return "raise --request-timeout or --stall-timeout; read the server's log"
+    if kind == "refused":
+        return "is the server running, and the address right?"
+    return "read the server's log"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,12 +26,17 @@ class Telemetry:
     peak_vram_bytes: int | None = None
     cpu_s: float | None = None
     foreign_gpu_processes: bool = False
+    steal_share: float | None = None
+    throttled: bool = False
     samples: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _cpu_start: float = 0.0
+    _host_start: tuple[float, float] = (0.0, 0.0)
+    _throttles: int = 0
 
     def __enter__(self) -> Telemetry:
+        self._host_start, self._throttles = host_times(), cpu_throttles()
         if self.pid is not None:
             self._cpu_start = cpu_seconds(self.pid)
             self._thread = threading.Thread(target=self._run, daemon=True)
@@ -39,6 +45,9 @@ class Telemetry:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        total, stolen = (b - a for a, b in zip(self._host_start, host_times(), strict=True))
+        self.steal_share = stolen / total if total > 0 else None
+        self.throttled |= cpu_throttles() > self._throttles
         if self._thread is not None and self.pid is not None:
             self._thread.join()
             self._sample()
@@ -54,6 +63,7 @@ class Telemetry:
         if memory is not None:
             self.samples += 1
             self.peak_rss_bytes = max(self.peak_rss_bytes or 0, memory)
+        self.throttled |= gpu_throttled()
         video, foreign = tree_vram_bytes(self.pid)
         self.foreign_gpu_processes |= foreign
         if video is not None:
@@ -64,6 +74,8 @@ class Telemetry:
             "peak_rss_bytes": self.peak_rss_bytes,
             "peak_vram_bytes": self.peak_vram_bytes,
             "cpu_s": self.cpu_s,
+            "steal_share": self.steal_share,
+            "throttled": self.throttled,
             "samples": self.samples,
         }
 
@@ -92,6 +104,34 @@ def cpu_seconds(pid: int) -> float:
             times = process.cpu_times()
             total += times.user + times.system
     return total
+
+
+def host_times() -> tuple[float, float]:
+    """(processor seconds of the whole machine, those that its host gave to other guests)."""
+    times = psutil.cpu_times()
+    return sum(times[:8]), getattr(times, "steal", 0.0)
+
+
+def cpu_throttles() -> int:
+    """How often any core was slowed down by heat, where Linux counts it."""
+    total = 0
+    for file in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"):
+        with contextlib.suppress(OSError, ValueError):
+            total += int(file.read_text())
+    return total
+
+
+def gpu_throttled() -> bool:
+    """Whether a GPU runs slower than it would because of heat, or of a power brake, right now."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        slow = pynvml.nvmlClocksThrottleReasonHwSlowdown | pynvml.nvmlClocksThrottleReasonSwThermalSlowdown
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return any(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(h) & slow for h in handles)
+    except pynvml.NVMLError:
+        return False
 
 
 def tree_vram_bytes(pid: int) -> tuple[int | None, bool]:

@@ -41,7 +41,9 @@ class Clock:
 
         words = np.frombuffer(kernel, np.int64).reshape(-1, STAMP_WORDS)
         near = words[:, 0] * 1_000_000_000 + words[:, 1] - self.base
-        return near - np.rint(np.interp(near, self.at, self.drift)).astype(np.int64)
+        drift: NDArray[np.int64] = np.rint(np.interp(near, self.at, self.drift)).astype(np.int64)
+        found: NDArray[np.int64] = near - drift
+        return found
 
 
 @dataclass(kw_only=True)
@@ -55,6 +57,7 @@ class Reader:
     count: Callable[[str], int] | None = None
     lags: list[NDArray[np.int64]] = field(default_factory=list)
     user_stamped: int = 0
+    lateness_ns: list[int] = field(default_factory=list)
 
     def stamps(self, exchange: Exchange) -> list[int]:
         """One stamp per read: the kernel's, or ours where it gave none or its clock was set during the request."""
@@ -67,25 +70,30 @@ class Reader:
             early = exchange.sent_ns is not None and kernel[0] < exchange.sent_ns - CLOCK_SLACK_NS
             if not early and lag.min() > -CLOCK_SLACK_NS:
                 self.lags.append(lag)
-                return np.minimum(kernel, user).tolist()
+                return list(np.minimum(kernel, user).tolist())
         self.user_stamped += len(user)
-        return user.tolist()  # type: ignore[no-any-return]
+        return list(user.tolist())
 
-    def trace(self, planned: PlannedRequest, attempts: Sequence[Exchange]) -> RequestTrace:
-        """The timeline of one request over all its attempts; latencies count from the first plan to the last answer."""
-        last = attempts[-1]
-        stamps = self.stamps(last)
-        answer, body, error = self.read(last, stamps)
+    def trace(self, planned: PlannedRequest, exchange: Exchange, earlier: RequestTrace | None = None) -> RequestTrace:
+        """The timeline of one request; ``earlier`` is its attempt before this one, whose time counts too."""
+        stamps = self.stamps(exchange)
+        if exchange.sent_ns is not None:
+            self.lateness_ns.append(exchange.sent_ns - exchange.due_ns)
+        answer, body, error = self.read(exchange, stamps)
         counted = self.count(answer.text) if self.count is not None and answer.texts else None
         known = answer.output_tokens if error is None or answer.chunk_tokens else None
+        before: tuple[Attempt, ...] = ()
+        if earlier is not None:
+            last = Attempt(sent_ns=earlier.sent_ns, closed_ns=earlier.closed_ns or 0, error=earlier.error or "")
+            before = (*earlier.attempts, last)
         return RequestTrace(
             index=planned.index,
-            planned_ns=attempts[0].planned_ns,
+            planned_ns=exchange.planned_ns if earlier is None else earlier.planned_ns,
             requested_output_tokens=planned.output_tokens,
             prompt_tokens_asked=planned.prompt_tokens,
-            sent_ns=last.sent_ns,
+            sent_ns=exchange.sent_ns,
             first_byte_ns=first_byte(body, stamps),
-            closed_ns=last.closed_ns,
+            closed_ns=exchange.closed_ns,
             chunks_ns=tuple(answer.chunks_ns),
             chunk_tokens=tuple(answer.chunk_tokens or ()),
             first_visible_ns=answer.first_visible_ns,
@@ -98,13 +106,8 @@ class Reader:
             finish_reason=answer.finish_reason,
             error=error,
             conversation=planned.conversation,
-            attempts=tuple(self.attempt(e) for e in attempts[:-1]),
+            attempts=before,
         )
-
-    def attempt(self, exchange: Exchange) -> Attempt:
-        """A retried attempt, as it is kept."""
-        _, _, error = self.read(exchange, self.stamps(exchange))
-        return Attempt(sent_ns=exchange.sent_ns, closed_ns=exchange.closed_ns, error=error or "")
 
     def read(self, exchange: Exchange, stamps: list[int]) -> tuple[Answer, Body | None, str | None]:
         """(what the stream said, its body, what was wrong with it)."""
@@ -175,11 +178,9 @@ def read_traces(
     requests: Sequence[PlannedRequest], exchanges: Iterable[Exchange], reader: Reader, summary: Summary | None
 ) -> list[RequestTrace]:
     """The traces of one client, in the order of its requests; attempts of one request come in the order they were made."""
-    by_request: dict[int, list[Exchange]] = {}
+    traces: dict[int, RequestTrace] = {}
     for exchange in exchanges:
-        by_request.setdefault(exchange.index, []).append(exchange)
-    traces = [reader.trace(requests[index], attempts) for index, attempts in by_request.items()]
+        traces[exchange.index] = reader.trace(requests[exchange.index], exchange, traces.get(exchange.index))
     for index, planned_ns in summary.never_sent if summary is not None else ():
-        if index not in by_request:
-            traces.append(never_sent(requests[index], planned_ns))
-    return sorted(traces, key=lambda trace: trace.index)
+        traces.setdefault(index, never_sent(requests[index], planned_ns))
+    return sorted(traces.values(), key=lambda trace: trace.index)

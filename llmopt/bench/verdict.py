@@ -8,21 +8,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmopt.core.domain import Doubt, RequestTrace, Verdict, Workload
-from llmopt.core.metrics import steady_window
+from llmopt.core.metrics import steady_window, warm_up_requests
 from llmopt.core.statistics import MIN_SAMPLES, percentile
 
-MAX_LOOP_LAG_S = 0.005
+MAX_LATENESS_S = 0.005
 MAX_ERROR_RATE = 0.01
 MAX_TOKEN_DISAGREEMENT = 0.02
+MIN_RATE_SHARE = 0.99
+MAX_CEILING_SHARE = 0.5  # of what this client can do: above it the client is part of what is measured
+MAX_STEAL_SHARE = 0.05
+MAX_WARM_UP_SHARE = 0.25
+WARM_UP_FACTOR = 1.1  # slower than the rest by less is no warm-up worth a word
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything that a doubt may look at."""
+    """Everything that a doubt may look at. ``lateness_p99_s`` is how late the client sent what was due."""
 
     traces: Sequence[RequestTrace]
     workload: Workload
-    loop_lag_p99_s: float
+    lateness_p99_s: float = 0.0
+    asked_rate: float | None = None
+    achieved_rate: float | None = None
+    ceiling_share: float | None = None
+    user_stamped_share: float = 0.0
+    reused_prompts: int = 0
+    stopped: str | None = None
+    steal_share: float = 0.0
+    throttled: bool = False
     foreign_gpu_processes: bool = False
     server_survived: bool = True
     good: Sequence[RequestTrace] = field(init=False)
@@ -41,12 +54,24 @@ def errors(e: Evidence) -> Doubt | None:
     failed = [t for t in e.traces if not t.ok]
     if len(failed) <= MAX_ERROR_RATE * len(e.traces):
         return None
-    (most, count), *_ = Counter((t.error or "")[:100] for t in failed).most_common(1)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(t.error_kind for t in failed).most_common())
+    (most, _), *_ = Counter((t.error or "")[:100] for t in failed).most_common(1)
     return Doubt(
         code="errors",
         severity="invalid",
-        message=f"{len(failed)} of {len(e.traces)} requests failed; {count} with: {most}",
-        remedy="read the server's log; lower --concurrency; raise --request-timeout",
+        message=f"{len(failed)} of {len(e.traces)} requests failed ({kinds}); the most frequent: {most}",
+        remedy="read the server's log; lower the load; raise --request-timeout",
+    )
+
+
+def ended_early(e: Evidence) -> Doubt | None:
+    if e.stopped is None:
+        return None
+    return Doubt(
+        code="ended_early",
+        severity="suspect",
+        message=f"the run was ended before its end ({e.stopped}): what had finished is in the record",
+        remedy="run it again to the end",
     )
 
 
@@ -70,36 +95,49 @@ def too_few_samples(e: Evidence) -> Doubt | None:
 
 
 def no_steady_window(e: Evidence) -> Doubt | None:
-    if steady_window(e.traces, e.workload.concurrency) is not None:
+    if e.workload.load == "ramp" or not e.good or steady_window(e.traces, e.workload) is not None:
         return None
+    if e.workload.open_loop and warm_up_requests(e.traces, e.workload) is None and len(e.traces) >= MIN_SAMPLES[90]:
+        return Doubt(
+            code="no_steady_window",
+            severity="suspect",
+            message="latency never settled: the queue grows as long as the load lasts, so the figures depend on its length",
+            remedy="a lower --rate; --sweep finds the highest that the server keeps up with",
+        )
+    users = e.workload.concurrency
+    wanted = (
+        f"--requests {4 * users} or more at --concurrency {users}" if not e.workload.open_loop else "more --requests"
+    )
     return Doubt(
         code="no_steady_window",
         severity="suspect",
-        message="too few rounds of requests for a steady window: throughput is of the whole run only",
-        remedy=f"--requests {4 * e.workload.concurrency} or more at --concurrency {e.workload.concurrency}",
+        message="too few requests after the warm-up for a steady window: throughput is of the whole run only",
+        remedy=wanted,
     )
 
 
 def warm_up(e: Evidence) -> Doubt | None:
-    """The first quarter much slower than the rest: what is timed is still the warm-up."""
-    times = [(t.last_token_ns - t.planned_ns) / 1e9 for t in e.good if t.last_token_ns is not None]
-    if len(times) < 16:
+    """The run found its own warm-up; when that took a good part of it, percentiles still hold those requests."""
+    count = warm_up_requests(e.traces, e.workload)
+    if count is None or count <= MAX_WARM_UP_SHARE * len(e.traces) or e.workload.load == "ramp":
         return None
-    quarter = len(times) // 4
-    first, rest = percentile(times[:quarter], 50), percentile(times[quarter:], 50)
-    if first < 1.5 * rest:
+    ordered = sorted(e.good, key=lambda t: t.planned_ns)
+    times = [(t.last_token_ns - t.planned_ns) / 1e9 for t in ordered if t.last_token_ns is not None]
+    if len(times) <= count or percentile(times[:count], 50) < WARM_UP_FACTOR * percentile(times[count:], 50):
         return None
     return Doubt(
         code="warm_up",
         severity="suspect",
-        message=f"the first quarter took {first / rest:.1f}× as long per request as the rest",
-        remedy="--warmup-requests with a larger number",
+        message=f"the first {count} of {len(e.traces)} requests were still warm-up; percentiles include them",
+        remedy="more warm-up (--warmup N), or more --requests",
     )
 
 
 def output_length(e: Evidence) -> Doubt | None:
-    known = [t for t in e.good if t.output_tokens is not None]
-    off = [t for t in known if abs(t.output_tokens - t.requested_output_tokens) > 0.02 * t.requested_output_tokens]  # type: ignore[operator]
+    known = [t for t in e.good if t.output_tokens is not None and not t.tokens_estimated]
+    off = [
+        t for t in known if abs((t.output_tokens or 0) - t.requested_output_tokens) > 0.02 * t.requested_output_tokens
+    ]
     if len(off) <= 0.02 * len(e.good):
         return None
     stopped = sum(t.finish_reason == "stop" for t in off)
@@ -112,46 +150,59 @@ def output_length(e: Evidence) -> Doubt | None:
 
 
 def token_counts(e: Evidence) -> Doubt | None:
-    """The server's prompt count against ours (text completions only: a template adds tokens), its output count against our reads."""
-    many = sum(len(t.chunks) > (t.output_tokens or math.inf) * (1 + MAX_TOKEN_DISAGREEMENT) for t in e.good)
+    """The server's counts against the reads, the prompts that were made, and the text that came."""
+    many = sum(len(t.chunks_ns) > (t.output_tokens or math.inf) * (1 + MAX_TOKEN_DISAGREEMENT) for t in e.good)
     if many:
-        return Doubt(
-            code="token_counts",
-            severity="invalid",
-            message=f"{many} answers came in more token chunks than the server counts tokens",
-            remedy="do not trust this server's usage; compare with another client",
+        return disagreement(
+            f"{many} answers came in more token chunks than the server counts tokens",
+            "do not trust this server's usage; compare with another client",
         )
-    if e.workload.endpoint == "chat":
-        return None
-    pairs = [(t.prompt_tokens, t.prompt_tokens_asked) for t in e.good]
-    known = [(server, asked) for server, asked in pairs if server is not None and asked]
-    off = [
-        abs(server - asked) for server, asked in known if abs(server - asked) > max(1, asked * MAX_TOKEN_DISAGREEMENT)
+    prompts = [(t.prompt_tokens, t.prompt_tokens_asked) for t in e.good if e.workload.endpoint != "chat"]
+    known = [(server, asked) for server, asked in prompts if server is not None and asked]
+    off = [abs(a - b) for a, b in known if abs(a - b) > max(1, b * MAX_TOKEN_DISAGREEMENT)]
+    if off:
+        return disagreement(
+            f"{len(off)} of {len(known)} prompts have another length for the server than asked (by up to {max(off)} tokens)",
+            "give the model's own tokenizer: --tokenizer DIR",
+        )
+    both = [
+        t for t in e.good if t.output_tokens is not None and t.counted_tokens is not None and not t.tokens_estimated
     ]
-    if not off:
+    server, ours = sum(t.output_tokens or 0 for t in both), sum(t.counted_tokens or 0 for t in both)
+    if abs(server - ours) <= MAX_TOKEN_DISAGREEMENT * server:
         return None
-    return Doubt(
-        code="token_counts",
-        severity="invalid",
-        message=f"{len(off)} of {len(known)} prompts have another length for the server than asked (by up to {max(off)} tokens)",
-        remedy="give the model's own tokenizer: --tokenizer DIR",
+    asked = sum(t.requested_output_tokens for t in both)
+    # Text need not encode back into the tokens it came from: where server and request agree, ours is the odd one out.
+    agreed = abs(server - asked) <= MAX_TOKEN_DISAGREEMENT * asked
+    return disagreement(
+        f"the server counts {server} output tokens, their text encodes to {ours}",
+        "give the model's own tokenizer: --tokenizer DIR; text that is no language encodes differently",
+        "suspect" if agreed else "invalid",
     )
+
+
+def disagreement(message: str, remedy: str, severity: str = "invalid") -> Doubt:
+    return Doubt(code="token_counts", severity=severity, message=message, remedy=remedy)  # type: ignore[arg-type]
 
 
 def unknown_tokens(e: Evidence) -> Doubt | None:
     unknown = sum(t.output_tokens is None for t in e.good)
-    if not unknown:
+    estimated = sum(t.tokens_estimated for t in e.good)
+    if not unknown and not estimated:
         return None
+    how = "token rates are unknown" if unknown else "they were counted from the text, which is an estimate"
     return Doubt(
         code="token_counts_unknown",
         severity="suspect",
-        message=f"the server reported no token counts for {unknown} answers: token rates are unknown",
-        remedy="use a server that honours stream_options.include_usage",
+        message=f"the server reported no token counts for {unknown or estimated} answers: {how}",
+        remedy="--tokenizer DIR counts them from the text"
+        if unknown
+        else "use a server that honours stream_options.include_usage",
     )
 
 
 def not_streamed(e: Evidence) -> Doubt | None:
-    whole = [t for t in e.good if len(t.chunks) == 1 and (t.output_tokens or 0) > 4]
+    whole = [t for t in e.good if len(t.chunks_ns) == 1 and (t.output_tokens or 0) > 4]
     if len(whole) <= 0.5 * len(e.good) or not e.good:
         return None
     return Doubt(
@@ -163,27 +214,93 @@ def not_streamed(e: Evidence) -> Doubt | None:
 
 
 def prefix_cache(e: Evidence) -> Doubt | None:
+    """Hits where the workload meant none; several turns, a data set and a replayed trace repeat themselves by design."""
+    if e.workload.turns > 1 or e.workload.dataset or e.workload.load == "trace":
+        return None
     prompt, cached = sum(t.prompt_tokens or 0 for t in e.good), sum(t.cached_tokens or 0 for t in e.good)
-    if not prompt or cached <= 0.05 * prompt:
+    if prompt and cached > 0.05 * prompt:
+        return Doubt(
+            code="prefix_cache",
+            severity="suspect",
+            message=f"{cached / prompt:.0%} of the prompt tokens came from a prefix cache although every prompt is different",
+            remedy="a chat template or system prompt is shared; turn prefix caching off to measure prefill",
+        )
+    if not e.reused_prompts:
         return None
     return Doubt(
         code="prefix_cache",
         severity="suspect",
-        message=f"{cached / prompt:.0%} of the prompt tokens came from a prefix cache although every prompt is different",
-        remedy="a chat template or system prompt is shared; turn prefix caching off to measure prefill",
+        message=f"{e.reused_prompts} prompts were sent more than once: a prefix cache may have answered",
+        remedy="fewer --requests, or a shorter --duration",
     )
 
 
 def client_saturated(e: Evidence) -> Doubt | None:
+    """The client is part of what was measured: it sent late, sent less than asked, or is near what it can do."""
     waits = [(t.first_token_ns - t.planned_ns) / 1e9 for t in e.good if t.first_token_ns is not None]
     typical = percentile(waits, 50) if waits else 0.0
-    if e.loop_lag_p99_s <= max(MAX_LOOP_LAG_S, 0.1 * typical):
-        return None
+    if e.lateness_p99_s > max(MAX_LATENESS_S, 0.1 * typical):
+        return saturated(f"the client itself sent late, by {e.lateness_p99_s * 1e3:.0f} ms (p99)")
+    capped = e.workload.open_loop and e.workload.max_concurrency
+    if e.asked_rate and e.achieved_rate and not capped and e.achieved_rate < MIN_RATE_SHARE * e.asked_rate:
+        return saturated(f"{e.achieved_rate:.4g} requests/s were sent where {e.asked_rate:.4g} were asked for")
+    if e.ceiling_share is not None and e.ceiling_share > MAX_CEILING_SHARE:
+        return saturated(f"this load is {e.ceiling_share:.0%} of what the client can take on this machine")
+    return None
+
+
+def saturated(message: str) -> Doubt:
     return Doubt(
         code="client_saturated",
         severity="suspect",
-        message=f"the client itself was late: its event loop lagged {e.loop_lag_p99_s * 1e3:.0f} ms (p99)",
-        remedy="run the client on its own cores, or give the server fewer: --threads",
+        message=message,
+        remedy="--workers 2, a client on its own cores, or fewer --threads for the server",
+    )
+
+
+def held_back(e: Evidence) -> Doubt | None:
+    capped = e.workload.open_loop and e.workload.max_concurrency
+    if not (capped and e.asked_rate and e.achieved_rate) or e.achieved_rate >= MIN_RATE_SHARE * e.asked_rate:
+        return None
+    return Doubt(
+        code="held_back",
+        severity="suspect",
+        message=f"the cap of {e.workload.max_concurrency} let {e.achieved_rate:.4g} requests/s through where {e.asked_rate:.4g} were asked for; "
+        "latencies count the wait",
+        remedy="a lower --rate, or a higher --max-concurrency",
+    )
+
+
+def coarse_stamps(e: Evidence) -> Doubt | None:
+    if e.user_stamped_share <= 0.01:
+        return None
+    return Doubt(
+        code="coarse_stamps",
+        severity="suspect",
+        message=f"{e.user_stamped_share:.0%} of the reads have no kernel stamp: the client's own delay is in every latency",
+        remedy="measure on Linux with SO_TIMESTAMPING, and do not set the clock during a run",
+    )
+
+
+def machine_noisy(e: Evidence) -> Doubt | None:
+    if e.steal_share <= MAX_STEAL_SHARE:
+        return None
+    return Doubt(
+        code="machine_noisy",
+        severity="suspect",
+        message=f"other guests of this host took {e.steal_share:.0%} of the processor time",
+        remedy="measure on a machine of your own, or add repeats",
+    )
+
+
+def throttled(e: Evidence) -> Doubt | None:
+    if not e.throttled:
+        return None
+    return Doubt(
+        code="throttled",
+        severity="suspect",
+        message="the processor or GPU was slowed down by heat or power during the run",
+        remedy="cool it, raise the power limit, or wait between runs",
     )
 
 
@@ -200,6 +317,7 @@ def shared_gpu(e: Evidence) -> Doubt | None:
 
 DOUBTS: tuple[Callable[[Evidence], Doubt | None], ...] = (
     errors,
+    ended_early,
     server_restarted,
     too_few_samples,
     no_steady_window,
@@ -210,5 +328,9 @@ DOUBTS: tuple[Callable[[Evidence], Doubt | None], ...] = (
     not_streamed,
     prefix_cache,
     client_saturated,
+    held_back,
+    coarse_stamps,
+    machine_noisy,
+    throttled,
     shared_gpu,
 )

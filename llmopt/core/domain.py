@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Evidence = Literal["measured", "interpolated", "estimated"]
 Comparison = Literal["<", "<=", ">", ">="]
+OPEN_LOOP_SEQUENCES = 16  # of an engine that we start for a load without a cap of its own
 Status = Literal["valid", "suspect", "invalid"]
 
 
@@ -110,6 +111,11 @@ class Workload:
     @property
     def open_loop(self) -> bool:
         return self.load != "closed"
+
+    @property
+    def most_at_once(self) -> int:
+        """Requests that may be in flight together, as far as the load itself bounds them."""
+        return (self.max_concurrency or OPEN_LOOP_SEQUENCES) if self.open_loop else self.concurrency
 
     @property
     def shape(self) -> str:

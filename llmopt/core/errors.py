@@ -9,6 +9,7 @@
     ├── WorkerError               a job in another environment failed or was killed
     ├── ServerError               an engine did not start, died or hung
     ├── StoreError                a file could not be written or read back
+    ├── Interrupted (130)         Ctrl-C, with what was kept
     ├── GoalNotMet (3)            the measurement stands, the goal does not
     └── Inconclusive (4)          not enough evidence for an answer
 
@@ -51,6 +52,10 @@ class ServerError(LlmoptError):
 
 class StoreError(LlmoptError):
     pass
+
+
+class Interrupted(LlmoptError):
+    exit_status = 130
 
 
 class GoalNotMet(LlmoptError):

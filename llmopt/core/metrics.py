@@ -1,25 +1,39 @@
-"""The one table of metrics, and the pure functions behind it.
+"""From the traces of a run to its numbers: windows, rates, distributions and intervals; the table is in ``metric_table``.
 
-Reports, constraints, ranking and the command reference all read ``METRICS``.  A
-metric is a pure function over request traces, and traces are kept beside every run.  ``docs/metrics.md`` is generated from this table.
+Every number is a pure function over request traces, and traces are kept beside every run.  A run may have ten thousand
+requests and a million chunks, so the traces become arrays once (``Columns``) and everything is computed on those.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-from llmopt.core.domain import RequestTrace
-from llmopt.core.errors import UsageError, nearest
-from llmopt.core.statistics import blocks, bootstrap, distribution, wilson
+from llmopt.core.domain import RequestTrace, Workload
+from llmopt.core.limits import meets, parse_slo
+from llmopt.core.metric_table import METRICS, NS, STATISTICS, Metric, metric_names, parse_metric, value_of
+from llmopt.core.statistics import MIN_SAMPLES, block_interval, distribution, drifts, mser, wilson
 
-NS = 1e-9
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MEASURING_REVISION", "METRICS", "STATISTICS", "Columns", "Metric", "Window", "half_width", "metric_names",
+    "parse_metric", "rates", "run_intervals", "run_metrics", "steady_window", "tokens_in", "value_of",
+    "warm_up_requests", "whole_window",
+]  # fmt: skip
+
 # Raised whenever the client or a formula changes what a number means: runs of another revision are measured again.
-MEASURING_REVISION = 1
-INTERVAL_BLOCKS = 8
+MEASURING_REVISION = 2
+MIN_OPEN_COMPLETIONS = 20
+MIN_FOR_HALF_WIDTH = 30
+FEWEST_BLOCKS, MOST_BLOCKS = 8, 30  # 10 to 30 batches are enough for an interval (Schmeiser 1982)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,88 +48,73 @@ class Window:
         return (self.end_ns - self.start_ns) * NS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One row of the table. ``key`` is the name in a record: the name with its unit."""
+class Columns:
+    """The traces of a run as arrays, in the order in which the requests were planned; NaN is unknown."""
 
-    name: str
-    unit: Literal["s", "tps", "rps", "bytes", "share", "joule", "count", "nats"]
-    better: Literal["lower", "higher"]
-    formula: str
-    kind: Literal["distribution", "scalar"] = "scalar"
-    source: Literal["request", "run", "telemetry", "quality"] = "run"
-    of_request: Callable[[RequestTrace], float | None] | None = None
+    def __init__(self, traces: Sequence[RequestTrace]) -> None:
+        import numpy as np
 
-    @property
-    def key(self) -> str:
-        return f"{self.name}_s" if self.unit == "s" and not self.name.endswith("_s") else self.name
+        self.traces = sorted(traces, key=lambda t: t.planned_ns)
+        self.ok = np.array([t.ok for t in self.traces], bool)
+        self.planned_ns = np.array([t.planned_ns for t in self.traces], np.int64)
+        self.chunks = np.array([len(t.chunks_ns) for t in self.traces], np.int64)
+        self.last_ns = np.array([t.chunks_ns[-1] if t.chunks_ns else 0 for t in self.traces], np.int64)
+        self.done = self.ok & (self.chunks > 0)
 
-    @property
-    def worst(self) -> float:
-        return math.inf if self.better == "lower" else -math.inf
+    @cached_property
+    def chunks_ns(self) -> NDArray[np.int64]:
+        """The stamps of all chunks, request after request."""
+        import numpy as np
 
+        every = chain.from_iterable(t.chunks_ns for t in self.traces)
+        return np.fromiter(every, np.int64, int(self.chunks.sum()))
 
-# --- of one request ---------------------------------------------------------------------------------------------
+    @cached_property
+    def chunk_tokens(self) -> NDArray[np.float64]:
+        """The tokens of all chunks: as counted, else the mean of the request.
 
+        Where a stream failed before the server counted, the mean over the chunks of all the others.
+        """
+        import numpy as np
 
-def _since_planned(trace: RequestTrace, stamp: int | None) -> float | None:
-    return None if stamp is None else (stamp - trace.planned_ns) * NS
+        output = self.column([t.output_tokens for t in self.traces])
+        known = ~np.isnan(output) & (self.chunks > 0)
+        mean = output[known].sum() / self.chunks[known].sum() if known.any() else math.nan
+        each = np.full(len(output), mean)
+        np.divide(output, self.chunks, out=each, where=known)
+        tokens = np.repeat(each, self.chunks)
+        counted = np.array([len(t.chunk_tokens) == len(t.chunks_ns) for t in self.traces], bool)
+        every = chain.from_iterable(t.chunk_tokens for t, c in zip(self.traces, counted, strict=True) if c)
+        tokens[np.repeat(counted, self.chunks)] = np.fromiter(every, np.float64)
+        return tokens
 
+    @cached_property
+    def tokens_known(self) -> bool:
+        return all(t.output_tokens is not None for t in self.traces if t.ok)
 
-def _since_sent(trace: RequestTrace, stamp: int | None) -> float | None:
-    return None if stamp is None or trace.sent_ns is None else (stamp - trace.sent_ns) * NS
+    def column(self, values: Sequence[float | None]) -> NDArray[np.float64]:
+        import numpy as np
 
+        return np.array([math.nan if v is None else v for v in values], np.float64)
 
-def ttfv(trace: RequestTrace) -> float | None:
-    """Time to the first visible token; only where reasoning tokens were seen."""
-    if not any(chunk.reasoning for chunk in trace.chunks):
-        return None
-    return _since_planned(trace, trace.first_visible_ns)
+    def of(self, metric: Metric) -> NDArray[np.float64]:
+        """A metric of every request: the worst there is for one that failed, NaN where one that succeeded has none."""
+        if metric.of_request is None:
+            raise ValueError(f"{metric.name} is not a metric of a request")
+        return self.column([metric.of_request(t) if t.ok else metric.worst for t in self.traces])
 
+    @cached_property
+    def blocks(self) -> int:
+        """Into how many blocks of consecutive requests a run is cut for an interval.
 
-def tokens_of_first_chunk(trace: RequestTrace) -> float | None:
-    """From the usage inside the first token chunk; else the mean over all chunks."""
-    if not trace.chunks:
-        return None
-    if trace.chunks[0].tokens is not None:
-        return trace.chunks[0].tokens
-    return None if trace.output_tokens is None else trace.output_tokens / len(trace.chunks)
-
-
-def tpot(trace: RequestTrace) -> float | None:
-    """Seconds per output token after the first chunk; ``None`` when everything came in one chunk."""
-    if len(trace.chunks) < 2 or trace.output_tokens is None:
-        return None
-    first = tokens_of_first_chunk(trace)
-    later = trace.output_tokens - first if first is not None else 0
-    return (trace.chunks[-1].at_ns - trace.chunks[0].at_ns) * NS / later if later > 0 else None
-
-
-def tps(trace: RequestTrace) -> float | None:
-    seconds = tpot(trace)
-    return 1 / seconds if seconds else None
-
-
-def chunk_gaps(trace: RequestTrace) -> list[float]:
-    """Seconds between consecutive token-carrying reads (``icl``)."""
-    return [(b.at_ns - a.at_ns) * NS for a, b in pairwise(trace.chunks)]
-
-
-def token_gaps(trace: RequestTrace) -> list[float]:
-    """``itl``: each gap divided evenly over its chunk's tokens; empty unless every chunk's count is known."""
-    if any(chunk.tokens is None for chunk in trace.chunks):
-        return []
-    gaps: list[float] = []
-    for gap, chunk in zip(chunk_gaps(trace), trace.chunks[1:], strict=True):
-        gaps += [gap / chunk.tokens] * chunk.tokens if chunk.tokens else []
-    return gaps
+        Requests that are in flight together share their luck, so a block is no smaller than the first such set.
+        """
+        first = self.last_ns[self.done].min() if self.done.any() else 0
+        together = int((self.planned_ns < first).sum())
+        return max(FEWEST_BLOCKS, min(MOST_BLOCKS, len(self.traces) // max(1, together)))
 
 
-def max_stall(trace: RequestTrace) -> float | None:
-    return max(chunk_gaps(trace), default=None)
-
-
-# --- of a run ---------------------------------------------------------------------------------------------------
+# --- windows ----------------------------------------------------------------------------------------------------
 
 
 def whole_window(traces: Sequence[RequestTrace]) -> Window | None:
@@ -123,190 +122,235 @@ def whole_window(traces: Sequence[RequestTrace]) -> Window | None:
     return Window(start_ns=min(t.planned_ns for t in traces), end_ns=max(ends)) if ends else None
 
 
-def steady_window(traces: Sequence[RequestTrace], concurrency: int) -> Window | None:
-    """From the first completion to the moment the last request was planned (closed loop).
+def warm_up_requests(traces: Sequence[RequestTrace], workload: Workload) -> int | None:
+    """How many answered requests, in the order of their plan, belong to the warm-up; ``None``: it never got steady.
 
-    Before it all slots march in step from a common start; after it slots run empty.
-    ``None`` when that leaves less than two rounds of requests.
+    Their latencies decide (``e2e``: in an overloaded open loop the queue may stand before the server or in the client).
+    A ramp is never steady, by design.
     """
-    ends = [t.last_token_ns for t in traces if t.ok and t.last_token_ns is not None]
-    if len(ends) < 4 * concurrency:
+    return _warm_up(Columns(traces), workload)
+
+
+def _warm_up(run: Columns, workload: Workload) -> int | None:
+    if workload.load == "ramp":
         return None
-    start, end = min(ends), max(t.planned_ns for t in traces)
-    return Window(start_ns=start, end_ns=end) if end > start else None
+    latency = run.of(METRICS["e2e"])[run.done]
+    cut = mser(latency)
+    alike = 1 if workload.open_loop else workload.concurrency
+    return None if drifts(latency[cut:], batch=alike) else cut
+
+
+def steady_window(traces: Sequence[RequestTrace], workload: Workload) -> Window | None:
+    """From the end of the warm-up, found in the run itself, to the last moment at which a request was planned.
+
+    It starts no earlier than the first completion: until then a server only fills up, and all slots of a closed loop
+    march in step; after the last plan it runs empty.  ``None`` when latencies never got steady, and when less than two
+    rounds are left (closed loop: of ``concurrency`` requests, four with the first and the last; else 20 completions).
+    """
+    return _steady(Columns(traces), workload)
+
+
+def _steady(run: Columns, workload: Workload) -> Window | None:
+    warm_up = _warm_up(run, workload)
+    if warm_up is None or not run.done.any():
+        return None
+    last = run.last_ns[run.done]
+    start = max(int(last.min()), int(run.planned_ns[run.done][warm_up]))
+    end = int(run.planned_ns.max())
+    inside = int(((start < last) & (last <= end)).sum())
+    if workload.open_loop:
+        enough = inside >= MIN_OPEN_COMPLETIONS
+    else:
+        enough = len(last) >= 4 * workload.concurrency and inside >= 2 * workload.concurrency
+    return Window(start_ns=start, end_ns=end) if enough and end > start else None
+
+
+# --- rates ------------------------------------------------------------------------------------------------------
 
 
 def tokens_in(traces: Sequence[RequestTrace], window: Window) -> float:
-    """Output tokens whose chunk was read inside the window; a chunk of unknown size counts its request's mean."""
-    total = 0.0
-    for trace in traces:
-        if not trace.chunks or trace.output_tokens is None:
-            continue
-        mean = trace.output_tokens / len(trace.chunks)
-        for chunk in trace.chunks:
-            if window.start_ns < chunk.at_ns <= window.end_ns:
-                total += mean if chunk.tokens is None else chunk.tokens
-    return total
+    """Output tokens whose chunk was read inside the window, those of streams that failed later included."""
+    return _tokens_in(Columns(traces), window)
 
 
-def rates(traces: Sequence[RequestTrace], window: Window | None, suffix: str = "") -> dict[str, float | None]:
+def _tokens_in(run: Columns, window: Window) -> float:
+    return float(run.chunk_tokens[(window.start_ns < run.chunks_ns) & (run.chunks_ns <= window.end_ns)].sum())
+
+
+def rates(traces: Sequence[RequestTrace], window: Window | None) -> dict[str, float | None]:
     """``output_tps``, ``total_tps`` and ``requests_per_s`` over one window."""
+    return _rates(Columns(traces), window)
+
+
+def _rates(run: Columns, window: Window | None, suffix: str = "") -> dict[str, float | None]:
     names = [f"{name}{suffix}" for name in ("output_tps", "total_tps", "requests_per_s")]
     if window is None or window.seconds <= 0:
         return dict.fromkeys(names)
-    good = [t for t in traces if t.ok]
-    done = [t for t in good if t.last_token_ns and window.start_ns < t.last_token_ns <= window.end_ns]
-    prompts = [t.prompt_tokens or t.prompt_tokens_asked for t in done]
-    output = tokens_in(good, window) if all(t.output_tokens is not None for t in good) else None
-    total = output + sum(p or 0 for p in prompts) if output is not None and all(prompts) else None
-    counts = (output, total, len(done))
-    return dict(zip(names, (None if n is None else n / window.seconds for n in counts), strict=True))
+    done = run.done & (window.start_ns < run.last_ns) & (run.last_ns <= window.end_ns)
+    prompts = [t.prompt_tokens or t.prompt_tokens_asked for t, inside in zip(run.traces, done, strict=True) if inside]
+    output = _tokens_in(run, window) if run.tokens_known else math.nan
+    total = output + sum(p or 0 for p in prompts) if all(prompts) else math.nan
+    counts = (output, total, len(prompts))
+    return dict(zip(names, (None if math.isnan(n) else n / window.seconds for n in counts), strict=True))
 
 
-METRICS: dict[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric(name="ttft", unit="s", better="lower", kind="distribution", source="request", formula="first_token − planned",
-               of_request=lambda t: _since_planned(t, t.first_token_ns)),
-        Metric(name="ttft_service", unit="s", better="lower", kind="distribution", source="request", formula="first_token − sent",
-               of_request=lambda t: _since_sent(t, t.first_token_ns)),
-        Metric(name="ttfv", unit="s", better="lower", kind="distribution", source="request", formula="first_visible − planned, with reasoning",
-               of_request=ttfv),
-        Metric(name="e2e", unit="s", better="lower", kind="distribution", source="request", formula="last_token − planned",
-               of_request=lambda t: _since_planned(t, t.last_token_ns)),
-        Metric(name="e2e_service", unit="s", better="lower", kind="distribution", source="request", formula="last_token − sent",
-               of_request=lambda t: _since_sent(t, t.last_token_ns)),
-        Metric(name="tpot", unit="s", better="lower", kind="distribution", source="request",
-               formula="(last_token − first_token) / (output_tokens − tokens in the first token chunk)", of_request=tpot),
-        Metric(name="tps", unit="tps", better="higher", kind="distribution", source="request", formula="1 / tpot", of_request=tps),
-        Metric(name="max_stall", unit="s", better="lower", kind="distribution", source="request",
-               formula="largest gap between token-carrying reads of a request", of_request=max_stall),
-        Metric(name="icl", unit="s", better="lower", kind="distribution", formula="gaps between token-carrying reads, pooled"),
-        Metric(name="itl", unit="s", better="lower", kind="distribution",
-               formula="each gap divided evenly over its chunk's tokens; only where every chunk's count is known"),
-        Metric(name="output_tps", unit="tps", better="higher", formula="output tokens / s, steady window"),
-        Metric(name="total_tps", unit="tps", better="higher", formula="all tokens / s, steady window"),
-        Metric(name="requests_per_s", unit="rps", better="higher", formula="completed requests / s, steady window"),
-        Metric(name="output_tps_whole", unit="tps", better="higher", formula="output tokens / s, whole run"),
-        Metric(name="total_tps_whole", unit="tps", better="higher", formula="all tokens / s, whole run"),
-        Metric(name="requests_per_s_whole", unit="rps", better="higher", formula="completed requests / s, whole run"),
-        Metric(name="error_rate", unit="share", better="lower", formula="failed or never sent / planned requests"),
-        Metric(name="cache_hit_rate", unit="share", better="higher", formula="cached prompt tokens / prompt tokens, as the server reports them"),
-        Metric(name="peak_rss_bytes", unit="bytes", better="lower", source="telemetry",
-               formula="peak proportional set size (PSS) of the server's process tree"),
-        Metric(name="peak_vram_bytes", unit="bytes", better="lower", source="telemetry", formula="peak GPU memory of the server's process tree"),
-        Metric(name="cpu_s", unit="s", better="lower", source="telemetry", formula="CPU seconds of the server's process tree during the run"),
-        Metric(name="load_s", unit="s", better="lower", source="telemetry", formula="process start to the first answered request"),
-        Metric(name="weights_bytes", unit="bytes", better="lower", source="quality", formula="bytes of the weight files"),
-        Metric(name="kl", unit="nats", better="lower", source="quality", formula="mean KL(base ‖ artifact) of the next-token distribution"),
-        Metric(name="kl_p99", unit="nats", better="lower", source="quality", formula="99th percentile of the per-token KL divergence"),
-        Metric(name="top1", unit="share", better="higher", source="quality", formula="share of tokens whose most likely successor is unchanged"),
-        Metric(name="perplexity", unit="count", better="lower", source="quality", formula="exp(mean negative log-likelihood), held-out text"),
-    )
-}  # fmt: skip
+def _per_span(run: Columns, window: Window, name: str) -> NDArray[np.float64]:
+    """``output_tps`` or ``requests_per_s`` of the spans of equal length that a window is cut into."""
+    import numpy as np
 
-STATISTICS = ("mean", "p50", "p90", "p95", "p99", "min", "max")
+    edges = np.linspace(window.start_ns, window.end_ns, run.blocks + 1)
+    if name == "output_tps":
+        counts, _ = np.histogram(run.chunks_ns, edges, weights=run.chunk_tokens)
+    else:
+        counts, _ = np.histogram(run.last_ns[run.done], edges)
+    return counts / (window.seconds / run.blocks)
 
 
-def parse_metric(name: str) -> tuple[Metric, str | None]:
-    """``ttft_p95`` → (ttft, "p95"); ``output_tps`` → (output_tps, None).
+# --- a run ------------------------------------------------------------------------------------------------------
 
-    Raises UsageError for a name that is not in the table, and for a distribution without its statistic.
+
+def run_metrics(traces: Sequence[RequestTrace], workload: Workload) -> dict[str, Any]:
+    """Every request and run metric of a run, by record key, and ``errors``: how many by kind. Traces include failures.
+
+    Raises UsageError for an SLO of the workload that is none.
     """
-    base, _, statistic = name.rpartition("_")
-    if statistic in STATISTICS and base in METRICS and METRICS[base].kind == "distribution":
-        return METRICS[base], statistic
-    metric = METRICS.get(name) or METRICS.get(name.removesuffix("_s"))
-    if metric is None:
-        raise UsageError(f"unknown metric {name!r}", hint=nearest(name, metric_names()))
-    if metric.kind == "distribution":
-        raise UsageError(
-            f"{name!r} is a distribution",
-            hint=f"say which statistic: {metric.name}_p50, {metric.name}_p95, {metric.name}_mean …",
-        )
-    return metric, None
-
-
-def metric_names() -> list[str]:
-    """Every name that a constraint may use, distributions with their usual percentiles."""
-    names = []
-    for metric in METRICS.values():
-        names += (
-            [f"{metric.name}_{s}" for s in ("p50", "p95", "p99")] if metric.kind == "distribution" else [metric.name]
-        )
-    return names
-
-
-def value_of(metrics: dict[str, Any], metric: Metric, statistic: str | None) -> float | None:
-    """A metric's value in a record; ``None`` where it is unknown."""
-    value = metrics.get(metric.key)
-    if statistic is not None:
-        value = value.get(statistic) if isinstance(value, dict) else None
-    return None if value is None else float(value)
-
-
-def run_metrics(traces: Sequence[RequestTrace], concurrency: int) -> dict[str, Any]:
-    """Every request and run metric of a run, by record key; traces include the requests that failed."""
-    result: dict[str, Any] = {}
-    for metric in METRICS.values():
-        if metric.of_request is not None:
-            result[metric.key] = request_distribution(metric, traces)
+    run = Columns(traces)
+    result: dict[str, Any] = {m.key: _distribution(m, run) for m in METRICS.values() if m.of_request is not None}
+    result |= _gaps(run)
+    steady, whole = _steady(run, workload), whole_window(traces)
+    result |= _rates(run, steady) | _rates(run, whole, "_whole")
     good = [t for t in traces if t.ok]
-    gaps = [gap for t in good for gap in chunk_gaps(t)]
-    known = bool(good) and all(c.tokens is not None for t in good for c in t.chunks)
-    result["icl_s"] = distribution(gaps) if gaps else None
-    result["itl_s"] = distribution([g for t in good for g in token_gaps(t)]) if known and gaps else None
-    result |= rates(traces, steady_window(traces, concurrency))
-    result |= rates(traces, whole_window(traces), "_whole")
-    result["error_rate"] = 1 - len(good) / len(traces) if traces else None
+    errors = Counter(t.error_kind for t in traces if not t.ok)
+    result |= {
+        "requests_ok": len(good),
+        "requests_failed": len(traces) - len(good),
+        "errors": dict(errors.most_common()),
+        "dropped": errors["dropped"],
+        "error_rate": 1 - len(good) / len(traces) if traces else None,
+    }
     prompt, cached = sum(t.prompt_tokens or 0 for t in good), [t.cached_tokens for t in good]
     known_cache = [c for c in cached if c is not None]
     result["cache_hit_rate"] = sum(known_cache) / prompt if prompt and len(known_cache) == len(good) else None
-    return result
+    return result | _slo_metrics(run, workload, steady, whole)
 
 
-def request_distribution(metric: Metric, traces: Sequence[RequestTrace]) -> dict[str, Any] | None:
+def _distribution(metric: Metric, run: Columns) -> dict[str, Any] | None:
     """Over all planned requests: a failed one counts as the worst value there is.
 
     A request that succeeded but has no such value (``tpot`` of a one-chunk answer) is
     not a failure; when that is so for all of them, the metric is unknown: ``None``.
     """
-    if metric.of_request is None:
-        raise ValueError(f"{metric.name} is not a metric of a request")
-    values = [v for t in traces if t.ok and (v := metric.of_request(t)) is not None]
-    if not values:
-        return None
-    return distribution(values, missing=sum(not t.ok for t in traces), worst=metric.worst)
+    import numpy as np
+
+    values = run.of(metric)
+    known = values[np.isfinite(values)]
+    return distribution(known, missing=int((~run.ok).sum()), worst=metric.worst) if len(known) else None
 
 
-def run_intervals(traces: Sequence[RequestTrace], concurrency: int) -> dict[str, Any]:
+def _gaps(run: Columns) -> dict[str, Any]:
+    """``icl`` and ``itl``: the gaps between the chunks of the good requests, pooled; NaN tokens where not all are counted."""
+    import numpy as np
+
+    good = np.repeat(run.ok, run.chunks)
+    owner = np.repeat(np.arange(len(run.traces)), run.chunks)
+    inside = good[1:] & (owner[1:] == owner[:-1])
+    gaps = np.diff(run.chunks_ns)[inside] * NS
+    if not len(gaps):
+        return {"icl_s": None, "itl_s": None}
+    itl = None
+    if all(t.chunk_tokens for t in run.traces if t.ok and len(t.chunks_ns) > 1):
+        tokens = run.chunk_tokens[1:][inside].astype(np.int64)
+        each = np.repeat(gaps / np.maximum(tokens, 1), tokens)
+        itl = distribution(each) if len(each) else None
+    return {"icl_s": distribution(gaps), "itl_s": itl}
+
+
+def _met(run: Columns, workload: Workload) -> NDArray[np.bool_]:
+    """Which requests met every SLO; one that succeeded but has no value of an SLO's metric meets it."""
+    import numpy as np
+
+    met = run.ok.copy()
+    for limit in map(parse_slo, workload.slos):
+        values = run.of(METRICS[limit.metric])
+        met &= np.array([math.isnan(v) or meets(limit, v) for v in values], bool)
+    return met
+
+
+def _slo_metrics(run: Columns, workload: Workload, steady: Window | None, whole: Window | None) -> dict[str, Any]:
+    names = ("goodput_rps", "goodput_rps_whole", "slo_attainment")
+    if not workload.slos:
+        return dict.fromkeys(names)
+    met = _met(run, workload)
+    last = run.last_ns[met & run.done]
+    result: dict[str, Any] = dict.fromkeys(names)
+    for name, window in (("goodput_rps", steady or whole), ("goodput_rps_whole", whole)):
+        if window is not None and window.seconds > 0:
+            result[name] = int(((window.start_ns < last) & (last <= window.end_ns)).sum()) / window.seconds
+    result["slo_attainment"] = float(met.mean()) if len(met) else None
+    return result
+
+
+# --- intervals --------------------------------------------------------------------------------------------------
+
+
+def run_intervals(traces: Sequence[RequestTrace], workload: Workload) -> dict[str, Any]:
     """95 % intervals of the headline metrics within one run, bootstrapped over blocks of consecutive requests.
 
     Requests of one run are correlated, so these are narrower than what repeated runs
     would show; each says ``over: blocks`` and gives way to one over runs.
     """
-    ordered = sorted(traces, key=lambda t: t.planned_ns)
+    run = Columns(traces)
     result: dict[str, Any] = {}
     for name, statistic in (("ttft", "p50"), ("ttft", "p95"), ("tps", "p50"), ("e2e", "p50")):
-        metric = METRICS[name]
-
-        def of(
-            parts: Sequence[Sequence[RequestTrace]], metric: Metric = metric, statistic: str = statistic
-        ) -> float | None:
-            row = request_distribution(metric, [t for part in parts for t in part])
-            return None if row is None else row[statistic]
-
-        result[f"{name}_{statistic}"] = _interval(bootstrap(blocks(ordered, INTERVAL_BLOCKS), of, resamples=300))
-    low, high = wilson(sum(not t.ok for t in traces), len(traces))
-    result["error_rate"] = {"low": low, "high": high, "over": "requests (Wilson)"}
-    window = steady_window(traces, concurrency)
-    if window is not None:
-        edges = range(window.start_ns, window.end_ns + 1, max(1, (window.end_ns - window.start_ns) // INTERVAL_BLOCKS))
-        spans = [Window(start_ns=a, end_ns=b) for a, b in pairwise(edges)]
-        per_span = [rate for span in spans if (rate := rates(traces, span)["output_tps"]) is not None]
-        result["output_tps"] = _interval(bootstrap(per_span, lambda rows: sum(rows) / len(rows)))
+        result[f"{name}_{statistic}"] = _interval(_request_interval(run, METRICS[name], statistic))
+    result["error_rate"] = _share(int((~run.ok).sum()), len(run.ok))
+    if workload.slos:
+        result["slo_attainment"] = _share(int(_met(run, workload).sum()), len(run.ok))
+    window = _steady(run, workload)
+    if window is not None and run.tokens_known:
+        spans = _per_span(run, window, "output_tps")
+        result["output_tps"] = _interval(block_interval(spans, None, count=len(spans)))
     return result
+
+
+def half_width(traces: Sequence[RequestTrace], metric: Metric, statistic: str | None) -> float | None:
+    """Half the 95 % interval of a statistic within this run, relative to its value: what ``--until`` waits for.
+
+    ``output_tps`` and ``requests_per_s`` are taken from the first completion to the last plan.  ``None`` below 30
+    requests, with too few samples for a percentile, and where too many failed.
+    """
+    run = Columns(traces)
+    if len(run.traces) < MIN_FOR_HALF_WIDTH or not run.done.any():
+        return None
+    if metric.of_request is not None and statistic is not None:
+        value: float | None = (_distribution(metric, run) or {}).get(statistic)
+        interval = _request_interval(run, metric, statistic)
+    else:
+        window = Window(start_ns=int(run.last_ns[run.done].min()), end_ns=int(run.planned_ns.max()))
+        if window.seconds <= 0 or not run.tokens_known:
+            return None
+        spans = _per_span(run, window, metric.name)
+        value, interval = float(spans.mean()), block_interval(spans, None, count=len(spans))
+    if not value or interval is None:
+        return None
+    return (interval[1] - interval[0]) / 2 / abs(value)
+
+
+def _request_interval(run: Columns, metric: Metric, statistic: str) -> tuple[float, float] | None:
+    import numpy as np
+
+    values = run.of(metric)
+    values = values[~np.isnan(values)]
+    percent = None if statistic == "mean" else int(statistic[1:])
+    if percent is not None and len(values) < MIN_SAMPLES.get(percent, 1):
+        return None
+    return block_interval(values, percent, count=run.blocks)
 
 
 def _interval(bounds: tuple[float, float] | None) -> dict[str, Any] | None:
     return None if bounds is None else {"low": bounds[0], "high": bounds[1], "over": "blocks"}
+
+
+def _share(count: int, of: int) -> dict[str, Any]:
+    low, high = wilson(count, of)
+    return {"low": low, "high": high, "over": "requests (Wilson)"}

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The fewest samples for which an upper percentile says anything: with n samples all
 # below the p-th percentile has probability p^n, and these n bring that under 5 %.
 MIN_SAMPLES = {90: 29, 95: 59, 99: 299}
 T = TypeVar("T")
 Z_95 = 1.959963984540054
+BATCH = 5
+TREND_BATCHES = 10
+# Student's t, 99 % two-sided, for 1 to 8 degrees of freedom.
+T_99 = (63.66, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -22,27 +30,34 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """
     if not values:
         raise ValueError("percentile of an empty sample")
-    ordered = sorted(values)
-    rank = math.ceil(round(percent * len(ordered) / 100, 9))  # 7 % of 100 is rank 7, whatever 0.07 × 100 is in binary
-    return ordered[max(0, rank - 1)]
+    return sorted(values)[rank(len(values), percent) - 1]
 
 
-def distribution(values: Sequence[float], *, missing: int = 0, worst: float = math.inf) -> dict[str, Any]:
+def rank(count: int, percent: float) -> int:
+    """Which of ``count`` ordered values the percentile is, from 1: 7 % of 100 is 7, whatever 0.07 × 100 is in binary."""
+    return max(1, math.ceil(round(percent * count / 100, 9)))
+
+
+def distribution(
+    values: Sequence[float] | NDArray[np.float64], *, missing: int = 0, worst: float = math.inf
+) -> dict[str, Any]:
     """``{mean, p50, p90, p95, p99, min, max, n, missing}`` of a sample in which ``missing`` more counted as ``worst``.
 
     ``worst`` is +inf where lower is better, -inf where higher is.  A statistic that
     would be infinite, or that has too few samples behind it, is ``None``.  ``mean``,
     ``min`` and ``max`` are of the values that exist.
     """
-    everything = [*values, *([worst] * missing)]
-    result: dict[str, Any] = {"mean": sum(values) / len(values) if values else None}
+    import numpy as np
+
+    ordered = np.sort(np.asarray(values, np.float64))
+    here, count = len(ordered), len(ordered) + missing
+    result: dict[str, Any] = {"mean": float(ordered.mean()) if here else None}
     for percent in (50, 90, 95, 99):
-        value = None
-        if len(everything) >= MIN_SAMPLES.get(percent, 1):
-            value = percentile(everything, percent)
-        result[f"p{percent}"] = value if value is not None and math.isfinite(value) else None
-    result |= {"min": min(values, default=None), "max": max(values, default=None)}
-    return result | {"n": len(everything), "missing": missing}
+        at = rank(count, percent) - 1 - (missing if worst < 0 else 0)
+        enough = count >= MIN_SAMPLES.get(percent, 1)
+        result[f"p{percent}"] = float(ordered[at]) if enough and 0 <= at < here else None
+    result |= {"min": float(ordered[0]), "max": float(ordered[-1])} if here else {"min": None, "max": None}
+    return result | {"n": count, "missing": missing}
 
 
 def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
@@ -80,6 +95,89 @@ def bootstrap(
         estimates.append(value)
     tail = (1 - confidence) / 2 * 100
     return percentile(estimates, tail), percentile(estimates, 100 - tail)
+
+
+def block_interval(
+    values: NDArray[np.float64], percent: float | None, *, count: int, resamples: int = 300, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % bootstrap interval of a percentile (of the mean where ``None``) over ``count`` blocks of consecutive values.
+
+    Neighbours in a run are alike, so whole blocks are drawn (Künsch 1989).  Infinite values are of failures: they
+    count in a percentile and not in the mean.  ``None`` below three blocks, and where an end would be infinite.
+    """
+    import numpy as np
+
+    if percent is None:
+        values = values[np.isfinite(values)]
+    count = min(count, len(values))
+    if count < 3:
+        return None
+    block = np.arange(len(values)) * count // len(values)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.int32)
+    sizes = drawn @ np.bincount(block, minlength=count)
+    if percent is None:
+        estimates = (drawn @ np.bincount(block, values, minlength=count)) / sizes
+    else:
+        order = np.argsort(values, kind="stable")
+        # How many of each block lie at or below each ordered value; a resample's percentile is found by bisection.
+        below = np.zeros((len(values), count), np.int32)
+        below[np.arange(len(values)), block[order]] = 1
+        below = np.cumsum(below, axis=0, dtype=np.int32)
+        wanted = np.maximum(1, np.ceil(np.round(percent * sizes / 100, 9)))
+        low, high = np.zeros(resamples, np.int64), np.full(resamples, len(values) - 1)
+        while (low < high).any():
+            middle = (low + high) // 2
+            enough = np.einsum("rb,rb->r", drawn, below[middle]) >= wanted
+            low, high = np.where(enough, low, np.minimum(middle + 1, high)), np.where(enough, middle, high)
+        estimates = values[order][low]
+    estimates.sort()
+    ends = float(estimates[rank(resamples, 2.5) - 1]), float(estimates[rank(resamples, 97.5) - 1])
+    return ends if all(map(math.isfinite, ends)) else None
+
+
+def mser(values: NDArray[np.float64]) -> int:
+    """How many of the first values are warm-up: MSER-5 (White 1997; White, Cobb and Spratt 2000), at most the first half.
+
+    The series is batched by 5 and cut where the standard error of the mean of what is left is smallest.  Noise alone
+    often finds such a place too, so a cut must also pay: the means on its two sides differ by two standard errors.
+    """
+    import numpy as np
+
+    batches = len(values) // BATCH
+    if batches < 4:
+        return 0
+    means = values[: batches * BATCH].reshape(batches, BATCH).mean(axis=1)
+    means = means - means.mean()
+    left = np.arange(batches, 0, -1)
+    sums, squares = np.cumsum(means[::-1])[::-1], np.cumsum(means[::-1] ** 2)[::-1]
+    error = np.maximum(squares - sums**2 / left, 0) / left**2
+    cut = int(np.argmin(error[: batches // 2 + 1])) * BATCH
+    if not cut:
+        return 0
+    first, rest = values[:cut], values[cut:]
+    error_of_difference = math.sqrt(first.var() / len(first) + rest.var() / len(rest))
+    return cut if abs(first.mean() - rest.mean()) > 2 * error_of_difference else 0
+
+
+def drifts(values: NDArray[np.float64], *, batch: int = BATCH, share: float = 0.1) -> bool:
+    """Whether a series still goes up or down by more than ``share`` of its mean, and not by chance (1 %).
+
+    A line through the means of up to ten batches, none smaller than ``batch``: neighbours are alike, batches are less so.
+    """
+    import numpy as np
+
+    count = min(TREND_BATCHES, len(values) // max(BATCH, batch))
+    if count < 3:
+        return False
+    edges = np.linspace(0, len(values), count + 1).round().astype(int)
+    means = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    steps = np.arange(count) - (count - 1) / 2
+    slope = (steps @ means) / (steps @ steps)
+    explained = slope**2 * (steps @ steps)
+    rest = ((means - means.mean()) ** 2).sum() - explained
+    if abs(slope) * count <= share * abs(means.mean()):
+        return False
+    return bool(explained * (count - 2) > T_99[count - 3] ** 2 * rest)
 
 
 def blocks(items: Sequence[T], count: int) -> list[list[T]]:

@@ -6,20 +6,21 @@ import contextlib
 import datetime
 import re
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import llmopt
 from llmopt import demo, serve
+from llmopt.bench.load import Progress
 from llmopt.bench.prompts import load_tokenizer
-from llmopt.bench.runner import RunResult, Target, measure
+from llmopt.bench.runner import RunResult, Target, Traffic, measure
 from llmopt.core import environments
 from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_hash
 from llmopt.core.environments import Environment
-from llmopt.core.errors import UsageError
+from llmopt.core.errors import Interrupted, UsageError
 from llmopt.core.files import read_text
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
@@ -28,8 +29,84 @@ from llmopt.pipeline.reporter import Reporter
 from llmopt.serve import Backend, require_loadable
 from llmopt.serve.process import RunningServer, serving
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 SECRET_FLAG = re.compile(r"--?\S*(?:key|token|secret|password|hft)\b(?<!max-token)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"(?:hf_|sk-)\w")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A running server, and what the record of a run says about it."""
+
+    target: Target
+    backend: dict[str, Any]
+    artifact: dict[str, Any]
+    serve: dict[str, Any]
+    tokenizer: Tokenizer | None
+    case_key: Callable[[Workload], str]
+    label: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] | None = None
+    alive: Callable[[], bool] = lambda: True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out and kept; none of it changes what is asked of the server."""
+
+    results: Path
+    workers: int = 1
+    definitions: tuple[str, ...] = ()
+
+
+def measure_and_save(
+    subject: Subject,
+    workload: Workload,
+    options: RunOptions,
+    report: Reporter,
+    *,
+    warm: bool = False,
+    word: str = "",
+    stop_when: Callable[[Progress], bool] | None = None,
+) -> Measurement:
+    """One run and its record. Interrupted, it keeps what it has and raises Interrupted, which names the file."""
+    run_id, started_at = new_run_id(), now()
+    traffic = Traffic(salt=run_id, source=read_text(demo.CALIBRATION_TEXT), tokenizer=subject.tokenizer)
+    with report.task(word or f"measuring {subject.label}", workload.requests) as work:
+        result = measure(
+            subject.target,
+            workload,
+            traffic,
+            workers=options.workers,
+            warm=warm,
+            alive=subject.alive,
+            progress=lambda p: work.at(p.finished, workload.requests),
+            stop_when=stop_when,
+        )
+    run = record(subject, workload, result, run_id, started_at, definitions_of(options.definitions, result))
+    file = save_run(options.results, run, result.traces)
+    if result.stopped == "interrupted":
+        raise Interrupted(f"interrupted; the {len(result.traces)} requests measured until then are kept in {file}")
+    return run
+
+
+def check_definitions(names: Sequence[str]) -> tuple[str, ...]:
+    """Raise UsageError for a tool whose formulas are not known."""
+    from llmopt.bench.definitions import DEFINITIONS
+
+    for name in names:
+        if name not in DEFINITIONS:
+            raise UsageError(f"no definitions of {name!r}", hint=f"--definitions {', '.join(DEFINITIONS)}")
+    return tuple(names)
+
+
+def definitions_of(names: Sequence[str], result: RunResult) -> dict[str, Any]:
+    """The same traces by the definitions of other tools."""
+    from llmopt.bench.definitions import DEFINITIONS
+
+    return {name: DEFINITIONS[name][1](result.traces, result.client["seconds"]) for name in names}
 
 
 def bench_artifact(
@@ -42,48 +119,75 @@ def bench_artifact(
     port: int | None = None,
     ready_timeout_s: float | None = None,
     quality_of_case: dict[str, Any] | None = None,
+    workers: int = 1,
+    definitions: tuple[str, ...] = (),
 ) -> list[Measurement]:
     """Start the engine once, measure ``repeats`` runs, save each as soon as it is done."""
+    options = RunOptions(results=results, workers=workers, definitions=definitions)
+    runs = []
+    with serving_case(
+        case, report, results=results, python=python, port=port, ready_timeout_s=ready_timeout_s
+    ) as subject:
+        subject = replace(subject, quality=quality_of_case)
+        for number in range(repeats):
+            word = f"measuring {case.label}" + (f", run {number + 1} of {repeats}" if repeats > 1 else "")
+            runs.append(measure_and_save(subject, case.workload, options, report, warm=number > 0, word=word))
+    return runs
+
+
+@contextlib.contextmanager
+def serving_case(
+    case: Case,
+    report: Reporter,
+    *,
+    results: Path,
+    python: str | None = None,
+    port: int | None = None,
+    ready_timeout_s: float | None = None,
+) -> Iterator[Subject]:
+    """The engine of a case, running for the time of the ``with`` block."""
     backend = require_loadable(case.serve.backend, case.artifact.quantization)
     environment = environments.find(backend.needs, python)
     log = results / "logs" / f"{case.artifact.label}-{backend.name}.log"
     prepare_results(results, this_machine())
-    runs = []
     tokenizer = load_tokenizer(case.artifact.path)
     with started(backend, case, environment, report, log, port, ready_timeout_s) as server:
-        target = Target(
-            base_url=server.command.base_url,
-            model=server.command.model,
-            pid=server.pid,
-            load_s=server.load_s,
-            usage_per_chunk=server.command.usage_per_chunk,
+        yield Subject(
+            target=Target(
+                base_url=server.command.base_url,
+                model=server.command.model,
+                pid=server.pid,
+                load_s=server.load_s,
+                usage_per_chunk=server.command.usage_per_chunk,
+            ),
+            backend=backend_record(backend, environment, server, case.artifact.quantization.format),
+            artifact=artifact_record(case.artifact),
+            serve=asdict(case.serve) | {"extra_args": without_secret_arguments(case.serve.extra_args)},
+            tokenizer=tokenizer,
+            case_key=lambda workload: replace(case, workload=workload).key,
+            label=case.label,
+            metrics={"weights_bytes": case.artifact.size_bytes},
+            alive=lambda: server.process.running,
         )
-        for number in range(repeats):
-            run_id, started_at = new_run_id(), now()
-            word = f"measuring {case.label}" + (f", run {number + 1} of {repeats}" if repeats > 1 else "")
-            with report.task(word, case.workload.requests) as work:
-                result = measure(
-                    target,
-                    case.workload,
-                    salt=run_id,
-                    source=read_text(demo.CALIBRATION_TEXT),
-                    tokenizer=tokenizer,
-                    warm=number > 0,
-                    alive=lambda: server.process.running,
-                    done=lambda _: work.advance(),
-                )
-            run = record(
-                case,
-                result,
-                run_id,
-                started_at,
-                backend_record(backend, environment, server, case.artifact.quantization.format),
-                quality_of_case,
-            )
-            save_run(results, run, result.traces)
-            server.require_alive(backend)
-            runs.append(run)
-    return runs
+        server.require_alive(backend)
+
+
+def url_subject(
+    url: str, model: str, *, results: Path, tokenizer: str | None = None, headers: Mapping[str, str] | None = None
+) -> Subject:
+    """Any running OpenAI-compatible server; nothing is known of its memory."""
+    check_url(url)
+    prepare_results(results, this_machine())
+    shown = without_secrets(url)
+    return Subject(
+        target=Target(base_url=url.rstrip("/"), model=model, headers=headers or {}),
+        backend={"name": "url", "version": None, "argv": [], "url": shown, "headers": sorted(headers or {})},
+        artifact={"quantization": model, "method": "unknown", "base_name": model, "base_key": stable_hash(model)},
+        serve={"backend": "url", "url": shown},
+        tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
+        case_key=lambda workload: stable_hash([url, model, asdict(workload)]),
+        label=f"{model} at {shown}",
+    )
 
 
 @contextlib.contextmanager
@@ -127,42 +231,6 @@ def version_of(backend: Backend, environment: Environment) -> str | None:
     return own or environments.freeze(environment).get(backend.distribution)
 
 
-def bench_url(
-    url: str, model: str, workload: Workload, report: Reporter, *, results: Path, tokenizer: str | None = None
-) -> Measurement:
-    """Measure any running OpenAI-compatible server; nothing is known of its memory."""
-    check_url(url)
-    prepare_results(results, this_machine())
-    run_id, started_at = new_run_id(), now()
-    with report.task(f"measuring {model} at {without_secrets(url)}", workload.requests) as work:
-        result = measure(
-            Target(base_url=url.rstrip("/"), model=model),
-            workload,
-            salt=run_id,
-            source=read_text(demo.CALIBRATION_TEXT),
-            tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
-            done=lambda _: work.advance(),
-        )
-    run = Measurement(
-        run_id=run_id,
-        started_at=started_at,
-        case_key=stable_hash([url, model, asdict(workload)]),
-        machine=this_machine(),
-        backend={"name": "url", "version": None, "argv": [], "url": without_secrets(url)},
-        artifact={"quantization": model, "method": "unknown", "base_name": model, "base_key": stable_hash(model)},
-        serve={"backend": "url", "url": without_secrets(url)},
-        workload=asdict(workload),
-        verdict=result.verdict,
-        metrics=result.metrics,
-        intervals=result.intervals,
-        telemetry=result.telemetry,
-        llmopt_version=llmopt.__version__,
-        measuring_revision=MEASURING_REVISION,
-    )
-    save_run(results, run, result.traces)
-    return run
-
-
 def check_url(url: str) -> None:
     """Raise UsageError for what is no address of a server."""
     try:
@@ -197,26 +265,24 @@ def without_secrets(url: str) -> str:
 
 
 def record(
-    case: Case,
-    result: RunResult,
-    run_id: str,
-    started_at: str,
-    backend: dict[str, Any],
-    quality_of_case: dict[str, Any] | None,
+    subject: Subject, workload: Workload, result: RunResult, run_id: str, started_at: str, definitions: dict[str, Any]
 ) -> Measurement:
     return Measurement(
         run_id=run_id,
         started_at=started_at,
-        case_key=case.key,
+        case_key=subject.case_key(workload),
         machine=this_machine(),
-        backend=backend,
-        artifact=artifact_record(case.artifact),
-        serve=asdict(case.serve) | {"extra_args": without_secret_arguments(case.serve.extra_args)},
-        workload=asdict(case.workload),
+        backend=subject.backend,
+        artifact=subject.artifact,
+        serve=subject.serve,
+        workload=asdict(workload),
         verdict=result.verdict,
-        metrics=result.metrics | {"weights_bytes": case.artifact.size_bytes},
+        metrics=result.metrics | subject.metrics,
         intervals=result.intervals,
-        quality=quality_of_case,
+        client=result.client,
+        tokens=result.tokens,
+        definitions=definitions,
+        quality=subject.quality,
         telemetry=result.telemetry,
         llmopt_version=llmopt.__version__,
         measuring_revision=MEASURING_REVISION,

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
-from llmopt.core.domain import Comparison, Goal, Limit
+from llmopt.core.domain import Goal
 from llmopt.core.errors import UsageError, nearest
-from llmopt.core.metrics import parse_metric
-from llmopt.core.units import parse_quantity
+from llmopt.core.limits import parse_limit
 
 OBJECTIVES = ("throughput", "latency", "memory")
 DEFAULT_MAX_KL = 0.1
 MEMORY_LIMIT = "memory<="
-
-
-def parse_limit(text: str) -> Limit:
-    """``ttft_p95<500ms`` → Limit. Raises UsageError that names the part which is wrong."""
-    match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*", text)
-    if match is None:
-        raise UsageError(
-            f"{text!r} is no constraint", hint="write METRIC<VALUE or METRIC>VALUE: 'ttft_p95<500ms', 'tps_p50>20'"
-        )
-    metric, statistic = parse_metric(match[1])
-    bound = parse_quantity(match[3], metric.unit)
-    wrong = match[2][0] == ("<" if metric.better == "higher" else ">")
-    if wrong:
-        turned = match[2].translate(str.maketrans("<>", "><"))
-        raise UsageError(
-            f"{text!r} would reject the better configurations: {match[1]} is better when {metric.better}",
-            hint=f"{match[1]}{turned}{match[3]}",
-        )
-    comparison: Comparison = match[2]  # type: ignore[assignment]  # the pattern admits these four alone
-    return Limit(
-        metric=metric.name, statistic=statistic, comparison=comparison, bound=bound, text=text.replace(" ", "")
-    )
 
 
 def make_goal(

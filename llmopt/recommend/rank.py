@@ -8,17 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llmopt.core.domain import Goal, Limit, Recommendation
+from llmopt.core.limits import meets
 from llmopt.core.metrics import METRICS
 from llmopt.core.statistics import MIN_SAMPLES
 from llmopt.core.units import show
 from llmopt.recommend.candidates import Candidate
 
-COMPARE = {
-    "<": lambda value, bound: value < bound,
-    "<=": lambda value, bound: value <= bound,
-    ">": lambda value, bound: value > bound,
-    ">=": lambda value, bound: value >= bound,
-}
 WORDS = {"throughput": "throughput", "latency": "request latency", "memory": "memory"}
 
 
@@ -104,7 +99,7 @@ def broken(candidate: Candidate, limit: Limit) -> str | None:
         return None
     if value is None:
         return f"{limit.text}: not known ({why_unknown(candidate, limit)})"
-    if COMPARE[limit.comparison](value, limit.bound):
+    if meets(limit, value):
         return None
     return f"{limit.text}: measured {show(value, METRICS[limit.metric].unit)}"
 

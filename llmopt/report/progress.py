@@ -40,7 +40,7 @@ class Work:
         if self.progress is not None and self.task is not None:
             self.progress.advance(self.task)
 
-    def at(self, done: int, total: int) -> None:
+    def at(self, done: int, total: int | None) -> None:
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=done, total=total)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from llmopt.core.domain import Workload
 from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.units import show
 
@@ -81,10 +82,17 @@ def label(row: dict[str, Any]) -> str:
 def title(document: dict[str, Any]) -> str:
     w, m = document["workload"], document["machine"]
     hardware = ", ".join(m["gpus"]) or f"{m['cpu']}, {m['logical_cores']} cores"
-    return (
-        f"{document['base']} · {w['input_tokens']} → {w['output_tokens']} tokens, closed loop of {w['concurrency']}, "
-        f"{w['requests']} requests · {hardware}"
-    )
+    return f"{document['base']} · {workload_line(w)} · {hardware}"
+
+
+def workload_line(workload: dict[str, Any]) -> str:
+    """``64 → 32 tokens, closed loop of 4, 64 requests``."""
+    w = Workload(**{field.name: workload[field.name] for field in fields(Workload) if field.name in workload})
+    lengths = f"{w.input_lengths or w.input_tokens} → {w.output_lengths or w.output_tokens} tokens"
+    end = [f"{w.requests} requests"] if w.requests else []
+    end += [f"{w.duration_s:g} s"] if w.duration_s else []
+    end += [f"until {w.until}"] if w.until else []
+    return ", ".join([w.dataset or lengths, w.shape, *end])
 
 
 def goal_line(document: dict[str, Any]) -> str:

@@ -11,14 +11,15 @@ from rich.table import Table
 
 from llmopt.core.metrics import METRICS, parse_metric, value_of
 from llmopt.core.units import show
-from llmopt.report.table import Column, columns, footnotes, goal_line, label, title
+from llmopt.report.table import Column, columns, footnotes, goal_line, label, title, workload_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MIN_WIDTH = 150
 HEADLINE = ("ttft_p50", "ttft_p95", "ttft_service_p50", "tps_p50", "tpot_p50", "e2e_p50", "output_tps", "requests_per_s",
-            "output_tps_whole", "peak_vram_bytes", "peak_rss_bytes", "load_s", "error_rate")  # fmt: skip
+            "output_tps_whole", "goodput_rps", "slo_attainment", "peak_vram_bytes", "peak_rss_bytes", "load_s", "error_rate")  # fmt: skip
+ONLY_WHERE_KNOWN = ("peak_vram_bytes", "peak_rss_bytes", "load_s", "goodput_rps", "slo_attainment")
 
 
 def print_ranking(document: dict[str, Any], console: Console | None = None) -> None:
@@ -65,12 +66,9 @@ def ranking_table(document: dict[str, Any], shown: Sequence[Column], *, wrap: bo
 def print_run(record: dict[str, Any], console: Console | None = None) -> None:
     """One run: the headline figures with their intervals, then the verdict and what it doubts."""
     console = console or stdout_console()
-    artifact, serve, w = record["artifact"], record["serve"], record["workload"]
+    artifact, serve = record["artifact"], record["serve"]
     console.print(f"{artifact['quantization']} on {serve['backend']}", style="bold", markup=False)
-    console.print(
-        f"{w['input_tokens']} → {w['output_tokens']} tokens, closed loop of {w['concurrency']}, {w['requests']} requests",
-        markup=False,
-    )
+    console.print(workload_line(record["workload"]), markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -78,7 +76,7 @@ def print_run(record: dict[str, Any], console: Console | None = None) -> None:
     for name in HEADLINE:
         metric, statistic = parse_metric(name)
         value = value_of(record["metrics"], metric, statistic)
-        if value is None and metric.name in ("peak_vram_bytes", "peak_rss_bytes"):
+        if value is None and metric.name in ONLY_WHERE_KNOWN:
             continue
         bounds = record["intervals"].get(name)
         words = (
@@ -91,7 +89,94 @@ def print_run(record: dict[str, Any], console: Console | None = None) -> None:
         table.add_row("kl", show(record["quality"]["kl_mean"], METRICS["kl"].unit), "")
         table.add_row("top1", show(record["quality"]["top1_agreement"], METRICS["top1"].unit), "")
     console.print(table)
+    for line in run_notes(record):
+        console.print(line, style="dim", markup=False, soft_wrap=True)
+    print_definitions(record.get("definitions") or {}, console)
     print_verdict(record["verdict"], console)
+
+
+def run_notes(record: dict[str, Any]) -> list[str]:
+    """Failures by kind, where tokens were counted, and what the client knows about itself."""
+    notes, metrics, client, tokens = [], record["metrics"], record.get("client") or {}, record.get("tokens") or {}
+    if metrics.get("errors"):
+        kinds = ", ".join(f"{n} {kind}" for kind, n in metrics["errors"].items())
+        notes.append(f"failed: {kinds}; a failed request is the worst value of every percentile")
+    if tokens.get("source") == "estimated":
+        notes.append("output tokens were counted from the text, not by the server")
+    if client.get("lag_s"):
+        lag, late = client["lag_s"], client["lateness_s"] or {}
+        stamps = "kernel stamps" if client["stamps"] == "kernel" else "no kernel stamps"
+        share = client["ceiling"]["share"]
+        notes.append(
+            f"client: {stamps}, lag p99 {show(lag['p99'], 's')} (not in any latency), sends late by p99 {show(late.get('p99'), 's')}"
+            + (f", {share:.0%} of its ceiling ({client['ceiling']['source']})" if share is not None else "")
+        )
+        if client.get("asked_rate") and client.get("achieved_rate"):
+            notes.append(f"asked for {client['asked_rate']:.5g} requests/s, sent {client['achieved_rate']:.5g}")
+    return notes
+
+
+def print_definitions(definitions: dict[str, dict[str, Any]], console: Console) -> None:
+    for name, figures in definitions.items():
+        console.print(f"as {name} defines them", style="bold", markup=False)
+        for key, value in figures.items():
+            console.print(f"  {key:<40} {'–' if value is None else f'{value:.3f}'}", markup=False)
+
+
+def print_points(document: dict[str, Any], runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """A sweep or a search: one line a rate, then what follows from it."""
+    console = console or stdout_console()
+    if runs:
+        console.print(
+            f"{runs[0]['artifact']['quantization']} on {runs[0]['serve']['backend']}", style="bold", markup=False
+        )
+        console.print(f"{workload_line(runs[0]['workload'] | {'requests': None})} and others", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("rate", "completed", "throughput", "TTFT p50", "TTFT p99", "TPS p50", "met SLO", "", "verdict"):
+        table.add_column(name, justify="right" if name else "left")
+    by_id = {run["run_id"]: run for run in runs}
+    for point in document["points"]:
+        m = by_id[point["run_id"]]["metrics"]
+        attained = m.get("slo_attainment")
+        table.add_row(
+            f"{point['rate']:.4g}/s", show(point["completed_rps"], "rps"), show(m["output_tps"] or m["output_tps_whole"], "tps"),
+            *(show((m.get(name) or {}).get(level), unit) for name, level, unit in
+              (("ttft_s", "p50", "s"), ("ttft_s", "p99", "s"), ("tps", "p50", "tps"))),
+            "–" if attained is None else f"{attained:.1%}",
+            "past saturation" if point["saturated"] else "", by_id[point["run_id"]]["verdict"]["status"],
+        )  # fmt: skip
+    console.print(table)
+    console.print(conclusion(document), style="bold", markup=False, soft_wrap=True)
+
+
+def conclusion(document: dict[str, Any]) -> str:
+    """What a sweep or a search found, in a sentence."""
+    if document["kind"] == "sweep":
+        if document["saturated_from"] is None:
+            return f"no saturation up to {document['keeps_up_to']:.4g} requests/s"
+        if document["keeps_up_to"] is None:
+            return f"already past saturation at {document['saturated_from']:.4g} requests/s"
+        return (
+            f"keeps up with {document['keeps_up_to']:.4g} requests/s, falls behind at {document['saturated_from']:.4g}"
+        )
+    slos = " and ".join(document["slos"])
+    if document["best"] is None:
+        return f"no rate was shown to keep {slos} for {document['share']:.0%} of requests"
+    above = document["not_shown_above"]
+    end = f"; not shown at {above:.4g}" if above is not None else ""
+    return (
+        f"{document['best']:.4g} requests/s keep {slos} for {document['share']:.0%} of requests (95 % confidence){end}"
+    )
+
+
+def print_ceiling(document: dict[str, Any], console: Console | None = None) -> None:
+    console = console or stdout_console()
+    console.print(
+        f"one client process on this machine: {document['reads_per_s']:,.0f} chunks/s, {document['requests_per_s']:,.0f} requests/s "
+        f"({document['s_per_read'] * 1e6:.1f} µs a chunk, {document['s_per_request'] * 1e6:.0f} µs a request)",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 RUN_COLUMNS = {

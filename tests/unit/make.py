@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.core.artifacts import MANIFEST, manifest_of
-from llmopt.core.domain import Artifact, Machine, Measurement, Quantization, RequestTrace, TokenChunk, Verdict
+from llmopt.core.domain import Artifact, Machine, Measurement, Quantization, RequestTrace, Verdict
 from llmopt.recommend.candidates import Candidate
 
 MACHINE = Machine(
@@ -40,7 +40,7 @@ def trace(
     *at_s: float, tokens: int | Sequence[int | None] | None = 1, planned_s: float = 0.0, sent_s: float | None = None,
     **fields: Any,
 ) -> RequestTrace:  # fmt: skip
-    """A request whose token chunks were read at these seconds; ``tokens`` of all chunks, or of each."""
+    """A request whose token chunks were read at these seconds; ``tokens`` of all chunks, or of each; unknown with a ``None``."""
     counts = list(tokens) if isinstance(tokens, Sequence) else [tokens] * len(at_s)
     output = sum(n or 0 for n in counts) or None
     known = {
@@ -48,18 +48,19 @@ def trace(
         "planned_ns": ns(planned_s),
         "sent_ns": ns(planned_s if sent_s is None else sent_s),
         "closed_ns": ns(max(at_s, default=planned_s)),
+        "chunks_ns": tuple(ns(t) for t in at_s),
+        "chunk_tokens": () if None in counts else tuple(counts),
         "requested_output_tokens": output or 0,
         "prompt_tokens_asked": 10,
         "prompt_tokens": 10,
         "output_tokens": output,
         "finish_reason": "length",
     }
-    chunks = tuple(TokenChunk(at_ns=ns(t), tokens=n) for t, n in zip(at_s, counts, strict=True))
-    return RequestTrace(**known | {"chunks": chunks} | fields)
+    return RequestTrace(**known | fields)
 
 
 def failed(planned_s: float = 0.0, **fields: Any) -> RequestTrace:
-    return trace(planned_s=planned_s, **{"error": "connection: refused", "prompt_tokens": None} | fields)
+    return trace(planned_s=planned_s, **{"error": "refused: connection refused", "prompt_tokens": None} | fields)
 
 
 def closed_loop(
@@ -70,6 +71,18 @@ def closed_loop(
     traces = []
     for index in range(requests):
         start = (index // users) * length
+        at = [start + first_s + gap_s * n for n in range(tokens)]
+        traces.append(trace(*at, planned_s=start, index=index, **fields))
+    return traces
+
+
+def open_loop(
+    requests: int = 64, rate: float = 10.0, first_s: float = 0.1, gap_s: float = 0.1, tokens: int = 10, **fields: Any
+) -> list[RequestTrace]:
+    """A perfect run: requests arrive at a constant rate, and the server has room for all of them."""
+    traces = []
+    for index in range(requests):
+        start = index / rate
         at = [start + first_s + gap_s * n for n in range(tokens)]
         traces.append(trace(*at, planned_s=start, index=index, **fields))
     return traces

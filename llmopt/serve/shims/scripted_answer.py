@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -124,12 +124,19 @@ def prompt_length(body: Mapping[str, Any]) -> int:
     """Token ids are counted, of text the words."""
     prompt = body.get("prompt", "")
     if "messages" in body:
-        prompt = " ".join(str(message.get("content")) for message in body["messages"])
+        prompt = " ".join(message_text(message.get("content")) for message in body["messages"])
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
         return len(prompt)
     if isinstance(prompt, list):
         return sum(prompt_length({"prompt": one}) for one in prompt) or 1
     return max(1, len(str(prompt).split()))
+
+
+def message_text(content: Any) -> str:
+    """A message is text, or parts of which some have text."""
+    if isinstance(content, list):
+        return " ".join(str(part.get("text", "")) for part in content)
+    return str(content or "")
 
 
 @dataclass(kw_only=True)
@@ -178,13 +185,14 @@ class Events:
         head = {"id": "chatcmpl-scripted" if ask.chat else "cmpl-scripted", "object": kind, "created": CREATED}
         self.head = json.dumps(head | {"model": ask.model}, separators=(",", ":"))[:-1]
         self.cached = script.cached_tokens if script.cached_tokens >= 0 else ask.prompt_tokens + script.cached_tokens
-        self.text = json.dumps(script.text)
+        self.text = json.dumps(script.text, ensure_ascii=False)
+        self.choices: dict[tuple[str, str | None], str] = {}
 
     def token(self, first: int, count: int, *, last: bool) -> bytes:
         """``count`` tokens from number ``first`` on."""
         script = self.ask.script
         blank = script.blank_every and first % script.blank_every == script.blank_every - 1
-        text = '""' if blank else self.text if count == 1 else json.dumps(script.text * count)
+        text = '""' if blank else self.text if count == 1 else json.dumps(script.text * count, ensure_ascii=False)
         finish = self.ask.finish if last else None
         return self.event(self.place(text, first) if self.ask.chat else text, first + count, finish)
 
@@ -201,11 +209,14 @@ class Events:
 
     def event(self, text: str, sent: int, finish: str | None = None) -> bytes:
         """``text`` is JSON: a string, or the delta of a chat."""
-        reason = "null" if finish is None else f'"{finish}"'
-        key = "delta" if self.ask.chat else "text"
-        choice = f'{{"index":0,"{key}":{text},"logprobs":null,"finish_reason":{reason},"stop_reason":null}}'
+        before = self.choices.get((text, finish))
+        if before is None:  # most tokens say the same: rendering a long answer must not hold up the others
+            reason = "null" if finish is None else f'"{finish}"'
+            key = "delta" if self.ask.chat else "text"
+            choice = f'{{"index":0,"{key}":{text},"logprobs":null,"finish_reason":{reason},"stop_reason":null}}'
+            before = self.choices[text, finish] = f'data: {self.head},"choices":[{choice}]'
         usage = f',"usage":{self.usage(sent)}' if self.ask.usage_each else ""
-        return f'data: {self.head},"choices":[{choice}]{usage}}}\n\n'.encode()
+        return f"{before}{usage}}}\n\n".encode()
 
     def usage(self, sent: int) -> str:
         prompt, output = self.ask.prompt_tokens, sent * self.ask.script.usage_factor
@@ -277,15 +288,33 @@ def document(
 NOBODY = Ask(script=Script(), model="")
 
 
-def reply(status: str, value: Any) -> Plan:
+def reply(status: str, value: Any, *, close: bool = False) -> Plan:
     """An immediate JSON answer outside of any script."""
-    answer = document(NOBODY, value, status=status)
+    answer = document(replace(NOBODY, close=close), value, status=status)
     answer.ended = "error"
     return compile_answer(answer)
 
 
 def error(message: str, code: int | str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "scripted", "code": code}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What the log needs of a plan when its bytes are gone: when tokens were due, from the start, and how many."""
+
+    token_offsets_ns: list[int]
+    token_counts: list[int]
+    period_ns: int
+    prompt_tokens: int
+
+    def due_ns(self, number: int) -> int:
+        """When write ``number`` of those that carry tokens is due."""
+        rounds, index = divmod(number, len(self.token_offsets_ns))
+        return self.token_offsets_ns[index] + rounds * self.period_ns
+
+    def tokens(self, number: int) -> int:
+        return self.token_counts[number % len(self.token_counts)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,15 +329,7 @@ class Plan:
     then: str
     needs_slot: bool
     loop_from: int | None = None
-    period_ns: int = 0
-    token_offsets_ns: list[int]
-    token_counts: list[int]
-    prompt_tokens: int
-
-    def token_due_ns(self, number: int) -> int:
-        """When write ``number`` that carries tokens is due, from the start."""
-        rounds, index = divmod(number, len(self.token_offsets_ns))
-        return self.token_offsets_ns[index] + rounds * self.period_ns
+    timing: Timing
 
 
 def compile_answer(answer: Answer) -> Plan:
@@ -340,10 +361,12 @@ def compile_answer(answer: Answer) -> Plan:
         then="close" if answer.ask.close and answer.then == "keep" else answer.then,
         needs_slot=answer.needs_slot,
         loop_from=first if answer.endless else None,
-        period_ns=offsets[-1] - offsets[first] + round(max(script.tpot_ms * script.tokens_per_chunk, 0.1) * MS),
-        token_offsets_ns=[offset for offset, write in zip(offsets, writes, strict=True) if write[2]],
-        token_counts=[tokens for *_, tokens in writes if tokens],
-        prompt_tokens=answer.ask.prompt_tokens,
+        timing=Timing(
+            token_offsets_ns=[offset for offset, write in zip(offsets, writes, strict=True) if write[2]],
+            token_counts=[tokens for *_, tokens in writes if tokens],
+            period_ns=offsets[-1] - offsets[first] + round(max(script.tpot_ms * script.tokens_per_chunk, 0.1) * MS),
+            prompt_tokens=answer.ask.prompt_tokens,
+        ),
     )
 
 

@@ -64,7 +64,7 @@ def take_body(buffer: bytearray, start: int, headers: dict[str, str]) -> tuple[b
 
 
 def take_chunks(buffer: bytearray, at: int) -> tuple[bytes, int] | None:
-    pieces = []
+    pieces: list[bytes] = []
     while (line_end := buffer.find(b"\r\n", at)) >= 0:
         size = int(bytes(buffer[at:line_end]).split(b";")[0], 16)
         after = line_end + 2 + size + 2

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+# Run by its path, the server is a script beside its parts; imported, a module of the package.
+# isort: off
+# fmt: off
 if TYPE_CHECKING or __package__:
-    from llmopt.serve.shims.scripted_answer import (
-        DONE, Answer, Ask, Events, Plan, Script, ScriptError, Step, compile_answer, document, error,
-        make_script, streamed, whole,
-    )  # fmt: skip
+    from llmopt.serve.shims.scripted_answer import DONE, Answer, Ask, Events, Plan, Script, ScriptError, Step
+    from llmopt.serve.shims.scripted_answer import compile_answer, document, error, make_script, streamed, whole
 else:
-    from scripted_answer import (
-        DONE, Answer, Ask, Events, Plan, Script, ScriptError, Step, compile_answer, document, error,
-        make_script, streamed, whole,
-    )  # fmt: skip
+    from scripted_answer import DONE, Answer, Ask, Events, Plan, Script, ScriptError, Step
+    from scripted_answer import compile_answer, document, error, make_script, streamed, whole
+# fmt: on
+# isort: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,12 +220,12 @@ TRAPS = {
         about="headers and all that follows delay_ms (150) later",
         settings={"delay_ms": 150},
         change=lambda a: replace(a, delay_ms=a.delay_ms + a.ask.script.delay_ms),
-    ),  # fmt: skip
+    ),
     "slow-start": Trap(
         about="the first request of a model delay_ms (500) later",
         settings={"delay_ms": 500, "times": 1},
         change=lambda a: replace(a, delay_ms=a.delay_ms + a.ask.script.delay_ms),
-    ),  # fmt: skip
+    ),
     "hang": Trap(about="no answer, ever", change=hang),
     "hang-middle": Trap(about="silence after half of the tokens", change=lambda a: stop(a, then="hang")),
     # Ends
@@ -247,7 +248,7 @@ TRAPS = {
     "bad-chunking": Trap(
         about="an invalid chunk size in the middle, then FIN",
         change=lambda a: stop(a, ended="malformed", then="close", terminator=b"zz\r\nnonsense\r\n"),
-    ),  # fmt: skip
+    ),
     # Rare but legal HTTP
     "trailers": Trap(about="a trailer behind the last chunk", change=trailers),
     "chunk-extension": Trap(about="chunk sizes with an extension", change=chunk_extension),
@@ -255,7 +256,7 @@ TRAPS = {
     "close-idle": Trap(
         about="whole, and the idle connection is closed 1 ms later",
         change=lambda a: replace(a, linger_ms=1, then="close"),
-    ),  # fmt: skip
+    ),
 }
 
 
@@ -277,7 +278,7 @@ def settings_of(names: str) -> dict[str, Any]:
     return {name: value for trap in traps(names) for name, value in trap.settings.items()}
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def plan(ask: Ask) -> Plan:
     """The writes of one answer. A trap is for streams: what is asked as one document comes in order."""
     if not ask.stream:

@@ -1,11 +1,22 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmopt.core.statistics import blocks, bootstrap, distribution, percentile, relative_spread, wilson
+from llmopt.core.statistics import (
+    block_interval,
+    blocks,
+    bootstrap,
+    distribution,
+    drifts,
+    mser,
+    percentile,
+    relative_spread,
+    wilson,
+)
 
 numbers = st.floats(-1e6, 1e6)
 samples = st.lists(numbers, min_size=1, max_size=120)
@@ -138,6 +149,63 @@ def test_bootstrap_of_the_mean_is_near_the_normal_interval():
     low, high = bootstrap(values, mean)
     spread = math.sqrt(sum((v - mean(values)) ** 2 for v in values) / 200 / 200)
     assert (high - low) == pytest.approx(2 * 1.96 * spread, rel=0.2, abs=0.01)
+
+
+def normal(count, seed=1):
+    return np.random.default_rng(seed).normal(10, 2, count)
+
+
+@pytest.mark.parametrize("percent", [None, 50, 95])
+def test_block_interval_is_the_bootstrap_over_blocks(percent):
+    values = normal(400)
+
+    def statistic(parts):
+        every = [v for part in parts for v in part]
+        return mean(every) if percent is None else percentile(every, percent)
+
+    slow = bootstrap(blocks(list(values), 20), statistic, resamples=2000)
+    assert block_interval(values, percent, count=20, resamples=2000) == pytest.approx(slow, rel=0.01)
+
+
+def test_block_interval_of_equal_values_is_a_point():
+    assert block_interval(np.full(40, 4.0), 95, count=8) == (4.0, 4.0)
+
+
+def test_block_interval_needs_three_values():
+    assert block_interval(normal(2), 50, count=8) is None
+
+
+def test_failures_count_in_the_interval_of_a_percentile_and_not_of_the_mean():
+    values = np.where(np.arange(100) % 3 == 0, np.inf, 1.0)
+    assert block_interval(values, None, count=10) == (1.0, 1.0)
+    assert block_interval(values, 50, count=10) == (1.0, 1.0)
+    assert block_interval(values, 95, count=10) is None
+
+
+def test_mser_cuts_where_a_step_ends():
+    assert mser(np.concatenate([normal(30) + 20, normal(200, seed=2)])) == 30
+
+
+def test_mser_cuts_no_more_than_half():
+    assert mser(np.concatenate([normal(80) + 20, normal(20, seed=2)])) <= 50
+
+
+@pytest.mark.parametrize("count", [0, 1, 19])
+def test_mser_leaves_short_series_alone(count):
+    assert mser(normal(count)) == 0
+
+
+def test_a_slope_drifts_and_its_noise_does_not():
+    assert drifts(normal(200) + np.linspace(0, 10, 200))
+    assert not drifts(normal(200))
+
+
+def test_a_slope_that_nobody_would_notice_is_none():
+    assert not drifts(np.linspace(10, 10.5, 200))
+
+
+def test_too_few_batches_show_no_drift():
+    assert not drifts(np.linspace(1, 100, 64), batch=32)
 
 
 @given(st.lists(st.integers(), max_size=60), st.integers(1, 12))

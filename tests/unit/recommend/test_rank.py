@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt.core.domain import Doubt, Goal, Verdict
-from llmopt.recommend.constraints import make_goal, parse_limit
+from llmopt.core.limits import parse_limit
+from llmopt.recommend.constraints import make_goal
 from llmopt.recommend.rank import recommend
 from unit.make import candidate
 

@@ -1,0 +1,243 @@
+"""``llmopt bench``, ``llmopt calibrate``, ``llmopt conformance``: measure, and know how well one measures."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmopt.cli.shell import (
+    GroupedCommand,
+    Json,
+    PythonOption,
+    ResultsOption,
+    app,
+    for_people,
+    print_json,
+    reporter,
+)
+from llmopt.core.errors import GoalNotMet, UsageError
+
+if TYPE_CHECKING:
+    from llmopt.core.domain import Measurement
+
+# Options under the heading of what they are about.
+load = functools.partial(typer.Option, rich_help_panel="Load")
+shape = functools.partial(typer.Option, rich_help_panel="Requests")
+limit = functools.partial(typer.Option, rich_help_panel="Limits")
+server = functools.partial(typer.Option, rich_help_panel="Server")
+client = functools.partial(typer.Option, rich_help_panel="Client and record")
+
+
+@app.command("bench", cls=GroupedCommand)
+@for_people
+def bench_command(
+    artifact: Annotated[
+        Path | None, typer.Argument(help="Artifact or model folder to serve; 'demo' for the bundled model.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        server("--url", help="Measure a running server instead, e.g. http://127.0.0.1:8000/v1"),
+    ] = None,
+    model: Annotated[str | None, server("--model", help="Model name to ask a --url server for.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        server("--tokenizer", help="tokenizer.json or its folder, for a --url server."),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        server("--header", help="'Name: value' sent with every request; may be repeated."),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        server("--backend", "-b", help="Engine: hf or llamacpp; default: the first that loads it."),
+    ] = None,
+    max_model_len: Annotated[int | None, server("--max-model-len", min=1, help="Context length per sequence.")] = None,
+    max_num_seqs: Annotated[
+        int | None,
+        server("--max-num-seqs", min=1, help="Sequences at once; default: the concurrency."),
+    ] = None,
+    threads: Annotated[int | None, server("--threads", min=1, help="CPU threads of the engine.")] = None,
+    extra_arg: Annotated[
+        list[str] | None,
+        server("--extra-arg", help="Passed to the engine as it is; may be repeated."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        server("--port", min=1, max=65535, help="Port of the server that is started; default: a free one."),
+    ] = None,
+    ready_timeout: Annotated[
+        float | None,
+        server("--ready-timeout", min=1, help="Seconds until a server must answer."),
+    ] = None,
+    python: PythonOption = None,
+    concurrency: Annotated[
+        int | None,
+        load("--concurrency", help="Closed loop: so many users, each asking anew when answered; default 4."),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        load("--rate", help="Open loop: so many requests per second, whatever the server does."),
+    ] = None,
+    arrival: Annotated[str, load("--arrival", help="Gaps of an open loop: constant, poisson or gamma.")] = "constant",
+    burstiness: Annotated[
+        float,
+        load("--burstiness", help="Shape of gamma arrivals: 1 is poisson, less comes in bursts."),
+    ] = 1.0,
+    max_concurrency: Annotated[
+        int | None,
+        load("--max-concurrency", help="Cap of an open loop; waiting for it counts as latency."),
+    ] = None,
+    ramp: Annotated[str | None, load("--ramp", help="Open loop whose rate goes from A to B: 1:20.")] = None,
+    trace: Annotated[
+        Path | None,
+        load("--trace", help="Replay a JSONL of arrival_s, prompt or input_tokens, output_tokens."),
+    ] = None,
+    sweep: Annotated[
+        bool,
+        load("--sweep", help="Open loops at rising rates until the server falls behind; from --rate on."),
+    ] = False,
+    search: Annotated[
+        bool,
+        load("--search", help="The highest rate that meets every --slo, by bisection."),
+    ] = False,
+    requests: Annotated[
+        int | None,
+        shape("--requests", help="Requests in all (p95 needs 59, p99 299); default 64."),
+    ] = None,
+    duration: Annotated[float | None, shape("--duration", help="Seconds in which requests are started.")] = None,
+    until: Annotated[
+        str | None,
+        shape("--until", help="Until an interval is so narrow: 'ttft_p99±5%'."),
+    ] = None,
+    warmup: Annotated[
+        str,
+        shape("--warmup", "--warmup-requests", help="Untimed requests before, or auto: until they take the same time."),
+    ] = "auto",
+    input_tokens: Annotated[
+        str,
+        shape("--input-tokens", help="Prompt length: 64, uniform:A:B, lognormal:MEAN:DEVIATION[:MAX]."),
+    ] = "64",
+    output_tokens: Annotated[str, shape("--output-tokens", help="Answer length, in the same ways.")] = "32",
+    dataset: Annotated[
+        str,
+        shape("--dataset", help="Prompts from a JSONL, a ShareGPT file, or a 'datasets' name."),
+    ] = "",
+    turns: Annotated[
+        int,
+        shape("--turns", help="Requests per conversation; each repeats what was said before."),
+    ] = 1,
+    think: Annotated[float, shape("--think", help="Seconds between an answer and the next turn.")] = 0.0,
+    endpoint: Annotated[str, shape("--endpoint", help="completions or chat.")] = "completions",
+    seed: Annotated[int, shape("--seed", help="Seed of lengths, prompts and arrivals.")] = 0,
+    slo: Annotated[
+        list[str] | None,
+        limit("--slo", help="Counts goodput: 'ttft_p99<500ms', 'tpot<50ms'; may be repeated."),
+    ] = None,
+    request_timeout: Annotated[
+        float,
+        limit("--request-timeout", help="Seconds until a request counts as failed."),
+    ] = 120.0,
+    stall_timeout: Annotated[
+        float,
+        limit("--stall-timeout", help="Seconds without a byte in the middle of an answer."),
+    ] = 60.0,
+    retries: Annotated[
+        int,
+        limit("--retries", help="Tries after a refused, reset or 429/5xx request; all are logged."),
+    ] = 0,
+    workers: Annotated[
+        int,
+        client("--workers", help="Client processes; one takes about 50,000 chunks per second."),
+    ] = 1,
+    definitions: Annotated[
+        list[str] | None,
+        client("--definitions", help="Also by the formulas of vllm, guidellm or aiperf; may be repeated."),
+    ] = None,
+    results: ResultsOption = Path("results"),
+    json: Json = False,
+) -> None:
+    """Serve an artifact (or take a running server) and measure it; every run's record goes into the results folder."""
+    from llmopt import demo, pipeline
+    from llmopt.bench.endpoint import parse_headers
+    from llmopt.bench.workload import make_workload
+    from llmopt.core.domain import ServeOptions
+    from llmopt.pipeline import loads, measuring
+
+    if (artifact is None) == (url is None):
+        raise UsageError(
+            "name either an artifact or a running server",
+            hint="llmopt bench DIR, or llmopt bench --url URL --model NAME",
+        )
+    if sweep or search:
+        loads.check_rates(sweep=sweep, search=search, slos=slo or [], others=(concurrency, ramp, trace, until))
+    workload = make_workload(
+        input_tokens=input_tokens, output_tokens=output_tokens, concurrency=concurrency, rate=rate, ramp=ramp, trace=trace,
+        requests=requests, duration=duration, until=until, warmup=warmup, workers=workers, arrival=arrival,
+        burstiness=burstiness, max_concurrency=max_concurrency, dataset=dataset, turns=turns, think_s=think,
+        endpoint=endpoint, seed=seed, slos=tuple(slo or ()), request_timeout_s=request_timeout,
+        stall_timeout_s=stall_timeout, retries=retries, open_ended=sweep or search,
+    )  # fmt: skip
+    options = measuring.RunOptions(
+        results=results, workers=workers, definitions=measuring.check_definitions(definitions or ())
+    )
+    report = reporter(quiet=json)
+    if url is not None:
+        if model is None:
+            raise UsageError(
+                "--url needs the name of the model", hint="--model NAME, as the server's /v1/models lists it"
+            )
+        subject = measuring.url_subject(
+            url, model, results=results, tokenizer=tokenizer, headers=parse_headers(header or [])
+        )
+        runs, found = loads.run(subject, workload, options, report, sweep=sweep, search=search, requests=requests)
+    else:
+        assert artifact is not None
+        serve = ServeOptions(
+            backend=backend or "", max_model_len=max_model_len, max_num_seqs=max_num_seqs or workload.most_at_once,
+            threads=threads, extra_args=tuple(extra_arg or ()),
+        )  # fmt: skip
+        case = pipeline.open_case(demo.MODEL if str(artifact) == "demo" else artifact, serve, workload)
+        with measuring.serving_case(
+            case, report, results=results, python=python, port=port, ready_timeout_s=ready_timeout
+        ) as subject:
+            runs, found = loads.run(subject, workload, options, report, sweep=sweep, search=search, requests=requests)
+    show_runs(runs, found, json)
+
+
+def show_runs(runs: list[Measurement], found: dict[str, object] | None, json: bool) -> None:
+    """One run as it is; a sweep or a search as its table. Status 3 when a search found no rate."""
+    import msgspec
+
+    from llmopt.report.terminal import print_points, print_run
+
+    if found is None:
+        print_json(runs[0]) if json else print_run(msgspec.to_builtins(runs[0]))
+        return
+    print_json(found | {"runs": runs}) if json else print_points(found, [msgspec.to_builtins(run) for run in runs])
+    if found["kind"] == "search" and found["best"] is None:
+        raise GoalNotMet(
+            "no rate meets the SLOs", hint="the reasons are above: relax an SLO, or start at a lower --rate"
+        )
+
+
+@app.command("calibrate")
+@for_people
+def calibrate_command(
+    seconds: Annotated[float, typer.Option("--seconds", min=2, max=120, help="How long to measure.")] = 8.0,
+    json: Json = False,
+) -> None:
+    """Measure what the load client can take on this machine, against a null server, and keep it for every verdict."""
+    from dataclasses import asdict
+
+    from llmopt.bench.calibrate import calibrate
+    from llmopt.report.terminal import print_ceiling
+    from llmopt.serve.scripted import running
+
+    report = reporter(quiet=json)
+    with report.task("measuring the client"), running() as base_url:
+        ceiling = calibrate(base_url, seconds, report.say)
+    document = asdict(ceiling) | {"reads_per_s": ceiling.reads_per_s, "requests_per_s": ceiling.requests_per_s}
+    print_json(document) if json else print_ceiling(document)

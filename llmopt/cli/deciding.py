@@ -1,0 +1,121 @@
+"""``llmopt recommend``, ``llmopt runs``, ``llmopt demo``: what was measured, ranked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmopt.cli.shell import Json, app, for_people, print_json, reporter
+from llmopt.core.errors import UsageError
+
+
+@app.command("recommend")
+@for_people
+def recommend_command(
+    results: Annotated[Path, typer.Argument(help="Folder of run records, or one record.")] = Path("results"),
+    slo: Annotated[
+        list[str] | None,
+        typer.Option("--slo", help="Constraint such as 'ttft_p95<500ms' or 'tps_p50>20'; may be repeated."),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", help="Peak memory limit, e.g. 2GiB (GPU memory where there is a GPU).")
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option("--max-kl", help="Largest mean KL divergence to the base; default 0.1.")
+    ] = None,
+    optimize: Annotated[str, typer.Option("--optimize", help="throughput, latency or memory.")] = "throughput",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the report as Markdown.")] = None,
+    json: Json = False,
+) -> None:
+    """Rank measured configurations: constraints first, then the Pareto front, then the objective."""
+    from llmopt import pipeline
+    from llmopt.core.store import load_runs
+    from llmopt.pipeline import making
+    from llmopt.recommend.constraints import make_goal
+
+    goal = make_goal(slo or [], max_memory=max_memory, max_kl=max_kl, optimize=optimize)
+    runs = [making.with_known_quality(run) for run in load_runs(results)]
+    show_ranking(pipeline.rank_runs(runs, goal), out, json)
+
+
+def require_report(file: Path) -> None:
+    """Refuse to write a report over a file that is none."""
+    from llmopt.report.markdown import HEADING
+
+    if file.exists() and not (file.is_file() and file.read_bytes().startswith(HEADING.encode())):
+        raise UsageError(
+            f"{file} is no report of llmopt and is not overwritten", hint="name another file: -o report.md"
+        )
+
+
+def show_ranking(document: dict[str, Any], out: Path | None, json: bool) -> None:
+    """Print (and write) a ranking; exit status 3 when nothing meets the goal."""
+    from llmopt.core.errors import GoalNotMet
+    from llmopt.core.files import write_atomic
+    from llmopt.report.markdown import ranking_markdown
+    from llmopt.report.terminal import print_ranking
+
+    if out is not None:
+        require_report(out)
+        write_atomic(out, ranking_markdown(document).encode())
+    print_json(document) if json else print_ranking(document)
+    if not document["ranked"]:
+        raise GoalNotMet(
+            "no configuration meets the goal", hint="the reasons are above: relax a limit, or measure more cases"
+        )
+
+
+@app.command("runs")
+@for_people
+def runs_command(
+    results: Annotated[Path, typer.Argument(help="Folder of run records, or one record.")] = Path("results"),
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write every field of every run as CSV.")] = None,
+    json: Json = False,
+) -> None:
+    """List the stored runs, oldest first."""
+    from llmopt.core.files import write_atomic
+    from llmopt.core.store import frame, load_runs
+    from llmopt.report.terminal import print_runs
+
+    runs = load_runs(results)
+    if csv is not None:
+        write_atomic(csv, frame(runs).to_csv(index=False).encode())
+    print_json(runs) if json else print_runs(frame(runs))
+
+
+@app.command("demo")
+@for_people
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and the report.")] = Path(
+        "llmopt-demo"
+    ),
+    optimize: Annotated[
+        str | None, typer.Option("--optimize", help="throughput, latency or memory; default: the recipe's.")
+    ] = None,
+    setup: Annotated[
+        bool, typer.Option(help="Create the environment for engines and quantizers when it is missing.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Quantize the bundled model six ways, serve and measure each on two engines, and print the ranking."""
+    import dataclasses
+
+    from llmopt import demo, pipeline, recipe
+    from llmopt.recommend.constraints import make_goal
+
+    report = reporter(quiet=json)
+    if out.is_dir() and any(out.iterdir()) and not ((out / "artifacts").is_dir() or (out / "results").is_dir()):
+        raise UsageError(f"{out} holds something else", hint="name another folder: llmopt demo -o DIR")
+    require_report(out / "report.md")
+    plan = recipe.load(demo.recipe())
+    if optimize is not None:
+        objective = make_goal([], optimize=optimize).optimize
+        plan = dataclasses.replace(plan, goal=dataclasses.replace(plan.goal, optimize=objective))
+    if setup:
+        pipeline.ensure_environment(plan, report)
+    document = pipeline.run_plan(plan, out, report)
+    show_ranking(document, out / "report.md", json)
+    if not json:
+        report.say(f"\nreport: {out / 'report.md'}; ask again: llmopt recommend {out / 'results'} --optimize latency")

@@ -1,0 +1,177 @@
+"""The one table of metrics: names, units, formulas, and the functions of one request behind them.
+
+Reports, constraints, ranking and the command reference all read ``METRICS``; ``docs/metrics.md`` is generated from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import sub
+from typing import Any, Literal
+
+from llmopt.core.domain import RequestTrace
+from llmopt.core.errors import UsageError, nearest
+
+NS = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of the table. ``key`` is the name in a record: the name with its unit."""
+
+    name: str
+    unit: Literal["s", "tps", "rps", "bytes", "share", "joule", "count", "nats"]
+    better: Literal["lower", "higher"]
+    formula: str
+    kind: Literal["distribution", "scalar"] = "scalar"
+    source: Literal["request", "run", "telemetry", "quality"] = "run"
+    of_request: Callable[[RequestTrace], float | None] | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}_s" if self.unit == "s" and not self.name.endswith("_s") else self.name
+
+    @property
+    def worst(self) -> float:
+        return math.inf if self.better == "lower" else -math.inf
+
+
+# --- of one request ---------------------------------------------------------------------------------------------
+
+
+def since_planned(trace: RequestTrace, stamp: int | None) -> float | None:
+    return None if stamp is None else (stamp - trace.planned_ns) * NS
+
+
+def since_sent(trace: RequestTrace, stamp: int | None) -> float | None:
+    return None if stamp is None or trace.sent_ns is None else (stamp - trace.sent_ns) * NS
+
+
+def ttfv(trace: RequestTrace) -> float | None:
+    """Time to the first visible token; only where reasoning tokens were seen."""
+    return since_planned(trace, trace.first_visible_ns) if trace.reasoning else None
+
+
+def tokens_of_first_chunk(trace: RequestTrace) -> float | None:
+    """From the usage inside the first token chunk; else the mean over all chunks."""
+    if trace.chunk_tokens:
+        return trace.chunk_tokens[0]
+    if not trace.chunks_ns or trace.output_tokens is None:
+        return None
+    return trace.output_tokens / len(trace.chunks_ns)
+
+
+def tpot(trace: RequestTrace) -> float | None:
+    """Seconds per output token after the first chunk; ``None`` when everything came in one chunk."""
+    first = tokens_of_first_chunk(trace)
+    if len(trace.chunks_ns) < 2 or trace.output_tokens is None or first is None:
+        return None
+    later = trace.output_tokens - first
+    return (trace.chunks_ns[-1] - trace.chunks_ns[0]) * NS / later if later > 0 else None
+
+
+def tps(trace: RequestTrace) -> float | None:
+    seconds = tpot(trace)
+    return 1 / seconds if seconds else None
+
+
+def max_stall(trace: RequestTrace) -> float | None:
+    longest = max(map(sub, trace.chunks_ns[1:], trace.chunks_ns), default=None)
+    return None if longest is None else longest * NS
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+METRICS: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric(name="ttft", unit="s", better="lower", kind="distribution", source="request", formula="first_token − planned",
+               of_request=lambda t: since_planned(t, t.first_token_ns)),
+        Metric(name="ttft_service", unit="s", better="lower", kind="distribution", source="request", formula="first_token − sent",
+               of_request=lambda t: since_sent(t, t.first_token_ns)),
+        Metric(name="ttfv", unit="s", better="lower", kind="distribution", source="request", formula="first_visible − planned, with reasoning",
+               of_request=ttfv),
+        Metric(name="e2e", unit="s", better="lower", kind="distribution", source="request", formula="last_token − planned",
+               of_request=lambda t: since_planned(t, t.last_token_ns)),
+        Metric(name="e2e_service", unit="s", better="lower", kind="distribution", source="request", formula="last_token − sent",
+               of_request=lambda t: since_sent(t, t.last_token_ns)),
+        Metric(name="tpot", unit="s", better="lower", kind="distribution", source="request",
+               formula="(last_token − first_token) / (output_tokens − tokens in the first token chunk)", of_request=tpot),
+        Metric(name="tps", unit="tps", better="higher", kind="distribution", source="request", formula="1 / tpot", of_request=tps),
+        Metric(name="max_stall", unit="s", better="lower", kind="distribution", source="request",
+               formula="largest gap between token-carrying reads of a request", of_request=max_stall),
+        Metric(name="icl", unit="s", better="lower", kind="distribution", formula="gaps between token-carrying reads, pooled"),
+        Metric(name="itl", unit="s", better="lower", kind="distribution",
+               formula="each gap divided evenly over its chunk's tokens; only where every chunk's count is known"),
+        Metric(name="output_tps", unit="tps", better="higher",
+               formula="output tokens / s, steady window; tokens that came before a stream failed were produced, and count"),
+        Metric(name="total_tps", unit="tps", better="higher",
+               formula="output tokens and the prompt tokens of completed requests / s, steady window"),
+        Metric(name="requests_per_s", unit="rps", better="higher", formula="requests completed without error / s, steady window"),
+        Metric(name="goodput_rps", unit="rps", better="higher",
+               formula="completed requests that met every SLO / s, steady window (whole run where there is none)"),
+        Metric(name="output_tps_whole", unit="tps", better="higher", formula="output tokens / s, whole run"),
+        Metric(name="total_tps_whole", unit="tps", better="higher",
+               formula="output tokens and the prompt tokens of completed requests / s, whole run"),
+        Metric(name="requests_per_s_whole", unit="rps", better="higher", formula="requests completed without error / s, whole run"),
+        Metric(name="goodput_rps_whole", unit="rps", better="higher", formula="completed requests that met every SLO / s, whole run"),
+        Metric(name="slo_attainment", unit="share", better="higher", formula="requests that met every SLO / planned requests"),
+        Metric(name="requests_ok", unit="count", better="higher", formula="requests completed without error"),
+        Metric(name="requests_failed", unit="count", better="lower", formula="planned requests that failed or were never sent"),
+        Metric(name="dropped", unit="count", better="lower", formula="planned requests that were never sent"),
+        Metric(name="error_rate", unit="share", better="lower", formula="failed or never sent / planned requests"),
+        Metric(name="cache_hit_rate", unit="share", better="higher", formula="cached prompt tokens / prompt tokens, as the server reports them"),
+        Metric(name="peak_rss_bytes", unit="bytes", better="lower", source="telemetry",
+               formula="peak proportional set size (PSS) of the server's process tree"),
+        Metric(name="peak_vram_bytes", unit="bytes", better="lower", source="telemetry", formula="peak GPU memory of the server's process tree"),
+        Metric(name="cpu_s", unit="s", better="lower", source="telemetry", formula="CPU seconds of the server's process tree during the run"),
+        Metric(name="load_s", unit="s", better="lower", source="telemetry", formula="process start to the first answered request"),
+        Metric(name="weights_bytes", unit="bytes", better="lower", source="quality", formula="bytes of the weight files"),
+        Metric(name="kl", unit="nats", better="lower", source="quality", formula="mean KL(base ‖ artifact) of the next-token distribution"),
+        Metric(name="kl_p99", unit="nats", better="lower", source="quality", formula="99th percentile of the per-token KL divergence"),
+        Metric(name="top1", unit="share", better="higher", source="quality", formula="share of tokens whose most likely successor is unchanged"),
+        Metric(name="perplexity", unit="count", better="lower", source="quality", formula="exp(mean negative log-likelihood), held-out text"),
+    )
+}  # fmt: skip
+
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "min", "max")
+
+
+def parse_metric(name: str, *, bare_distribution: bool = False) -> tuple[Metric, str | None]:
+    """``ttft_p95`` → (ttft, "p95"); ``output_tps`` → (output_tps, None).
+
+    Raises UsageError for a name that is not in the table, and for a distribution without its statistic unless ``bare_distribution``.
+    """
+    base, _, statistic = name.rpartition("_")
+    if statistic in STATISTICS and base in METRICS and METRICS[base].kind == "distribution":
+        return METRICS[base], statistic
+    metric = METRICS.get(name) or METRICS.get(name.removesuffix("_s"))
+    if metric is None:
+        raise UsageError(f"unknown metric {name!r}", hint=nearest(name, metric_names()))
+    if metric.kind == "distribution" and not bare_distribution:
+        raise UsageError(
+            f"{name!r} is a distribution",
+            hint=f"say which statistic: {metric.name}_p50, {metric.name}_p95, {metric.name}_mean …",
+        )
+    return metric, None
+
+
+def metric_names() -> list[str]:
+    """Every name that a constraint may use, distributions with their usual percentiles."""
+    names = []
+    for metric in METRICS.values():
+        names += (
+            [f"{metric.name}_{s}" for s in ("p50", "p95", "p99")] if metric.kind == "distribution" else [metric.name]
+        )
+    return names
+
+
+def value_of(metrics: dict[str, Any], metric: Metric, statistic: str | None) -> float | None:
+    """A metric's value in a record; ``None`` where it is unknown."""
+    value = metrics.get(metric.key)
+    if statistic is not None:
+        value = value.get(statistic) if isinstance(value, dict) else None
+    return None if value is None else float(value)
