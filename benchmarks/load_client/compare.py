@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -35,6 +36,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 SERVER = REPOSITORY / "llmopt" / "serve" / "shims" / "scripted_server.py"
 TOKENIZER = REPOSITORY / "llmopt" / "demo" / "model"
+PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
+GRACE_S = 5.0
 USAGE = "last"  # as servers do that are asked for include_usage only
 
 CASES = {
@@ -92,13 +95,19 @@ CASES = {
 
 @dataclass(frozen=True)
 class Finished:
-    """``cpu_s`` is of the process and of all that it waited for; ``left``: it left processes behind."""
+    """``cpu_s`` is of the whole process tree; ``killed`` of it were still there 5 s after its first process ended."""
 
     return_code: int
     wall_s: float
     cpu_s: float
     timed_out: bool
-    left: bool
+    killed: bool
+
+
+def adopt_orphans() -> None:
+    """Make processes that a peer leaves behind children of this one, so that their CPU time is known too."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
 
 
 def run_child(command: Sequence[str], variables: Mapping[str, str], folder: Path, timeout_s: float) -> Finished:
@@ -109,28 +118,42 @@ def run_child(command: Sequence[str], variables: Mapping[str, str], folder: Path
             command, env=variables, cwd=folder, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True
         )
     late = threading.Event()
-    timer = threading.Timer(timeout_s, lambda: (late.set(), end_group(child.pid)))
+    timer = threading.Timer(timeout_s, lambda: (late.set(), kill_group(child.pid)))
     timer.start()
     try:
         _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
-        end_group(child.pid)
+        kill_group(child.pid)
         raise
     finally:
         timer.cancel()
     wall_s = time.monotonic() - started
     child.returncode = os.waitstatus_to_exitcode(status)
-    left = end_group(child.pid)
-    return Finished(child.returncode, wall_s, usage.ru_utime + usage.ru_stime, late.is_set(), left)
+    orphans_cpu_s, killed = reap_group(child.pid)
+    cpu_s = usage.ru_utime + usage.ru_stime + orphans_cpu_s
+    return Finished(child.returncode, wall_s, cpu_s, late.is_set(), killed)
 
 
-def end_group(leader: int) -> bool:
-    """Kill what is left of a process group that this script started; True if there was something."""
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
+def reap_group(group: int) -> tuple[float, bool]:
+    """CPU seconds of the adopted processes of a group, and whether they had to be killed."""
+    cpu_s, killed, deadline = 0.0, False, time.monotonic() + GRACE_S
+    while True:
+        try:
+            pid, _, usage = os.wait4(-group, os.WNOHANG)
+        except ChildProcessError:
+            return cpu_s, killed
+        if pid:
+            cpu_s += usage.ru_utime + usage.ru_stime
+        elif time.monotonic() < deadline:
+            time.sleep(0.02)
+        elif not killed:
+            killed = True
+            kill_group(group)
+
+
+def kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -373,6 +396,7 @@ def main() -> None:
         "runs": [],
     }
     options.out.mkdir(parents=True, exist_ok=True)
+    adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="load-client-") as place:
         for case in cases:
             for peer in peers:

@@ -38,8 +38,8 @@ def case_cells(case: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     cells = [run["peer"] + (" (Poisson)" if poisson else ""), pair(said, "ttft"), pair(true, "ttft")]
     cells += [signed_ms(run["ttft_service_p50_error_s"]), signed_ms(run["ttft_service_p99_error_s"])]
     if case["rate"] is not None:
-        cells += [pair(true, "ttft_from_plan")]
-        cells += [signed_ms(run["ttft_plan_p50_error_s"]), signed_ms(run["ttft_plan_p99_error_s"])]
+        plan = [signed_ms(run["ttft_plan_p50_error_s"]), signed_ms(run["ttft_plan_p99_error_s"])]
+        cells += [f"~ {cell}" if poisson else cell for cell in (pair(true, "ttft_from_plan"), *plan)]
     cells += [tpot_error(said, true), number(said["requests_ok"]), failed(said, true)]
     cells += [number(true.get("arrival_rate_rps"), ".1f"), number(said["achieved_rate_rps"], ".1f")]
     cells += [f"{number(said['output_tokens'])} / {number(true.get('output_tokens'))}"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -241,3 +244,46 @@ def calibrate_command(
         ceiling = calibrate(base_url, seconds, report.say)
     document = asdict(ceiling) | {"reads_per_s": ceiling.reads_per_s, "requests_per_s": ceiling.requests_per_s}
     print_json(document) if json else print_ceiling(document)
+
+
+@app.command("conformance", cls=GroupedCommand)
+@for_people
+def conformance_command(
+    result: Annotated[
+        str | None, typer.Option("--result", help="Judge another tool: file or URL of what it reported, by trap.")
+    ] = None,
+    cases: Annotated[
+        bool,
+        typer.Option("--cases", help="Keep the scripted server up for another tool and print its cases; Ctrl-C ends."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run the load client through every trap a streaming server can set, judged by the server's own log."""
+    from llmopt.bench import conformance
+    from llmopt.report.terminal import conformance_document, print_conformance
+    from llmopt.serve.scripted import running
+
+    if cases:
+        with running() as base_url:
+            print_json(conformance.cases(base_url))
+            sys.stdout.flush()
+            wait_for_interrupt()
+        return
+    if result is not None:
+        rows = conformance.grade(conformance.read_result(result))
+    else:
+        report = reporter(quiet=json)
+        with report.task(f"{len(conformance.TRAPS)} traps"), running() as base_url:
+            rows = conformance.run_suite(base_url)
+    print_json(conformance_document(rows)) if json else print_conformance(rows)
+    wrong = [row for row in rows if row.problems]
+    if wrong:
+        raise GoalNotMet(
+            f"{len(wrong)} of {len(rows)} traps were not handled truthfully", hint="the last column says what was wrong"
+        )
+
+
+def wait_for_interrupt() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)

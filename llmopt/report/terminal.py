@@ -179,6 +179,43 @@ def print_ceiling(document: dict[str, Any], console: Console | None = None) -> N
     )
 
 
+def conformance_document(rows: Sequence[Any]) -> dict[str, Any]:
+    """JSON-ready rows of the conformance suite."""
+    return {
+        "traps": [
+            {
+                "trap": row.trap.name,
+                "endpoint": "chat" if row.trap.chat else "completions",
+                "expected": row.trap.error or "ok",
+                "said": row.error,
+                "output_tokens": row.tokens,
+                "ttft_error_s": row.ttft_error_s,
+                "problems": list(row.problems),
+            }
+            for row in rows
+        ],
+        "passed": sum(not row.problems for row in rows),
+        "failed": sum(bool(row.problems) for row in rows),
+    }
+
+
+def print_conformance(rows: Sequence[Any], console: Console | None = None) -> None:
+    """One line a trap: what is true, what the client said, by how much its first token was off."""
+    console = console or stdout_console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("trap", "what it is", "truth", "said", "tokens", "TTFT off", ""):
+        table.add_column(name, justify="right" if name in ("tokens", "TTFT off") else "left")
+    for row in rows:
+        off = "–" if row.ttft_error_s is None else f"{row.ttft_error_s * 1e3:+.2f} ms"
+        name = row.trap.name + (" (chat)" if row.trap.chat else "")
+        words = "; ".join(row.problems) or "✓"
+        style = "red" if row.problems else None
+        table.add_row(name, row.trap.why, row.trap.error or "ok", row.error, row.tokens, off, words, style=style)
+    console.print(table)
+    good = sum(not row.problems for row in rows)
+    console.print(f"{good} of {len(rows)} handled truthfully", style="bold", markup=False)
+
+
 RUN_COLUMNS = {
     "started_at": "started",
     "artifact.quantization": "quantization",

@@ -1,7 +1,6 @@
 import math
 import random
 
-import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from llmopt.core.statistics import (
     wilson,
 )
 
+np = pytest.importorskip("numpy")
 numbers = st.floats(-1e6, 1e6)
 samples = st.lists(numbers, min_size=1, max_size=120)
 percents = st.integers(1, 100)

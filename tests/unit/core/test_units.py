@@ -79,6 +79,7 @@ def test_unknown_is_shown_as_a_dash(unit):
         (0.5, "share", "50.0%"),
         (250.4, "tps", "250 tok/s"),
         (0.0123, "nats", "0.0123"),
+        (2560, "count", "2560"),
     ],
 )
 def test_values_for_people(value, unit, text):
