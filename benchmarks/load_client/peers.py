@@ -105,18 +105,20 @@ def llmopt_command(run: Run) -> list[str]:
 def llmopt_parse(run: Run) -> Reported:
     text = run.output.read_text()
     record = json.loads(text[text.index("{") :])
-    metrics, client = record["metrics"], record.get("client", {})
+    metrics, client = record["metrics"], record.get("client") or {}
     service, tpot = metrics.get("ttft_service_s") or {}, metrics.get("tpot_s") or {}
+    lateness, tokens = client.get("lateness_s") or {}, record.get("tokens") or {}
     return Reported(
         ttft_p50_s=metrics["ttft_s"]["p50"],
         ttft_p99_s=metrics["ttft_s"]["p99"],
         ttft_service_p50_s=service.get("p50"),
         ttft_service_p99_s=service.get("p99"),
         tpot_p50_s=tpot.get("p50"),
+        send_delay_p99_s=lateness.get("p99"),
         requests_ok=whole(metrics["requests_ok"]),
         requests_failed=whole(metrics["requests_failed"]),
         achieved_rate_rps=client.get("achieved_rate"),
-        output_tokens=whole(metrics.get("output_tokens")),
+        output_tokens=tokens.get("counted"),
     )
 
 
@@ -207,6 +209,7 @@ def vllm_command(run: Run) -> list[str]:
     command += ["--dataset-name", "random", "--random-input-len", str(case.input_tokens)]
     command += ["--random-output-len", str(case.output_tokens), "--num-prompts", str(case.requests)]
     command += ["--num-warmups", "0", "--ignore-eos", "--disable-tqdm", "--metric-percentiles", "50,99"]
+    command += ["--percentile-metrics", "ttft,tpot,itl,client_queue_time"]
     command += ["--save-result", "--result-dir", str(run.folder), "--result-filename", "vllm.json"]
     if case.rate is not None:
         command += ["--request-rate", f"{case.rate:g}", "--burstiness", "inf"]

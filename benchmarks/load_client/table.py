@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CLOSED = ["peer", "TTFT reported", "TTFT true", "error p50", "error p99"]
-PLAN = ["TTFT true from plan", "error from plan p50", "error from plan p99"]
+PLAN = ["TTFT true from plan", "error from plan p50", "error from plan p99", "own delay p99"]
 REST = ["TPOT error", "ok", "failed", "arrivals/s true", "rate reported", "tokens reported / true", "CPU s", "wall s"]
 
 
@@ -40,6 +40,7 @@ def case_cells(case: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     if case["rate"] is not None:
         plan = [signed_ms(run["ttft_plan_p50_error_s"]), signed_ms(run["ttft_plan_p99_error_s"])]
         cells += [f"~ {cell}" if poisson else cell for cell in (pair(true, "ttft_from_plan"), *plan)]
+        cells += [ms(said["send_delay_p99_s"])]
     cells += [tpot_error(said, true), number(said["requests_ok"]), failed(said, true)]
     cells += [number(true.get("arrival_rate_rps"), ".1f"), number(said["achieved_rate_rps"], ".1f")]
     cells += [f"{number(said['output_tokens'])} / {number(true.get('output_tokens'))}"]

@@ -31,9 +31,11 @@ FINE_WAIT_NS = 5_000_000  # epoll waits in whole milliseconds: the last few befo
 BATCH = 64  # ready sockets taken at once
 FLUSH_EXCHANGES = 64
 # Above this many reads a tick, ready sockets are left to gather for a moment: one wake-up serves several, which leaves the
-# processor to the server.  The kernel has stamped them already, so no latency grows by it.
+# processor to the server.  The kernel has stamped them already, so no latency grows by it.  The moment is a small part of
+# the time between two chunks of one stream, so that hardly two of them are read as one.
 COALESCE_READS = 500
-COALESCE_NS = 250_000
+COALESCE_SHARE = 10
+COALESCE_NS = (100_000, 1_000_000)
 MAX_CONNECTING = 64  # at once while warming up: a listen queue is short
 NEVER = 1 << 62
 NOW = None  # planned when it is sent
@@ -42,6 +44,7 @@ LAST_USER_NS = 250_000_000
 RETRIED_STATUS = (429, 502, 503, 504)
 READ, WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 BUSY = State.BUSY
+CR = 13
 clock = time.monotonic_ns
 
 
@@ -66,8 +69,8 @@ class LoadClient:
             tuple[int, int, int | None, int]
         ] = []  # heap of (due, request, planned, attempt): turns, retries
         self.done: list[tuple[Any, ...]] = []
-        self.next_first = self.active = self.finished = self.failed = self.opened = self.wakeups = 0
-        self.start_ns = self.reads = self.reads_last = 0
+        self.next_first = self.active = self.finished = self.failed = self.opened = self.wakeups = self.freed = 0
+        self.start_ns = self.reads = self.pause_ns = 0
         self.next_due = NEVER
         self.launch_until = NEVER
         self.offsets: list[ClockOffset] = []
@@ -93,11 +96,11 @@ class LoadClient:
         gc.unfreeze()
         self.flush()
         self.never_sent += list(self.backlog) + [(index, planned or due) for due, index, planned, _ in self.later]
-        if self.plan.offsets_ns is not None:
-            rest = self.plan.first[self.next_first :]
-            self.never_sent += [
-                (i, self.start_ns + o) for i, o in zip(rest, self.plan.offsets_ns[self.next_first :], strict=False)
-            ]
+        if self.plan.offsets_ns is not None:  # what was planned for after the end was not to be sent
+            end = min(clock(), self.launch_until)
+            rest = zip(self.plan.first, self.plan.offsets_ns, strict=True)
+            due = [(i, self.start_ns + offset) for i, offset in list(rest)[self.next_first :]]
+            self.never_sent += [(i, planned) for i, planned in due if planned < end]
         summary = Summary(
             self.start_ns, clock(), cpu, self.wakeups, self.opened, self.offsets, self.never_sent, self.stopped
         )
@@ -139,7 +142,7 @@ class LoadClient:
             if now >= next_tick:
                 next_tick = now + TICK_NS
                 self.look_around(now)
-                self.reads_last, self.reads = self.reads, 0
+                self.set_pause()
                 continue
             wake = min(self.next_due, next_tick)
             if self.done:
@@ -153,9 +156,18 @@ class LoadClient:
             self.coalesce(len(events))
 
     def coalesce(self, reads: int) -> None:
+        """Let ready sockets gather, where many come and nothing is due."""
         self.reads += reads
-        if self.reads_last > COALESCE_READS and 0 < reads < BATCH and self.next_due - clock() > COALESCE_NS:
-            time.sleep(COALESCE_NS / SECOND)
+        pause = self.pause_ns
+        if pause and 0 < reads < BATCH and self.next_due - clock() > pause:
+            time.sleep(pause / SECOND)
+
+    def set_pause(self) -> None:
+        """How long sockets may gather, by the reads of the last tick."""
+        reads, self.reads = self.reads, 0
+        shortest, longest = COALESCE_NS
+        gap = TICK_NS * self.active // max(1, reads)
+        self.pause_ns = max(shortest, min(longest, gap // COALESCE_SHARE)) if reads > COALESCE_READS else 0
 
     def let_users_in(self) -> None:
         """The users of a closed loop come one after another. All at once, they would measure the length of their own
@@ -218,7 +230,7 @@ class LoadClient:
                 c.marks.append(now)
                 c.kernel.append(ancillary[0][2] if ancillary else b"")
                 # In an event stream over chunks only a read that ends like this can end the response.
-                if not c.streaming or data[-4:] == b"\r\n\r\n" or len(data) < 8:
+                if not c.streaming or len(data) < 8 or data[-4] == CR:
                     self.progress(c, data, now)
             else:
                 self.server_closed(c)
@@ -233,6 +245,8 @@ class LoadClient:
             elif c.state is State.TUNNEL or c.state is State.HANDSHAKE:
                 self.negotiate(c)
             elif c.state is State.IDLE:
+                if c.tls:
+                    c.read()  # raises BlockingIOError for a session ticket: nothing was said, the connection stays
                 self.drop(c)  # the server has closed it, or said something that nobody asked for
             else:
                 if mask & WRITE:
@@ -271,7 +285,8 @@ class LoadClient:
             return
         if ended:
             assert framing.head is not None
-            self.finish(c, now, None, close=not framing.head.keeps_open)
+            early = len(c.out) > 0  # the answer came before all of the request had gone out: the rest is in the way
+            self.finish(c, now, None, close=early or not framing.head.keeps_open)
 
     def server_closed(self, c: Connection) -> None:
         """The server's FIN; a response without a length ends like this, any other is cut, as the reader will find."""
@@ -498,7 +513,8 @@ class LoadClient:
             and attempt < self.plan.retries
             and (status in RETRIED_STATUS or error.startswith(("refused", "reset")))
         ):
-            heapq.heappush(self.later, (now + retry_delay_ns(retry_after, attempt), index, planned, attempt + 1))
+            delay = min(retry_delay_ns(retry_after, attempt), self.plan.request_timeout_ns)
+            heapq.heappush(self.later, (now + delay, index, planned, attempt + 1))
             self.plan_next()
             return
         self.finished += 1
@@ -518,7 +534,13 @@ class LoadClient:
             self.never_sent.append((follower, now))
             follower = self.plan.follower[follower]
         self.active -= 1
-        self.next_conversation(now)
+        self.freed += 1
+        if self.freed > 1:
+            return  # a launch failed at once, inside the loop below: it goes on there, and not in a recursion
+        while self.freed:
+            if self.stopped is None:
+                self.next_conversation(clock())
+            self.freed -= 1
 
     # --- ten times a second -------------------------------------------------------------------------------------
 
@@ -585,6 +607,6 @@ class LoadClient:
 
 def retry_delay_ns(retry_after: str | None, attempt: int) -> int:
     """What the server asked for in whole seconds, else 0.1 s doubled with every attempt."""
-    if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
+    if retry_after is not None and len(retry_after) < 10 and retry_after.isascii() and retry_after.isdigit():
         return int(retry_after) * SECOND
     return SECOND // 10 << min(attempt, 10)

@@ -84,6 +84,8 @@ def rows(name: str) -> Iterable[Any]:
     path = Path(name).expanduser()
     if path.is_file():
         return json_rows(path)
+    if path.suffix in (".json", ".jsonl") or path.is_absolute():  # a file's name: no hub is asked for it
+        raise UsageError(f"no file {name}", hint=HINT)
     try:
         import datasets
     except ImportError as error:

@@ -6,13 +6,16 @@ import base64
 import ipaddress
 import os
 import socket
-import ssl
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from llmopt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import ssl
 
 API_KEY_VARIABLE = "LLMOPT_API_KEY"
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
@@ -99,11 +102,29 @@ class Endpoint:
             + "\r\n"
         ).encode("latin-1")
 
-    def resolve(self) -> tuple[int, tuple[str, int]]:
-        """(address family, socket address), looked up once so that no request waits for a name server. Raises OSError."""
-        host, port = self.dial
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return family, address  # type: ignore[return-value]
+    def resolve(self, limit_s: float = 10.0) -> tuple[int, tuple[str, int]]:
+        """(address family, socket address), looked up once so that no request waits for a name server.
+
+        The system's resolver has no time limit of its own: it is asked in a thread that may be left behind.  Raises
+        OSError, which TimeoutError is one of.
+        """
+        answer: list[tuple[int, tuple[str, int]] | OSError] = []
+
+        def look_up() -> None:
+            try:
+                family, _, _, _, address = socket.getaddrinfo(*self.dial, type=socket.SOCK_STREAM)[0]
+                answer.append((family, address))  # type: ignore[arg-type]
+            except (OSError, UnicodeError) as error:
+                answer.append(error if isinstance(error, OSError) else OSError(f"{self.host!r} is no host name"))
+
+        thread = threading.Thread(target=look_up, daemon=True)
+        thread.start()
+        thread.join(limit_s)
+        if not answer:
+            raise TimeoutError(f"the name {self.dial[0]} was not resolved within {limit_s:g} s")
+        if isinstance(answer[0], OSError):
+            raise answer[0]
+        return answer[0]
 
 
 def bracketed(host: str) -> str:
@@ -112,6 +133,10 @@ def bracketed(host: str) -> str:
 
 def proxy_for(scheme: str, host: str) -> Proxy | None:
     """The proxy that HTTP(S)_PROXY and NO_PROXY name for a host; this machine itself is always reached directly."""
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+
     known = getproxies_environment()
     address = known.get(scheme) or known.get("all")
     if not address or is_loopback(host) or proxy_bypass_environment(host, known):
@@ -140,6 +165,8 @@ def is_loopback(host: str) -> bool:
 
 def tls_context() -> ssl.SSLContext:
     """The system's trust store, or what SSL_CERT_FILE names; HTTP/1.1 only."""
+    import ssl
+
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -6,6 +6,7 @@ ended?  ``body_of`` runs after it, walks every byte, and is the one that is beli
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Head:
         value = self.headers.get("content-length")
         if value is None:
             return None
-        if not value.isascii() or not value.isdigit():
+        if not re.fullmatch(r"\d{1,18}", value, re.ASCII):
             raise FramingError(f"Content-Length {value[:20]!r} is no number")
         return int(value)
 
@@ -67,7 +68,7 @@ def parse_head(raw: bytes) -> Head | None:
             return None
         lines = raw[start:end].decode("latin-1").split("\r\n")
         words = lines[0].split(" ", 2)
-        if not lines[0].startswith("HTTP/1.") or len(words) < 2 or not (words[1].isascii() and words[1].isdigit()):
+        if not re.match(r"HTTP/1\.\d [1-9]\d\d( |$)", lines[0], re.ASCII):
             raise FramingError(f"no HTTP response: {lines[0][:40]!r}")
         status, start = int(words[1]), end + 4
         if status >= 200 or status == 101:
@@ -187,11 +188,15 @@ class Framing:
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """A decoded body; ``parts`` are (index of the read that brought it, bytes), ``whole`` when its end was seen."""
+    """A decoded body; ``parts`` are (index of the read that brought it, bytes), ``whole`` when its end was seen.
+
+    ``problem`` says why nothing behind ``parts`` could be decoded.
+    """
 
     head: Head
     parts: list[tuple[int, bytes]]
     whole: bool
+    problem: str | None = None
 
     @property
     def text(self) -> bytes:
@@ -201,22 +206,25 @@ class Body:
 def body_of(raw: bytes, sizes: Sequence[int], *, closed: bool) -> Body | None:
     """Decode one recorded response. ``sizes`` are those of the reads, ``closed`` whether the server ended the connection.
 
-    ``None`` while not even the head is there.  Raises FramingError.
+    ``None`` while not even the head is there.  Raises FramingError for a head that is none.
     """
     head = parse_head(raw)
     if head is None:
         return None
-    edges = list(accumulate(sizes))
+    edges, problem = list(accumulate(sizes)), None
     if head.chunked:
         chunks = Chunks(head.size, keep_spans=True)
-        chunks.feed(raw[head.size :])
+        try:
+            chunks.feed(raw[head.size :])
+        except FramingError as error:  # what came before it stands
+            problem = str(error)
         spans, whole = chunks.spans or [], chunks.ended
     else:
         length = head.length
         end = len(raw) if length is None else min(len(raw), head.size + length)
         spans = [(head.size, end)]
         whole = closed if length is None else end == head.size + length
-    return Body(head=head, parts=split_by_reads(raw, spans, edges), whole=whole)
+    return Body(head=head, parts=split_by_reads(raw, spans, edges), whole=whole, problem=problem)
 
 
 def split_by_reads(raw: bytes, spans: Sequence[tuple[int, int]], edges: Sequence[int]) -> list[tuple[int, bytes]]:

@@ -29,6 +29,7 @@ START_DELAY_NS = 2_000_000  # time for "go" to reach every client
 GIVE_UP_AFTER = 16  # requests that all failed: the rest would too
 MAX_WARM = 512
 WATCH_S = 1.0
+CONNECT_S = 10.0  # for a name and for a connection, unless a request has less
 END_S = 30.0
 CLOSE_S = 2.0
 ROOT = Path(__file__).parents[2]  # of the package: the client must find it however we were started
@@ -79,7 +80,7 @@ class Client:
         path_list = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(handle,), start_new_session=True,
-            env=os.environ | {"PYTHONPATH": path_list},
+            env=os.environ | {"PYTHONPATH": path_list}, stderr=None if os.environ.get("LLMOPT_DEBUG") else subprocess.DEVNULL,
         )  # fmt: skip
         os.close(handle)
         return cls(process=process, spool=spool)
@@ -149,7 +150,7 @@ def play(
         return LoadResult(
             traces=(), seconds=0.0, client_cpu_s=0.0, workers=len(crew), connections=0, reads=0, user_stamped=0
         )
-    family, address = resolve(endpoint)
+    family, address = resolve(endpoint, min(CONNECT_S, schedule.request_timeout_s))
     for number, client in enumerate(crew):
         plan = share(schedule, endpoint, family, address, number, len(crew), request_id)
         client.requests = tuple(schedule.requests[i] for i in plan[0])
@@ -183,9 +184,9 @@ def play(
     return gather(crew, count, interrupted)
 
 
-def resolve(endpoint: Endpoint) -> tuple[int, tuple[str, int]]:
+def resolve(endpoint: Endpoint, limit_s: float) -> tuple[int, tuple[str, int]]:
     try:
-        return endpoint.resolve()
+        return endpoint.resolve(limit_s)
     except OSError as error:
         raise unreachable(endpoint, f"refused: {error.strerror or error}") from error
 
@@ -234,7 +235,7 @@ def share(
         duration_ns=None if schedule.duration_s is None else round(schedule.duration_s * SECOND),
         request_timeout_ns=round(schedule.request_timeout_s * SECOND),
         stall_timeout_ns=round(schedule.stall_timeout_s * SECOND),
-        connect_timeout_ns=round(min(10.0, schedule.request_timeout_s) * SECOND),
+        connect_timeout_ns=round(min(CONNECT_S, schedule.request_timeout_s) * SECOND),
         retries=schedule.retries,
         give_up_after=GIVE_UP_AFTER,
     )
@@ -288,8 +289,9 @@ def listen(
             for key, _ in ready.select(0.2):
                 client = key.data
                 if not client.hear() and not until(client):
+                    words = client.said.removeprefix("failed ") if client.said.startswith("failed ") else "killed"
                     raise LlmoptError(
-                        f"a load client died (status {client.process.wait()})",
+                        f"a load client died (status {client.process.wait()}): {words}",
                         hint="is the disk of the temporary folder full? TMPDIR names another",
                     )
                 if until(client):

@@ -261,6 +261,7 @@ def nothing_succeeded(traces: Sequence[RequestTrace], endpoint: Endpoint, target
 @functools.cache
 def known_models(base_url: str) -> tuple[str, ...]:
     """What the server's /models lists; empty where it lists nothing."""
+    import http.client
     import json
     import os
     import urllib.request
@@ -273,7 +274,7 @@ def known_models(base_url: str) -> tuple[str, ...]:
     try:
         with urllib.request.urlopen(request, timeout=3) as response:
             return tuple(str(row["id"]) for row in json.load(response)["data"])[:8]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return ()
 
 

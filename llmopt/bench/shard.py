@@ -55,6 +55,21 @@ def wake_punctually() -> None:
 
 
 def main() -> None:
+    """Every failure is a word to the parent, which knows how to say it; with nobody left to hear it, silence."""
+    try:
+        work()
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            words = (
+                error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+            )
+            say(f"failed {' '.join(words.split())}")
+        raise
+
+
+def work() -> None:
     wake_punctually()
     spool = os.fdopen(int(sys.argv[1]), "wb", buffering=1 << 20)
     plan = msgspec.msgpack.decode(read_exactly(int.from_bytes(read_exactly(4), "little")), type=Plan)

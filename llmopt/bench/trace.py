@@ -126,7 +126,8 @@ class Reader:
         if kind in ("text/html", "application/json"):
             return Answer(), body, exchange.error or not_a_stream(kind, body)
         answer = read_answer((stamps[read], data) for read, data in body.parts)
-        return answer, body, answer.error or exchange.error or incomplete(answer, body)
+        broken = f"bad_stream: {body.problem}" if body.problem else None
+        return answer, body, answer.error or exchange.error or broken or incomplete(answer, body)
 
 
 def first_byte(body: Body | None, stamps: list[int]) -> int | None:
@@ -148,7 +149,7 @@ def status_error(body: Body) -> str:
     except (ValueError, RecursionError):
         words = " ".join(words.decode("utf-8", "replace").split())[:120]
     wait = body.head.headers.get("retry-after")
-    return f"http_{body.head.status}: {words or 'no words'}" + (f" (Retry-After: {wait})" if wait else "")
+    return f"http_{body.head.status}: {words or 'no words'}" + (f" (Retry-After: {wait[:20]})" if wait else "")
 
 
 def not_a_stream(kind: str, body: Body) -> str:

@@ -163,7 +163,7 @@ def bench_command(
     json: Json = False,
 ) -> None:
     """Serve an artifact (or take a running server) and measure it; every run's record goes into the results folder."""
-    from llmopt import demo, pipeline
+    from llmopt import demo
     from llmopt.bench.endpoint import parse_headers
     from llmopt.bench.workload import make_workload
     from llmopt.core.domain import ServeOptions
@@ -202,7 +202,9 @@ def bench_command(
             backend=backend or "", max_model_len=max_model_len, max_num_seqs=max_num_seqs or workload.most_at_once,
             threads=threads, extra_args=tuple(extra_arg or ()),
         )  # fmt: skip
-        case = pipeline.open_case(demo.MODEL if str(artifact) == "demo" else artifact, serve, workload)
+        from llmopt.pipeline import plans
+
+        case = plans.open_case(demo.MODEL if str(artifact) == "demo" else artifact, serve, workload)
         with measuring.serving_case(
             case, report, results=results, python=python, port=port, ready_timeout_s=ready_timeout
         ) as subject:

@@ -30,14 +30,13 @@ def recommend_command(
     json: Json = False,
 ) -> None:
     """Rank measured configurations: constraints first, then the Pareto front, then the objective."""
-    from llmopt import pipeline
     from llmopt.core.store import load_runs
-    from llmopt.pipeline import making
+    from llmopt.pipeline import making, plans
     from llmopt.recommend.constraints import make_goal
 
     goal = make_goal(slo or [], max_memory=max_memory, max_kl=max_kl, optimize=optimize)
     runs = [making.with_known_quality(run) for run in load_runs(results)]
-    show_ranking(pipeline.rank_runs(runs, goal), out, json)
+    show_ranking(plans.rank_runs(runs, goal), out, json)
 
 
 def require_report(file: Path) -> None:
@@ -102,7 +101,8 @@ def demo_command(
     """Quantize the bundled model six ways, serve and measure each on two engines, and print the ranking."""
     import dataclasses
 
-    from llmopt import demo, pipeline, recipe
+    from llmopt import demo, recipe
+    from llmopt.pipeline import plans
     from llmopt.recommend.constraints import make_goal
 
     report = reporter(quiet=json)
@@ -114,8 +114,8 @@ def demo_command(
         objective = make_goal([], optimize=optimize).optimize
         plan = dataclasses.replace(plan, goal=dataclasses.replace(plan.goal, optimize=objective))
     if setup:
-        pipeline.ensure_environment(plan, report)
-    document = pipeline.run_plan(plan, out, report)
+        plans.ensure_environment(plan, report)
+    document = plans.run_plan(plan, out, report)
     show_ranking(document, out / "report.md", json)
     if not json:
         report.say(f"\nreport: {out / 'report.md'}; ask again: llmopt recommend {out / 'results'} --optimize latency")

@@ -39,7 +39,9 @@ def save_run(results: Path, run: Measurement, traces: Sequence[RequestTrace]) ->
     folder = machine_folder(results, run.machine)
     if not (folder / "machine.json").exists():
         prepare_results(results, run.machine)
-    write_atomic(folder / f"{run.run_id}.traces.json.gz", gzip.compress(msgspec.json.encode(traces), mtime=0))
+    write_atomic(
+        folder / f"{run.run_id}.traces.json.gz", gzip.compress(msgspec.json.encode(traces), compresslevel=5, mtime=0)
+    )
     path = folder / f"{run.run_id}.json"
     write_atomic(path, pretty(run))
     return path

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
-
-
-class Rate(ProgressColumn):
-    """Finished parts of how many, and how many a second, once there is a total."""
-
-    def render(self, task: Task) -> Text:
-        if task.total is None:
-            return Text("")
-        return Text(f"{task.completed:.0f}/{task.total:.0f}" + (f" {task.speed:.1f}/s" if task.speed else ""))
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task, TaskID
 
 
 class Work:
@@ -46,14 +28,18 @@ class Work:
 
 
 class Reporter:
-    """What long work tells the person at the terminal; results never go through here."""
+    """What long work tells the person at the terminal; results never go through here.
+
+    rich is imported for a live bar alone: a run that is piped starts 30 ms earlier without it.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, quiet=quiet)
-        self.live = self.console.is_terminal and not quiet
+        self.quiet = quiet
+        self.live = sys.stderr.isatty() and not quiet
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def task(self, text: str, total: int | None = None) -> Iterator[Work]:
@@ -63,12 +49,35 @@ class Reporter:
             self.say(f"{text} …")
             yield Work(None, None)
         else:
-            with self._bar() as progress:
+            with bar() as progress:
                 yield Work(progress, progress.add_task(text, total=total))
         seconds = time.monotonic() - started
         if self.live or seconds >= 1:
             self.say(f"{text}: {seconds:.1f} s")
 
-    def _bar(self) -> Progress:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), Rate())
-        return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)
+
+def bar() -> Progress:
+    """A transient bar with rate and time left on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Finished parts of how many, and how many a second, once there is a total."""
+
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text(f"{task.completed:.0f}" if task.completed else "")
+            return Text(f"{task.completed:.0f}/{task.total:.0f}" + (f" {task.speed:.1f}/s" if task.speed else ""))
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), Rate())
+    console = Console(stderr=True, highlight=False)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)

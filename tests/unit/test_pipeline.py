@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llmopt import pipeline
+from llmopt.pipeline import plans as pipeline
 from llmopt.bench.runner import RunResult
 from llmopt.core.artifacts import MANIFEST, open_model
 from llmopt.core.domain import Case, ServeOptions, Verdict, Workload

@@ -1,0 +1,131 @@
+"""A whole plan: make, prove, serve and measure every case of a recipe, then rank them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmopt import serve
+from llmopt.core import environments
+from llmopt.core.artifacts import open_artifact, open_model, read_config, unquantized
+from llmopt.core.domain import Artifact, Case, Goal, Measurement, ModelRef, ServeOptions, Workload
+from llmopt.core.errors import MissingEnvironment, UsageError
+from llmopt.core.machine import this_machine
+from llmopt.core.metrics import MEASURING_REVISION
+from llmopt.core.store import load_runs, with_quality
+from llmopt.pipeline.making import QualityText, prove, quantize, quantize_request
+from llmopt.pipeline.measuring import bench_artifact, engine_version
+from llmopt.pipeline.reporter import Reporter
+from llmopt.quantize import UNQUANTIZED, method
+from llmopt.recipe import Plan
+from llmopt.recommend.candidates import comparable
+from llmopt.recommend.constraints import on_memory
+from llmopt.recommend.rank import memory_axis, recommend
+from llmopt.report.document import ranking_document
+from llmopt.serve import require_loadable
+
+DEFAULT_CONTEXT = 1024
+TEMPLATE_ROOM = 64  # tokens that a chat template may add to a prompt
+
+
+def run_plan(plan: Plan, folder: Path, report: Reporter) -> dict[str, Any]:
+    """Make, prove and measure every case of a plan, then rank them; what is there already is taken up as it is."""
+    model = open_model(plan.model)
+    results = folder / "results"
+    text = QualityText(path=plan.quality_text, tokens=plan.quality_tokens)
+    proven: dict[str, dict[str, Any]] = {}
+    for number, (name, options) in enumerate(plan.cases, 1):
+        report.say(f"[{number}/{len(plan.cases)}] {name} on {options.backend}")
+        artifact = artifact_of(plan, model, name, folder, report, text)
+        found = prove(artifact, text, report, log_folder=folder / "artifacts" / "logs")
+        case = case_of(artifact, options, plan.workload)
+        proven[case.key] = found
+        have = stored_runs(results, case)
+        if have < plan.repeats:
+            bench_artifact(case, report, results=results, repeats=plan.repeats - have, quality_of_case=found)
+        else:
+            report.say(f"already measured: {have} run(s)")
+    runs = [run for run in load_runs(results, machine=this_machine()) if run.case_key in proven]
+    return rank_runs([with_quality(run, proven[run.case_key]) for run in runs], plan.goal)
+
+
+def artifact_of(plan: Plan, model: ModelRef, name: str, folder: Path, report: Reporter, text: QualityText) -> Artifact:
+    if name in UNQUANTIZED:
+        base = unquantized(model)
+        if base.quantization.name != name:
+            raise UsageError(
+                f"{model.path} is in {base.quantization.name}, not {name}", hint=f"write {base.quantization.name}"
+            )
+        return base
+    request = quantize_request(model, name, calibration=plan.calibration_text, samples=plan.calibration_samples)
+    out = folder / "artifacts" / f"{name}-{request.key[:8]}"
+    artifact, there = quantize(request, out, report, proof=text)
+    if there:
+        report.say(f"already there: {out}")
+    return artifact
+
+
+def stored_runs(results: Path, case: Case) -> int:
+    """Usable runs of this case, on this machine, with the engine version that would be used now."""
+    if not results.exists():
+        return 0
+    version = engine_version(case.serve.backend)
+    runs = load_runs(results, machine=this_machine())
+    same = [run for run in runs if run.case_key == case.key and run.backend.get("version") == version]
+    same = [run for run in same if run.measuring_revision == MEASURING_REVISION]
+    return sum(run.verdict.status != "invalid" for run in same)
+
+
+def rank_runs(runs: list[Measurement], goal: Goal) -> dict[str, Any]:
+    """The ranking document of what can be compared among these runs. Raises Inconclusive without any."""
+    group = comparable(runs)
+    goal = on_memory(goal, memory_axis(group.candidates).metric)
+    ranked, rejected = recommend(group.candidates, goal)
+    return ranking_document(
+        goal,
+        ranked,
+        rejected,
+        machine=group.machine,
+        workload=group.workload,
+        base=group.base,
+        left_out=group.left_out,
+    )
+
+
+def open_case(path: Path, options: ServeOptions, workload: Workload) -> Case:
+    """An artifact or a base model on disk as a case; without a backend the first that loads it. Raises UsageError."""
+    artifact = open_artifact(path)
+    name = options.backend or serve.first_able(artifact.quantization)
+    require_loadable(name, artifact.quantization)
+    return case_of(artifact, replace(options, backend=name), workload)
+
+
+def case_of(artifact: Artifact, options: ServeOptions, workload: Workload) -> Case:
+    """A case whose context holds the workload. Raises UsageError when the model's own limit does not."""
+    wanted = workload.input_tokens + workload.output_tokens + (TEMPLATE_ROOM if workload.endpoint == "chat" else 0)
+    config = Path(artifact.path) / "config.json"
+    limit = int(
+        (read_config(config.parent) if config.exists() else {}).get("max_position_embeddings")
+        or max(wanted, DEFAULT_CONTEXT)
+    )
+    context = options.max_model_len or min(limit, max(DEFAULT_CONTEXT, wanted))
+    if wanted > min(limit, context):
+        raise UsageError(
+            f"{wanted} tokens of prompt and output do not fit the context of {min(limit, context)}",
+            hint="fewer --input-tokens or --output-tokens" if limit <= context else f"--max-model-len {wanted}",
+        )
+    return Case(artifact=artifact, serve=replace(options, max_model_len=context), workload=workload)
+
+
+def ensure_environment(plan: Plan, report: Reporter) -> None:
+    """Create the environment that a plan needs when nothing here has it."""
+    wanted = [serve.backend(options.backend).needs for _, options in plan.cases]
+    wanted += [method(name).needs for name, _ in plan.cases if name not in UNQUANTIZED]
+    try:
+        for needs in wanted:
+            environments.find(needs)
+    except MissingEnvironment as error:
+        report.say(f"{error.message}: making one (about 2 GB, two or three minutes, once)")
+        with report.task("environment local"):
+            environments.create("local", report=report.say)

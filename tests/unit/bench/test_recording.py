@@ -1,0 +1,44 @@
+import io
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmopt.bench.recording import ClockOffset, Exchange, Spool, Summary, read_spool
+
+integers = st.integers(-(2**63), 2**63 - 1)
+exchanges = st.builds(
+    Exchange, integers, integers, integers, integers, st.none() | integers, st.none() | integers, integers,
+    st.none() | st.text(max_size=9), st.booleans(), st.binary(max_size=9), st.binary(max_size=9), st.binary(max_size=9),
+    st.binary(max_size=99),
+)  # fmt: skip
+SUMMARY = Summary(1, 2, 0.5, 3, 4, [ClockOffset(5, 6, 7)], [(8, 9)], "stopped")
+
+
+def spool(*messages):
+    file = io.BytesIO()
+    writer = Spool(file)
+    for message in messages:
+        writer.append(message)
+    return file.getvalue()
+
+
+@given(st.lists(exchanges | st.just(SUMMARY), max_size=5))
+def test_what_was_written_is_read(messages):
+    assert list(read_spool(io.BytesIO(spool(*messages)))) == messages
+
+
+@given(exchanges, exchanges, st.data())
+def test_a_half_written_message_is_left_for_the_next_read(one, two, data):
+    whole = spool(one, two)
+    written = data.draw(st.integers(len(spool(one)), len(whole) - 1))
+    file = io.BytesIO(whole[:written])
+    assert list(read_spool(file)) == [one]
+    file.write(whole[file.tell() :])
+    file.seek(len(spool(one)))
+    assert list(read_spool(file)) == [two]
+
+
+@given(st.lists(exchanges, max_size=4))
+def test_the_summary_alone(messages):
+    assert list(read_spool(io.BytesIO(spool(*messages, SUMMARY)), summary_only=True)) == [SUMMARY]
+    assert list(read_spool(io.BytesIO(spool(*messages)), summary_only=True)) == []
