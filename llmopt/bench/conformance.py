@@ -20,6 +20,7 @@ from llmopt.bench.load import clients, play
 from llmopt.bench.schedule import PlannedRequest, Schedule
 from llmopt.core.domain import RequestTrace
 from llmopt.core.errors import UsageError
+from llmopt.core.statistics import percentile
 
 TOKENS, TTFT_MS, TPOT_MS = 16, 30, 4
 HALF = TOKENS // 2
@@ -164,6 +165,40 @@ def run_suite(base_url: str) -> list[Row]:
     return sorted(rows, key=lambda row: order[row.trap.name, row.trap.chat])
 
 
+QUEUE = Trap(name="fifo-queue", tokens=None, why="60/s onto 40/s, a cap of 8: waiting counts")
+QUEUE_SLOTS, QUEUE_RATE, QUEUE_REQUESTS, QUEUE_TTFT_MS, QUEUE_TPOT_MS = 8, 60, 180, 50, 10
+QUEUE_TOLERANCE = 0.05
+
+
+def run_queue(base_url: str) -> Row:
+    """Overload through a cap, on a server of ``QUEUE_SLOTS``: p99 must be what it was from the plan, not from the send."""
+    model = f"scripted?ttft_ms={QUEUE_TTFT_MS}&tpot_ms={QUEUE_TPOT_MS}&prompt_tokens=8"
+    requests = tuple(planned_request(index, model, chat=False) for index in range(QUEUE_REQUESTS))
+    offsets = tuple(index * 1_000_000_000 // QUEUE_RATE for index in range(QUEUE_REQUESTS))
+    schedule = Schedule(
+        requests=requests,
+        first=tuple(range(QUEUE_REQUESTS)),
+        offsets_ns=offsets,
+        users=QUEUE_SLOTS,
+        request_timeout_s=60,
+    )
+    with clients() as crew:
+        load = play(crew, schedule, Endpoint.of(base_url, "completions"), request_id="conformance-queue")
+    log = fetch(base_url.removesuffix("/v1") + "/scripted/log")
+    first_token = {row["request_id"]: row["token_ns"][0] for row in log if row["token_ns"]}
+    start = min(t.planned_ns for t in load.traces)
+    true = [first_token[f"conformance-queue-{i}"] - start - offsets[i] for i in range(QUEUE_REQUESTS)]
+    said = [t.chunks_ns[0] - t.planned_ns for t in load.traces if t.chunks_ns]
+    worst, reported = percentile(true, 99) / 1e9, percentile(said, 99) / 1e9
+    problems = []
+    if abs(reported / worst - 1) > QUEUE_TOLERANCE:
+        problems.append(f"p99 of TTFT {reported:.2f} s, not {worst:.2f} s")
+    return Row(
+        trap=QUEUE, error=" ".join(sorted({t.error_kind or "ok" for t in load.traces})), tokens="16",
+        ttft_error_s=reported - worst, problems=tuple(problems),
+    )  # fmt: skip
+
+
 def request_prefix(chat: bool) -> str:
     return f"conformance-{'chat' if chat else 'completions'}"
 
@@ -171,18 +206,8 @@ def request_prefix(chat: bool) -> str:
 def play_traps(base_url: str, traps: Sequence[Trap], endpoint: str) -> Sequence[RequestTrace]:
     """All traps in one closed loop, side by side, as they come in life."""
     requests: list[PlannedRequest] = []
-    for trap in [trap for trap in traps for _ in range(REPEATS)]:
-        asked = {"messages": [{"role": "user", "content": "the"}]} if trap.chat else {"prompt": "the"}
-        body = {
-            "model": trap.model,
-            **asked,
-            "max_tokens": TOKENS,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        requests.append(
-            PlannedRequest(index=len(requests), body=msgspec.json.encode(body), output_tokens=TOKENS, prompt_tokens=8)
-        )
+    for index, trap in enumerate([trap for trap in traps for _ in range(REPEATS)]):
+        requests.append(planned_request(index, trap.model, chat=trap.chat))
     schedule = Schedule(
         requests=tuple(requests),
         first=tuple(range(len(requests))),
@@ -196,6 +221,12 @@ def play_traps(base_url: str, traps: Sequence[Trap], endpoint: str) -> Sequence[
             request_id=request_prefix(endpoint == "chat"),
         )  # fmt: skip
     return load.traces
+
+
+def planned_request(index: int, model: str, *, chat: bool) -> PlannedRequest:
+    asked = {"messages": [{"role": "user", "content": "the"}]} if chat else {"prompt": "the"}
+    body = {"model": model, **asked, "max_tokens": TOKENS, "stream": True, "stream_options": {"include_usage": True}}
+    return PlannedRequest(index=index, body=msgspec.json.encode(body), output_tokens=TOKENS, prompt_tokens=8)
 
 
 def judge(trap: Trap, traces: Sequence[RequestTrace], truths: Sequence[Truth]) -> Row:

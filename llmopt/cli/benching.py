@@ -277,6 +277,8 @@ def conformance_command(
         report = reporter(quiet=json)
         with report.task(f"{len(conformance.TRAPS)} traps"), running() as base_url:
             rows = conformance.run_suite(base_url)
+        with report.task("a queue"), running(slots=conformance.QUEUE_SLOTS) as base_url:
+            rows.append(conformance.run_queue(base_url))
     print_json(conformance_document(rows)) if json else print_conformance(rows)
     wrong = [row for row in rows if row.problems]
     if wrong:
