@@ -11,6 +11,7 @@ import contextlib
 import gc
 import heapq
 import os
+import re
 import select
 import socket
 import time
@@ -41,6 +42,7 @@ NEVER = 1 << 62
 NOW = None  # planned when it is sent
 USER_GAP_NS = 200_000
 LAST_USER_NS = 250_000_000
+SAID_END, SAID_ERROR = re.compile(rb'\[DONE\]|"finish_reason":\s*"'), re.compile(rb'"error":\s*[{"]')
 RETRIED_STATUS = (429, 502, 503, 504)
 READ, WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 BUSY = State.BUSY
@@ -82,8 +84,6 @@ class LoadClient:
 
     def run(self, start_ns: int = 0) -> Summary:
         """Play the plan from ``start_ns`` on, or at once when that is over, and write the summary."""
-        gc.collect()
-        gc.freeze()
         gc.disable()
         self.offsets.append(clock_offset())
         self.start_ns = max(start_ns, clock())
@@ -95,12 +95,7 @@ class LoadClient:
         gc.enable()
         gc.unfreeze()
         self.flush()
-        self.never_sent += list(self.backlog) + [(index, planned or due) for due, index, planned, _ in self.later]
-        if self.plan.offsets_ns is not None:  # what was planned for after the end was not to be sent
-            end = min(clock(), self.launch_until)
-            rest = zip(self.plan.first, self.plan.offsets_ns, strict=True)
-            due = [(i, self.start_ns + offset) for i, offset in list(rest)[self.next_first :]]
-            self.never_sent += [(i, planned) for i, planned in due if planned < end]
+        self.never_sent += list(self.backlog)  # what was due; what was not yet due when a run ended early is no failure
         summary = Summary(
             self.start_ns, clock(), cpu, self.wakeups, self.opened, self.offsets, self.never_sent, self.stopped
         )
@@ -125,6 +120,8 @@ class LoadClient:
         if not self.idle:
             self.stopped = self.connect_error or "refused: no connection within the time limit"
         self.connect_error = None
+        gc.collect()  # now: between "go" and the start there is no time for it
+        gc.freeze()
 
     def play(self) -> None:
         """The loop. Between any two reads a send that is due goes first."""
@@ -476,7 +473,7 @@ class LoadClient:
 
     def finish(self, c: Connection, now: int, error: str | None, *, close: bool, server_closed: bool = False) -> None:
         """Record the attempt, free the connection, and go on with whatever follows."""
-        index, planned, attempt, head = c.index, c.planned_ns, c.attempt, c.framing.head
+        index, planned, attempt, head, pieces = c.index, c.planned_ns, c.attempt, c.framing.head, c.pieces
         self.done.append(
             (index, attempt, planned, c.due_ns, c.connected_ns if c.uses <= 1 else None, c.sent_ns, now, error, server_closed,
              c.marks, c.kernel, c.pieces)
@@ -489,6 +486,8 @@ class LoadClient:
             self.idle.append(c)
         status = head.status if head is not None else None
         streamed = head is not None and status == 200 and "json" not in head.headers.get("content-type", "")
+        if streamed and error is None and self.plan.follower and not answered(pieces):
+            error = "cut: a turn without its end"
         retry_after = head.headers.get("retry-after") if head is not None else None
         self.settle(
             index,
@@ -603,6 +602,12 @@ class LoadClient:
                 )
             )  # fmt: skip
         self.done.clear()
+
+
+def answered(pieces: list[bytes]) -> bool:
+    """Whether a stream says that it is whole: the next turn hangs on it. A look at its bytes; the reader parses them."""
+    raw = b"".join(pieces)
+    return SAID_END.search(raw) is not None and SAID_ERROR.search(raw) is None
 
 
 def retry_delay_ns(retry_after: str | None, attempt: int) -> int:

@@ -11,7 +11,7 @@ from llmopt.bench.framing import Framing, parse_head
 
 SO_TIMESTAMPING = 37
 RX_SOFTWARE_STAMPS = 1 << 3 | 1 << 4  # SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE
-READ_BYTES = 65_536
+READ_BYTES = 16_384
 ANCILLARY_BYTES = socket.CMSG_SPACE(48)  # struct scm_timestamping: three timespecs
 
 

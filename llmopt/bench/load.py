@@ -25,7 +25,7 @@ from llmopt.core.domain import RequestTrace
 from llmopt.core.errors import LlmoptError, ServerError
 
 SECOND = 1_000_000_000
-START_DELAY_NS = 2_000_000  # time for "go" to reach every client
+START_DELAY_NS = 10_000_000  # time for "go" to reach every client
 GIVE_UP_AFTER = 16  # requests that all failed: the rest would too
 MAX_WARM = 512
 WATCH_S = 1.0

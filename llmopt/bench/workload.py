@@ -103,10 +103,9 @@ def check_workload(workload: Workload, workers: int = 1) -> None:
     for name in ("request_timeout_s", "stall_timeout_s", "duration_s", "rate", "rate_to", "burstiness"):
         value = getattr(workload, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
-            flag = "--ramp" if name == "rate_to" else "--" + name.removesuffix("_s").replace("_", "-")
-            raise UsageError(
-                f"{flag} must be more than 0, got {value:g}", hint=f"{flag} {'1:20' if name == 'rate_to' else 60}"
-            )
+            ramp = workload.load == "ramp" and name in ("rate", "rate_to")
+            flag = "--ramp" if ramp else "--" + name.removesuffix("_s").replace("_", "-")
+            raise UsageError(f"{flag} must be more than 0, got {value:g}", hint=f"{flag} {'1:20' if ramp else 60}")
     if workload.think_s < 0 or not math.isfinite(workload.think_s) or workload.retries < 0:
         raise UsageError("--think and --retries must be 0 or more", hint="--think 0.5 --retries 2")
     if workload.warmup_requests is not None and workload.warmup_requests < 0:

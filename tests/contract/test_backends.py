@@ -15,7 +15,7 @@ import pytest
 
 from llmopt import demo, serve
 from llmopt.bench.prompts import load_tokenizer
-from llmopt.bench.runner import RunResult, Target, measure
+from llmopt.bench.runner import RunResult, Target, Traffic, measure
 from llmopt.core import environments
 from llmopt.core.domain import ServeOptions, Workload
 from llmopt.core.errors import ServerError, UsageError
@@ -51,7 +51,8 @@ def run(started: RunningServer) -> RunResult:
         usage_per_chunk=started.command.usage_per_chunk,
     )
     tokenizer = load_tokenizer(demo.MODEL)
-    return measure(target, WORKLOAD, salt="contract", source=demo.CALIBRATION_TEXT.read_text(), tokenizer=tokenizer)
+    traffic = Traffic(salt="contract", source=demo.CALIBRATION_TEXT.read_text(), tokenizer=tokenizer)
+    return measure(target, WORKLOAD, traffic)
 
 
 def test_every_request_succeeds(run: RunResult) -> None:
@@ -67,7 +68,7 @@ def test_server_counts_the_prompt_as_we_do(run: RunResult) -> None:
 
 
 def test_tokens_are_streamed_one_by_one(run: RunResult) -> None:
-    chunks = sorted(len(t.chunks) for t in run.traces)
+    chunks = sorted(len(t.chunks_ns) for t in run.traces)
     assert chunks[len(chunks) // 2] >= WORKLOAD.output_tokens - 2
 
 

@@ -5,12 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from llmopt import demo
+from llmopt.cli import app
 from llmopt.core.store import save_run
+from llmopt.serve.process import free_port
+from llmopt.serve.scripted import SERVER, running
 from unit.make import artifact, model, run
 
 FAST_RUN = ("--requests", "6", "--concurrency", "2", "--warmup-requests", "1", "--input-tokens", "16", "--output-tokens", "4")  # fmt: skip
@@ -118,7 +124,8 @@ def test_a_url_with_a_port_that_is_none(fails):
 
 
 def test_nobody_at_the_url(fails):
-    assert "failed: connection" in fails("bench", "--url", "http://127.0.0.1:9/v1", "--model", "m", status=1)
+    words = fails("bench", "--url", "http://127.0.0.1:9/v1", "--model", "m", status=1)
+    assert "error: no connection to 127.0.0.1:9: connection refused" in words
 
 
 def test_a_secret_in_a_url_is_not_printed(fails):
@@ -128,6 +135,42 @@ def test_a_secret_in_a_url_is_not_printed(fails):
 
 def test_an_unknown_endpoint(fails):
     assert "unknown endpoint" in fails("bench", "demo", "--endpoint", "chats", status=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rate", "1000000"], "more than 1 client process"),
+        (["--rate", "0"], "--rate must be more than 0"),
+        (["--ramp", "x"], "--ramp 'x' is no ramp"),
+        (["--slo", "nonsense"], "'nonsense' is no constraint"),
+        (["--until", "nonsense"], "'nonsense' is no stopping rule"),
+        (["--sweep", "--concurrency", "4"], "sets the rate itself"),
+        (["--search"], "needs to know what must hold"),
+        (["--sweep", "--search"], "different questions"),
+        (["--rate", "5", "--concurrency", "4"], "different loads"),
+        (["--input-tokens", "uniform:9:3"], "--input-tokens 'uniform:9:3' is no length"),
+        (["--output-tokens", "many"], "--output-tokens 'many' is no length"),
+        (["--header", "bad"], "--header is not of the form"),
+        (["--workers", "0"], "--workers must be between"),
+        (["--definitions", "nope"], "no definitions of 'nope'"),
+        (["--warmup", "some"], "--warmup must be"),
+        (["--arrival", "bursty"], "unknown arrival"),
+        (["--max-concurrency", "4"], "caps an open loop"),
+        (["--request-timeout", "0"], "--request-timeout must be more than 0"),
+        (["--tokenizer", "nowhere"], "no tokenizer at nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_make_no_run_are_said_before_anything_is_sent(tmp_path, monkeypatch, options, words):
+    monkeypatch.setenv("LLMOPT_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["bench", "--url", "http://127.0.0.1:9/v1", "--model", "m", *options])
+    error, hint = told.stderr.splitlines()
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert error.startswith("error: ")
+    assert words in error
+    assert hint.startswith("hint: ")
 
 
 @pytest.mark.parametrize("option", ["--requests", "--concurrency", "--input-tokens", "--output-tokens"])
@@ -191,6 +234,110 @@ def test_a_traceback_only_on_request(llmopt):
     assert "error: no results" in told.stderr
 
 
+# --- a server that is not what it should be ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server that knows one model and wants a key."""
+    with running("--only-model", "truth", "--api-key", "sk-right", "--ttft-ms", "5", "--tpot-ms", "1") as base_url:
+        yield base_url
+
+
+@pytest.fixture
+def bench(fails, server, environment):
+    """``llmopt bench`` of that server, which must fail: what it said. The key is the right one unless told otherwise."""
+
+    def call(*options, model="truth", url=server, key="sk-right", status=1):
+        environment["LLMOPT_API_KEY"] = key
+        started = time.monotonic()
+        words = fails("bench", "--url", url, "--model", model, *options, status=status)
+        assert time.monotonic() - started < 20
+        assert "sk-" not in words
+        return words
+
+    return call
+
+
+def test_an_unknown_host(bench):
+    assert "no connection to no-such-host.invalid:80" in bench(url="http://no-such-host.invalid/v1")
+
+
+def test_a_wrong_path(bench, server):
+    words = bench(url=server.replace("/v1", "/scripted/nowhere"))
+    assert "http_404: no such path" in words
+    assert "hint: is the path right" in words
+
+
+def test_a_wrong_key(bench):
+    words = bench(key="sk-wrong")
+    assert "http_401: wrong API key" in words
+    assert "hint: put the key into LLMOPT_API_KEY" in words
+
+
+def test_a_model_that_the_server_lacks(bench):
+    words = bench(model="nope")
+    assert "http_404: The model `nope` does not exist" in words
+    assert "it lists: scripted, truth" in words
+
+
+@pytest.mark.parametrize("trap", ["html", "json-body"])
+def test_a_server_that_speaks_something_else(bench, trap):
+    words = bench(model=f"truth?trap={trap}")
+    assert "bad_stream: " in words
+    assert "hint: is this an OpenAI-compatible server" in words
+
+
+@pytest.mark.parametrize("trap", ["endless", "hang"])
+def test_an_answer_that_never_ends(bench, trap):
+    words = bench("--request-timeout", "1", model=f"truth?trap={trap}")
+    assert "timeout: no end within 1 s" in words
+    assert "--request-timeout" in words
+
+
+def test_a_stream_that_falls_silent(bench):
+    words = bench("--stall-timeout", "1", "--requests", "2", model="truth?trap=hang-middle")
+    assert "stalled: no byte for 1 s" in words
+
+
+def test_a_server_that_cuts_every_stream(bench):
+    assert "cut: no finish_reason" in bench(model="truth?trap=cut-clean")
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("--trace", None, "no trace at"),
+        ("--trace", "nonsense", "line 1: no JSON"),
+        ("--trace", '{"arrival_s": 0, "prompt": "a"}\n{"arrival_s": 1}', "line 2: neither a prompt nor input_tokens"),
+        ("--dataset", None, "no file"),
+        ("--dataset", '{"prompt": "a"}\nnonsense', "line 2: no JSON"),
+        ("--dataset", '{"id": 1}', "no prompt in"),
+    ],
+)
+def test_a_file_that_is_missing_or_bad(bench, tmp_path, option, text, words):
+    if text is not None:
+        (tmp_path / "data.jsonl").write_text(text)
+    assert words in bench(option, "data.jsonl", status=2)
+
+
+def test_what_was_measured_before_the_server_died_is_kept(llmopt, tmp_path):
+    port = free_port(None)
+    process = subprocess.Popen([sys.executable, SERVER, "--port", str(port), "--ttft-ms", "5", "--tpot-ms", "1"])
+    try:
+        threading.Timer(2.5, process.kill).start()
+        url = f"http://127.0.0.1:{port}/v1"
+        time.sleep(0.5)
+        told = llmopt("bench", "--url", url, "--model", "m", "--requests", "2000", "--warmup", "0", "--json")
+    finally:
+        process.kill()
+        process.wait()
+    record = json.loads(told.stdout)
+    assert record["metrics"]["requests_ok"] > 10
+    assert record["metrics"]["errors"]["refused"] > 10
+    assert record["verdict"]["status"] == "invalid"
+
+
 # --- what is right ----------------------------------------------------------------------------------------------
 
 
@@ -222,6 +369,70 @@ def test_bench_as_json_is_one_document_and_a_record(llmopt, tmp_path):
     assert record["metrics"]["error_rate"] == 0
     (stored,) = (tmp_path / "results").rglob(record["run_id"] + ".json")
     assert json.loads(stored.read_text()) == record
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--concurrency", "2", "--tokenizer", str(demo.MODEL), "--warmup", "0"],
+        ["--rate", "200", "--arrival", "poisson", "--max-concurrency", "8", "--warmup", "0"],
+        ["--ramp", "50:100", "--slo", "ttft<1s", "--endpoint", "chat"],
+        ["--turns", "2", "--think", "0.01", "--workers", "2", "--definitions", "vllm"],
+        ["--input-tokens", "uniform:8:16", "--header", "X-Tenant: a", "--retries", "2"],
+    ],
+    ids=["closed", "open", "ramp", "turns", "lengths"],
+)
+def test_every_load_shape_gives_one_document(llmopt, server, environment, options):
+    environment["LLMOPT_API_KEY"] = "sk-right"
+    told = llmopt(
+        "bench", "--url", server, "--model", "truth", "--requests", "12", "--output-tokens", "4", *options, "--json"
+    )
+    record = json.loads(told.stdout)
+    assert (record["metrics"]["requests_ok"], record["metrics"]["errors"]) == (12, {})
+    assert record["client"]["stamps"] == "kernel"
+    assert told.stderr == ""
+
+
+def test_a_search_that_found_nothing_is_status_three(llmopt, server, environment):
+    environment["LLMOPT_API_KEY"] = "sk-right"
+    told = llmopt(
+        "bench", "--url", server, "--model", "truth", "--search", "--slo", "ttft_p90<1us", "--rate", "500", "--requests", "4",
+        "--json",
+    )  # fmt: skip
+    assert told.returncode == 3
+    assert json.loads(told.stdout)["best"] is None
+    assert "error: no rate meets the SLOs" in told.stderr
+
+
+def test_an_interrupted_run_is_kept(tmp_path, environment, server):
+    argv = [
+        sys.executable,
+        "-m",
+        "llmopt",
+        "bench",
+        "--url",
+        server,
+        "--model",
+        "truth?tpot_ms=20",
+        "--requests",
+        "5000",
+    ]
+    environment["LLMOPT_API_KEY"] = "sk-right"
+    process = subprocess.Popen(
+        [*argv, "--warmup", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        assert any("measuring" in line for line in iter(process.stderr.readline, ""))
+        time.sleep(2.0)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "error: interrupted; the" in words
+    (record,) = (tmp_path / "results").rglob("2*.json")
+    assert json.loads(record.read_text())["metrics"]["requests_ok"] > 4
 
 
 def test_bench_keeps_results_and_progress_apart(llmopt):

@@ -1,14 +1,16 @@
+import contextlib
 import json
+from dataclasses import replace
 
+import msgspec
 import pytest
 
-from llmopt.pipeline import plans as pipeline
-from llmopt.bench.runner import RunResult
+from llmopt import demo
 from llmopt.core.artifacts import MANIFEST, open_model
-from llmopt.core.domain import Case, ServeOptions, Verdict, Workload
-from llmopt.core.errors import ModelError, UsageError
+from llmopt.core.domain import Case, Measurement, ServeOptions, Workload
+from llmopt.core.errors import Interrupted, ModelError, UsageError
 from llmopt.core.store import load_runs
-from llmopt.pipeline import making, measuring
+from llmopt.pipeline import loads, making, measuring, plans
 from llmopt.report.progress import Reporter
 from unit.make import artifact, model
 
@@ -41,22 +43,24 @@ def test_other_arguments_stay_as_they_are(words):
 
 
 def test_no_secret_of_the_engines_own_arguments_reaches_a_record(tmp_path):
-    options = ServeOptions(backend="hf", extra_args=("--api-key", "sk-secret"))
-    case = Case(artifact=artifact(tmp_path), serve=options, workload=SMALL)
-    nothing = RunResult(traces=(), metrics={}, intervals={}, verdict=Verdict(status="valid"), telemetry={})
-    assert "sk-secret" not in repr(measuring.record(case, nothing, "id", "now", {}, None))
+    options = ServeOptions(backend="scripted", extra_args=("--text", "sk-secret"))
+    case = Case(artifact=artifact(tmp_path / "a"), serve=options, workload=SMALL)
+    (tmp_path / "a" / "tokenizer.json").write_bytes((demo.MODEL / "tokenizer.json").read_bytes())
+    with measuring.serving_case(case, QUIET, results=tmp_path / "results", ready_timeout_s=20) as subject:
+        assert "sk-secret" not in repr((subject.backend, subject.serve, subject.artifact))
+        assert subject.serve["extra_args"] == ["--text", "***"]
 
 
 def test_an_artifact_without_a_backend_gets_the_first_that_loads_it(tmp_path):
     artifact(tmp_path / "gguf", "gguf-q8_0", "gguf")
-    case = pipeline.open_case(tmp_path / "gguf", ServeOptions(backend=""), Workload())
+    case = plans.open_case(tmp_path / "gguf", ServeOptions(backend=""), Workload())
     assert case.serve.backend == "llamacpp"
 
 
 def test_an_artifact_on_an_engine_that_does_not_load_it(tmp_path):
     artifact(tmp_path / "nf4")
     with pytest.raises(UsageError, match="llamacpp does not load nf4-dq"):
-        pipeline.open_case(tmp_path / "nf4", ServeOptions(backend="llamacpp"), Workload())
+        plans.open_case(tmp_path / "nf4", ServeOptions(backend="llamacpp"), Workload())
 
 
 def test_no_calibration_text(tmp_path):
@@ -104,8 +108,6 @@ def test_what_is_there_already_is_taken_up(tmp_path):
 
 
 def test_a_quantizer_that_fails_leaves_nothing_behind(tmp_path):
-    from dataclasses import replace
-
     asked = request(tmp_path)
     broken = replace(asked, method=replace(asked.method, function="llmopt.quantize:method"))
     with pytest.raises(Exception, match="unexpected keyword"):
@@ -133,7 +135,92 @@ def test_damaged_quality_is_measured_again(tmp_path, text):
 
 def test_a_running_server_is_measured_and_recorded_without_secrets(scripted, tmp_path):
     url = scripted().base_url.replace("http://", "http://user:secret@")
-    run = measuring.bench_url(url, "scripted", SMALL, QUIET, results=tmp_path / "results")
-    assert load_runs(tmp_path / "results") == [run]
+    results = tmp_path / "results"
+    subject = measuring.url_subject(url, "scripted", results=results, headers={"X-Key": "secret"})
+    run = measuring.measure_and_save(subject, SMALL, measuring.RunOptions(results=results), QUIET)
+    assert load_runs(results) == [msgspec.json.decode(msgspec.json.encode(run), type=Measurement)]
     assert not any(b"secret" in p.read_bytes() for p in (tmp_path / "results").rglob("*.json"))
     assert run.metrics["error_rate"] == 0
+    assert run.backend["headers"] == ["X-Key"]
+    assert (run.client["stamps"], run.tokens["source"]) == ("kernel", "server")
+
+
+# --- a run, a sweep, a search ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Measures a scripted server; returns the runs and the document of a sweep or search."""
+
+    def run(base_url, workload, definitions=(), **how):
+        options = measuring.RunOptions(results=tmp_path / "results", definitions=definitions)
+        subject = measuring.url_subject(base_url, "scripted", results=tmp_path / "results")
+        return loads.run(subject, workload, options, QUIET, **how)
+
+    return run
+
+
+def test_the_definitions_of_other_tools_stand_beside_ours(scripted, bench):
+    (run,), found = bench(scripted().base_url, SMALL, definitions=("vllm", "aiperf"))
+    assert found is None
+    assert run.definitions["vllm"]["mean_ttft_ms"] > 0
+    assert set(run.definitions) == {"vllm", "aiperf"}
+
+
+def test_unknown_definitions():
+    with pytest.raises(UsageError, match="nope") as caught:
+        measuring.check_definitions(["vllm", "nope"])
+    assert "guidellm" in caught.value.hint
+
+
+class Impatient(Reporter):
+    """Presses Ctrl-C after ten requests."""
+
+    @contextlib.contextmanager
+    def task(self, text, total=None):
+        yield self
+
+    def at(self, done, total):
+        if done > 10:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_kept_and_named(scripted, tmp_path):
+    results = tmp_path / "results"
+    subject = measuring.url_subject(scripted("--tpot-ms", "5").base_url, "scripted", results=results)
+    long = replace(SMALL, requests=5000)
+    with pytest.raises(Interrupted, match="kept in") as caught:
+        measuring.measure_and_save(subject, long, measuring.RunOptions(results=results), Impatient(quiet=True))
+    (run,) = load_runs(results)
+    assert run.metrics["requests_ok"] > 10
+    assert run.run_id in str(caught.value)
+
+
+def test_a_sweep_finds_where_the_server_falls_behind(scripted, bench):
+    """One slot and 20 ms a request: 50 a second."""
+    base_url = scripted("--ttft-ms", "17", "--tpot-ms", "1", slots=1).base_url
+    runs, found = bench(base_url, replace(SMALL, load="open", rate=40.0), sweep=True, requests=40)
+    assert found["kind"] == "sweep"
+    assert 40 <= found["keeps_up_to"] <= 57
+    assert 45 <= found["saturated_from"] <= 80.1
+    assert {p["run_id"] for p in found["points"]} == {r.run_id for r in runs}
+
+
+def test_a_search_that_nothing_meets_says_so(scripted, bench):
+    workload = replace(SMALL, load="open", rate=800.0, slos=("ttft_p90<1ms",))
+    _, found = bench(scripted().base_url, workload, search=True, requests=8)
+    assert (found["kind"], found["best"]) == ("search", None)
+
+
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [
+        ({"sweep": True, "search": True}, "different questions"),
+        ({"sweep": True, "others": (4,)}, "--concurrency"),
+        ({"search": True}, "--slo"),
+    ],
+)
+def test_options_that_do_not_go_with_a_sweep_or_search(how, word):
+    with pytest.raises(UsageError) as caught:
+        loads.check_rates(**{"sweep": False, "search": False, "slos": (), "others": (None,)} | how)
+    assert word in caught.value.message + caught.value.hint

@@ -27,9 +27,7 @@ def planned(index: int, model: str = FAST, tokens: int = 8, prompt: str = "some 
         "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
-    return PlannedRequest(
-        index=index, body=json.dumps(asked | body).encode(), output_tokens=tokens, prompt_tokens=None
-    )
+    return PlannedRequest(index=index, body=json.dumps(asked | body).encode(), output_tokens=tokens, prompt_tokens=None)
 
 
 def schedule(models: Sequence[str] | int, *, tokens: int = 8, **fields: Any) -> Schedule:
@@ -40,7 +38,9 @@ def schedule(models: Sequence[str] | int, *, tokens: int = 8, **fields: Any) -> 
     return Schedule(requests=requests, **known | fields)
 
 
-def run(base_url: str, plan: Schedule, *, endpoint: str = "completions", workers: int = 1, **options: Any) -> LoadResult:
+def run(
+    base_url: str, plan: Schedule, *, endpoint: str = "completions", workers: int = 1, **options: Any
+) -> LoadResult:
     with clients(workers) as crew:
         return play(crew, plan, Endpoint.of(base_url, endpoint, options.pop("headers", None)), **options)
 

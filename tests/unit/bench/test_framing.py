@@ -92,7 +92,7 @@ def test_the_end_is_seen_with_the_last_read_and_never_before(data):
 
 @given(st.data())
 def test_a_response_that_was_cut_off_is_not_whole(data):
-    wire, _, eof = data.draw(responses().filter(lambda r: not r[2]))
+    wire, _, _ = data.draw(responses().filter(lambda r: not r[2]))
     short = wire[: data.draw(st.integers(0, len(wire) - 1))]
     found = body_of(short, [len(short)] if short else [], closed=True)
     assert found is None or not found.whole
@@ -148,10 +148,9 @@ def test_a_head_without_an_end_is_not_kept_for_ever():
 
 def test_a_chunk_size_without_an_end_is_not_kept_for_ever():
     chunks = Chunks()
+    chunks.feed(b"1;" + b"x" * (MAX_LINE_BYTES - 100))
     with pytest.raises(FramingError):
-        for _ in range(MAX_LINE_BYTES // 1000 + 2):
-            chunks.feed(b"1;" + b"x" * 1000)
-    assert len(chunks.line) < 2 * MAX_LINE_BYTES
+        chunks.feed(b"x" * 200)
 
 
 def test_what_came_before_bad_chunking_stands():

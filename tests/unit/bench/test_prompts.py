@@ -1,42 +1,46 @@
 import pytest
 
 from llmopt import demo
-from llmopt.bench.prompts import load_tokenizer, make_prompts
+from llmopt.bench.prompts import TOKENS_PER_WORD, load_tokenizer, make_prompts
 from llmopt.core.errors import UsageError
 
 SOURCE = demo.CALIBRATION_TEXT.read_text()
 
 
-@pytest.mark.parametrize("length", [1, 7, 64, 300])
-def test_prompts_have_exactly_the_asked_length(demo_tokenizer, length):
-    prompts = make_prompts(SOURCE, 5, length, "salt", demo_tokenizer)
-    assert [len(demo_tokenizer.encode(text).ids) for text in prompts.texts] == [length] * 5
-    assert prompts.tokens == length
+def texts(lengths, salt="salt", tokenizer=None, source=SOURCE):
+    return [p.text for p in make_prompts(source, lengths, salt, tokenizer)]
+
+
+def test_prompts_have_exactly_the_asked_lengths(demo_tokenizer):
+    lengths = [1, 7, 64, 300, 7, 65] * 3
+    prompts = make_prompts(SOURCE, lengths, "salt", demo_tokenizer)
+    assert [len(demo_tokenizer.encode(p.text).ids) for p in prompts] == lengths
+    assert [p.tokens for p in prompts] == lengths
 
 
 def test_a_prompt_longer_than_its_source_is_filled_up(demo_tokenizer):
-    (text,) = make_prompts("only a few words", 1, 100, "salt", demo_tokenizer).texts
+    (text,) = texts([100], tokenizer=demo_tokenizer, source="only a few words")
     assert len(demo_tokenizer.encode(text).ids) == 100
 
 
-def test_no_two_prompts_begin_alike(demo_tokenizer):
-    texts = make_prompts(SOURCE, 100, 32, "salt", demo_tokenizer).texts
-    assert len({text[:8] for text in texts}) == 100
+@pytest.mark.parametrize("exact", [True, False])
+def test_no_two_prompts_begin_alike(demo_tokenizer, exact):
+    found = texts([32] * 100, tokenizer=demo_tokenizer if exact else None)
+    assert len({text[:8] for text in found}) == 100
 
 
 def test_the_same_salt_gives_the_same_prompts(demo_tokenizer):
-    assert make_prompts(SOURCE, 3, 32, "s", demo_tokenizer) == make_prompts(SOURCE, 3, 32, "s", demo_tokenizer)
+    assert texts([32] * 3, "s", demo_tokenizer) == texts([32] * 3, "s", demo_tokenizer)
 
 
 def test_another_salt_gives_other_prompts(demo_tokenizer):
-    one, two = (make_prompts(SOURCE, 20, 32, salt, demo_tokenizer).texts for salt in ("a", "b"))
-    assert not set(one) & set(two)
+    assert not set(texts([32] * 20, "a", demo_tokenizer)) & set(texts([32] * 20, "b", demo_tokenizer))
 
 
-def test_without_a_tokenizer_the_length_is_an_estimate():
-    prompts = make_prompts(SOURCE, 10, 64, "salt", None)
-    assert prompts.tokens is None
-    assert len(set(prompts.texts)) == 10
+def test_without_a_tokenizer_the_length_is_an_estimate_and_not_told():
+    prompts = make_prompts(SOURCE, [64, 640], "salt", None)
+    assert [p.tokens for p in prompts] == [None, None]
+    assert [len(p.text.split(" ")) for p in prompts] == [round(64 / TOKENS_PER_WORD), round(640 / TOKENS_PER_WORD)]
 
 
 def test_a_tokenizer_is_named_by_its_file_or_its_folder(demo_tokenizer):

@@ -1,18 +1,21 @@
 import pytest
 
-from llmopt.bench.runner import Target, check_workload, measure
+from llmopt.bench.endpoint import Endpoint
+from llmopt.bench.runner import Target, Traffic, enough, known_models, measure, rate_of, remedy, tokens_record
 from llmopt.core.domain import Workload
-from llmopt.core.errors import ServerError, UsageError
+from llmopt.core.errors import ServerError
+from unit.make import closed_loop, failed, ns
 
 SOURCE = "some words that are sent as they are, again and again, until there are enough of them " * 9
 
 
-def run(target, requests=16, warmup=0, tokenizer=None, **options):
+def run(target, requests=16, warmup=0, tokenizer=None, how=None, **options):
+    how = how or {}
     workload = Workload(
         **{"input_tokens": 16, "output_tokens": 8, "concurrency": 4, "requests": requests, "warmup_requests": warmup}
         | options
     )
-    return measure(target, workload, salt="salt", source=SOURCE, tokenizer=tokenizer)
+    return measure(target, workload, Traffic(salt="salt", source=SOURCE, tokenizer=tokenizer), **how)
 
 
 def codes(result):
@@ -83,21 +86,137 @@ def test_a_warm_up_without_one_success_ends_the_run(scripted):
 
 
 def test_no_server_is_an_error():
-    with pytest.raises(ServerError, match="connection"):
+    with pytest.raises(ServerError, match=r"no connection to 127\.0\.0\.1:9"):
         run(Target(base_url="http://127.0.0.1:9/v1", model="m"), requests=2)
 
 
-@pytest.mark.parametrize("name", ["input_tokens", "output_tokens", "concurrency", "requests"])
-def test_numbers_that_make_no_run(name):
-    with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
-        check_workload(Workload(**{name: 0}))
+# --- what the run knows about itself --------------------------------------------------------------------------------
 
 
-def test_a_negative_warm_up_makes_no_run():
-    with pytest.raises(UsageError, match="--warmup-requests"):
-        check_workload(Workload(warmup_requests=-1))
+@pytest.fixture
+def target(server):
+    return Target(base_url=server, model="scripted?ttft_ms=5&tpot_ms=1", usage_per_chunk=True)
 
 
-def test_a_timeout_of_no_time_makes_no_run():
-    with pytest.raises(UsageError, match="--request-timeout"):
-        check_workload(Workload(request_timeout_s=0))
+def test_the_client_tells_about_itself(target):
+    client = run(target, requests=32).client
+    assert client["stamps"] == "kernel"
+    assert client["lag_s"]["n"] == client["reads"] - client["user_stamped_reads"]
+    assert 0 <= client["lateness_s"]["p50"] <= client["lateness_s"]["p99"] <= client["lateness_s"]["max"]
+    assert (client["asked_rate"], client["workers"]) == (None, 1)
+    assert client["achieved_rate"] > 0
+    assert client["ceiling"]["share"] > 0
+
+
+def test_an_open_loop_tells_the_rate_that_was_asked_and_what_became_of_it(target):
+    client = run(target, requests=50, load="open", rate=100.0).client
+    assert client["asked_rate"] == pytest.approx(100, rel=1e-3)
+    assert client["achieved_rate"] == pytest.approx(100, rel=0.05)
+
+
+def test_a_rate_is_of_the_gaps():
+    assert rate_of([0, ns(0.5), ns(1.0)]) == pytest.approx(2.0)
+    assert rate_of([5]) is None
+    assert rate_of([5, 5]) is None
+
+
+def test_counts_of_tokens_are_all_kept(target, demo_tokenizer):
+    tokens = run(target, requests=4, tokenizer=demo_tokenizer).tokens
+    assert (tokens["requested"], tokens["server"], tokens["source"]) == (32, 32, "server")
+    assert tokens["counted"] > 0
+
+
+def test_a_count_that_is_ours_is_called_an_estimate():
+    ours = closed_loop(4, 4, output_tokens=9, counted_tokens=9, tokens_estimated=True)
+    assert tokens_record(ours) == {"requested": 40, "server": None, "counted": 36, "source": "estimated"}
+    assert tokens_record([failed()])["source"] == "unknown"
+
+
+# --- ends of a run --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_interrupted_keeps_what_it_has(target):
+    def interrupt(now):
+        if now.finished > 20:
+            raise KeyboardInterrupt
+
+    result = run(target, requests=2000, how={"progress": interrupt})
+    assert result.stopped == "interrupted"
+    assert "ended_early" in codes(result)
+    assert result.metrics["requests_ok"] > 20
+
+
+def test_an_interrupt_before_the_first_answer_is_one(server):
+    def interrupt(now):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Target(base_url=server, model="scripted?ttft_ms=900"), how={"progress": interrupt})
+
+
+def test_a_run_by_time_ends_by_time(target):
+    result = run(target, requests=None, duration_s=0.5, warmup=2)
+    assert 0.4 < result.client["seconds"] < 1.5
+    assert result.metrics["requests_failed"] == 0
+    assert result.metrics["requests_ok"] > 20
+
+
+def test_until_an_interval_is_narrow(target):
+    result = run(target, requests=None, until="e2e_p50±50%", warmup=2, concurrency=8)
+    assert result.metrics["requests_failed"] == 0
+    assert result.client["seconds"] < 5
+
+
+def test_an_interval_is_looked_at_once_there_are_enough_requests():
+    narrow = enough(Workload(until="ttft_p50±5%"))
+    assert not narrow(closed_loop(60))
+    assert narrow(closed_loop(400))
+    assert enough(Workload()) is None
+
+
+def test_a_warm_up_of_its_own_ends_when_rounds_take_the_same_time(server, truth):
+    result = run(Target(base_url=server, model="scripted?ttft_ms=30&text=auto"), requests=4, warmup=None, concurrency=2)
+    assert len(result.traces) == 4
+    sent = [row for row in truth(Target(base_url=server, model="")) if row["model"].endswith("text=auto")]
+    assert 4 + 2 * 2 <= len(sent) <= 4 + 4 * 2
+
+
+# --- what to do about a failure -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        ("http_401", "LLMOPT_API_KEY"),
+        ("http_429", "--retries"),
+        ("bad_stream", "OpenAI-compatible"),
+        ("timeout", "--request-timeout"),
+        ("stalled", "--stall-timeout"),
+        ("refused", "is the server running"),
+        ("http_500", "log"),
+    ],
+)
+def test_every_failure_has_a_next_step(target, kind, word):
+    assert word in remedy(kind, kind, target, Endpoint.of(target.base_url, "chat"))
+
+
+@pytest.mark.parametrize(("endpoint", "other"), [("chat", "completions"), ("completions", "chat")])
+def test_a_wrong_path_names_the_other_endpoint(endpoint, other):
+    nowhere = Target(base_url="http://127.0.0.1:9/v1", model="m")
+    assert f"--endpoint {other} " in remedy("http_404", "", nowhere, Endpoint.of(nowhere.base_url, endpoint))
+
+
+def test_an_unknown_model_names_those_of_the_server(server):
+    target = Target(base_url=server, model="nope")
+    assert "it lists: scripted, truth" in remedy("http_404", "", target, Endpoint.of(server, "chat"))
+
+
+@pytest.mark.parametrize(
+    "reply", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n[]", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"]
+)
+def test_a_server_that_lists_no_models(answering, reply):
+    assert known_models(answering(reply)[0]) == ()
+
+
+def test_an_address_with_a_login_is_no_crash():
+    assert known_models("http://user:secret@localhost/v1") == ()

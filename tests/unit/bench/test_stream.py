@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from llmopt.bench.stream import MAX_EVENT_BYTES, events, read_answer
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-names = st.sampled_from(["text", "delta", "finish_reason", "content", "tool_calls", "completion_tokens", "message", "error"])
+names = st.sampled_from(
+    ["text", "delta", "finish_reason", "content", "tool_calls", "completion_tokens", "message", "error"]
+)
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=8
 )
@@ -206,7 +208,9 @@ def told(draw):
     stream, end = Told(), draw(st.sampled_from([b"\n\n", b"\r\n\r\n"]))
     each = draw(st.booleans())
     words = st.text(st.characters(codec="utf-8"), max_size=5)
-    for kind, word in draw(st.lists(st.tuples(st.sampled_from(["token", "token", "empty", "comment"]), words), max_size=8)):
+    for kind, word in draw(
+        st.lists(st.tuples(st.sampled_from(["token", "token", "empty", "comment"]), words), max_size=8)
+    ):
         if kind == "comment":
             stream.wire += b": ping" + end
         elif kind == "empty" or not word:
@@ -233,7 +237,11 @@ def test_any_stream_cut_anywhere_says_the_same(stream, data):
     assert answer.chunk_tokens in (None, [reads.count(n) for n in answer.chunks_ns])
 
 
-@given(st.lists(st.binary(max_size=60) | st.binary(max_size=30).map(lambda noise: b"data: {" + noise + b"\n\n"), max_size=6))
+@given(
+    st.lists(
+        st.binary(max_size=60) | st.binary(max_size=30).map(lambda noise: b"data: {" + noise + b"\n\n"), max_size=6
+    )
+)
 def test_noise_never_raises(reads):
     read_answer(enumerate(reads))
 

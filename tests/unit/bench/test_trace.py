@@ -158,4 +158,7 @@ def test_attempts_are_kept_and_time_counts_from_the_first_plan():
 def test_what_was_never_sent_is_a_failure():
     summary = Summary(0, 9, 0.0, 1, 1, [], [(2, 77), (0, 5)], None)
     found = read_traces(PLANNED, [exchange(HEAD, TOKEN, LAST)], reader(), summary)
-    assert [(t.index, t.error_kind, t.planned_ns, t.sent_ns) for t in found] == [(0, None, 0, 0), (2, "dropped", 77, None)]
+    assert [(t.index, t.error_kind, t.planned_ns, t.sent_ns) for t in found] == [
+        (0, None, 0, 0),
+        (2, "dropped", 77, None),
+    ]

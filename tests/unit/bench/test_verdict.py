@@ -4,14 +4,14 @@ import pytest
 
 from llmopt.bench.verdict import Evidence, judge
 from llmopt.core.domain import Workload
-from unit.make import closed_loop, failed, ns, trace
+from unit.make import closed_loop, failed, ns, open_loop, trace
 
 GOOD = closed_loop(64, 4)
 
 
 def verdict(traces=GOOD, endpoint="completions", **fields):
     workload = Workload(concurrency=4, requests=len(traces), endpoint=endpoint)
-    return judge(Evidence(**{"traces": traces, "workload": workload, "loop_lag_p99_s": 0.001} | fields))
+    return judge(Evidence(**{"traces": traces, "workload": workload, "lateness_p99_s": 0.001} | fields))
 
 
 def codes(*arguments, **options):
@@ -24,7 +24,7 @@ def test_a_perfect_run_is_valid():
 
 def test_every_doubt_has_words_and_a_remedy():
     bad = [failed()] * 5
-    found = verdict(bad, loop_lag_p99_s=1.0, foreign_gpu_processes=True, server_survived=False).reasons
+    found = verdict(bad, lateness_p99_s=1.0, foreign_gpu_processes=True, server_survived=False).reasons
     assert len(found) >= 5
     assert all(d.message and d.remedy for d in found)
 
@@ -51,7 +51,7 @@ def test_fifty_eight_requests_are_too_few():
 
 def test_no_steady_window():
     traces = [trace(n + 0.5, n + 1.0, planned_s=n, index=n) for n in range(60)]
-    assert codes([replace(t, planned_ns=0, sent_ns=0) for t in traces][::-1]) == ["no_steady_window", "warm_up"]
+    assert codes([replace(t, planned_ns=0, sent_ns=0) for t in traces][::-1]) == ["no_steady_window"]
     assert "no_steady_window" in codes(closed_loop(60, 20), workload=Workload(concurrency=20))
 
 
@@ -107,7 +107,83 @@ def test_prompt_tokens_from_a_cache():
 
 @pytest.mark.parametrize(("lag_s", "found"), [(0.009, []), (0.011, ["client_saturated"])])
 def test_a_late_client_is_judged_against_the_latency_that_it_measured(lag_s, found):
-    assert codes(loop_lag_p99_s=lag_s) == found
+    assert codes(lateness_p99_s=lag_s) == found
+
+
+def test_a_queue_that_grows_as_long_as_the_load_lasts():
+    growing = [trace(n * 0.1 + 0.5 + n * 0.1, planned_s=n * 0.1, index=n) for n in range(200)]
+    workload = Workload(load="open", rate=10.0)
+    (doubt,) = [d for d in verdict(growing, workload=workload).reasons if d.code == "no_steady_window"]
+    assert "never settled" in doubt.message
+    assert "--rate" in doubt.remedy
+
+
+def test_a_ramp_has_no_steady_window_and_needs_none():
+    assert "no_steady_window" not in codes(workload=Workload(load="ramp", rate=1.0, rate_to=2.0))
+
+
+def test_a_run_that_ended_before_its_end():
+    found = verdict(stopped="interrupted")
+    assert [d.code for d in found.reasons] == ["ended_early"]
+    assert "interrupted" in found.reasons[0].message
+
+
+@pytest.mark.parametrize(("achieved", "found"), [(99.5, []), (98.0, ["client_saturated"])])
+def test_a_client_that_sends_less_than_was_asked(achieved, found):
+    assert codes(asked_rate=100.0, achieved_rate=achieved) == found
+
+
+@pytest.mark.parametrize(("share", "found"), [(None, []), (0.5, []), (0.51, ["client_saturated"])])
+def test_a_load_near_what_the_client_can_take(share, found):
+    assert codes(ceiling_share=share) == found
+
+
+def test_a_cap_that_holds_the_load_back_is_not_the_clients_fault():
+    capped = Workload(load="open", rate=100.0, max_concurrency=4)
+    found = codes(open_loop(64), workload=capped, asked_rate=100.0, achieved_rate=40.0)
+    assert found == ["held_back"]
+    assert codes(open_loop(64), workload=capped, asked_rate=100.0, achieved_rate=100.0) == []
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.01, []), (0.02, ["coarse_stamps"])])
+def test_reads_that_the_kernel_did_not_stamp(share, found):
+    assert codes(user_stamped_share=share) == found
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.05, []), (0.06, ["machine_noisy"])])
+def test_a_host_that_gives_its_time_to_others(share, found):
+    assert codes(steal_share=share) == found
+
+
+def test_heat():
+    assert codes(throttled=True) == ["throttled"]
+
+
+def test_prompts_that_were_sent_twice():
+    assert codes(reused_prompts=3) == ["prefix_cache"]
+    assert codes(reused_prompts=3, workload=Workload(dataset="x")) == []
+
+
+def test_cache_hits_of_conversations_are_meant():
+    hits = [replace(t, cached_tokens=9) for t in GOOD]
+    assert codes(hits, workload=Workload(turns=2)) == []
+
+
+def test_counts_that_are_ours_are_an_estimate():
+    assert codes([replace(t, tokens_estimated=True) for t in GOOD]) == ["token_counts_unknown"]
+
+
+def test_a_server_that_counts_fewer_tokens_than_it_sends():
+    assert "token_counts" in codes([replace(t, output_tokens=5, requested_output_tokens=5) for t in GOOD])
+    assert verdict([replace(t, output_tokens=5) for t in GOOD]).status == "invalid"
+
+
+@pytest.mark.parametrize(("asked", "severity"), [(10, "suspect"), (30, "invalid")])
+def test_text_that_encodes_to_another_count(asked, severity):
+    """Where server and request agree, it is our encoding that is odd; else nobody knows."""
+    other = [replace(t, counted_tokens=30, requested_output_tokens=asked) for t in GOOD]
+    (doubt,) = [d for d in verdict(other).reasons if d.code == "token_counts"]
+    assert doubt.severity == severity
 
 
 def test_another_process_on_the_gpu():
