@@ -10,6 +10,7 @@ import msgspec
 import yaml
 
 from llmopt import demo
+from llmopt.bench.workload import make_workload
 from llmopt.core.domain import Goal, ServeOptions, Workload
 from llmopt.core.errors import UsageError
 from llmopt.quantize import quantization
@@ -40,12 +41,35 @@ class CaseGroup(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
 
 
 class WorkloadText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    input_tokens: Positive = 64
-    output_tokens: Positive = 32
-    concurrency: Positive = 4
-    requests: Positive = 64
-    warmup_requests: NotNegative = 8
+    """The options of ``llmopt bench`` under the same names; lengths may be distributions, ``warmup`` may be auto."""
+
+    input_tokens: Positive | str = 64
+    output_tokens: Positive | str = 32
+    concurrency: Positive | None = None
+    rate: float | None = None
+    ramp: str | None = None
+    arrival: str = "constant"
+    burstiness: float = 1.0
+    max_concurrency: Positive | None = None
+    requests: Positive | None = None
+    duration: float | None = None
+    warmup: NotNegative | str = 8
+    endpoint: str = "completions"
+    dataset: str = ""
+    turns: Positive = 1
+    think: float = 0.0
+    slos: list[str] = []
     seed: int = 0
+
+    def workload(self) -> Workload:
+        """Raises UsageError."""
+        return make_workload(
+            input_tokens=str(self.input_tokens), output_tokens=str(self.output_tokens), concurrency=self.concurrency,
+            rate=self.rate, ramp=self.ramp, requests=self.requests, duration=self.duration, warmup=str(self.warmup),
+            arrival=self.arrival, burstiness=self.burstiness, max_concurrency=self.max_concurrency,
+            endpoint=self.endpoint, dataset=self.dataset, turns=self.turns, think_s=self.think, slos=tuple(self.slos),
+            seed=self.seed,
+        )  # fmt: skip
 
 
 class GoalText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -102,6 +126,7 @@ def load(path: Path) -> Plan:
 
 def plan(recipe: Recipe, folder: Path) -> Plan:
     """Check every name and combination before anything starts; paths in a recipe are relative to its file."""
+    workload = recipe.workload.workload()
     cases = []
     for group in recipe.cases:
         for name in group.quantizations:
@@ -109,7 +134,7 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
             options = ServeOptions(
                 backend=group.backend,
                 max_model_len=group.max_model_len,
-                max_num_seqs=recipe.workload.concurrency,
+                max_num_seqs=workload.most_at_once,
                 threads=group.threads,
                 extra_args=tuple(group.extra_args),
             )
@@ -127,7 +152,7 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         quality_text=resolve(recipe.quality.text, folder, demo.HELD_OUT_TEXT),
         quality_tokens=recipe.quality.tokens,
         cases=tuple(cases),
-        workload=Workload(**msgspec.structs.asdict(recipe.workload)),
+        workload=workload,
         repeats=recipe.repeats,
         goal=make_goal(goal.slos, max_memory=goal.max_memory, max_kl=goal.max_kl, optimize=goal.optimize),
     )

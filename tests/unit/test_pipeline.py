@@ -206,12 +206,6 @@ def test_a_sweep_finds_where_the_server_falls_behind(scripted, bench):
     assert {p["run_id"] for p in found["points"]} == {r.run_id for r in runs}
 
 
-def test_a_search_that_nothing_meets_says_so(scripted, bench):
-    workload = replace(SMALL, load="open", rate=800.0, slos=("ttft_p90<1ms",))
-    _, found = bench(scripted().base_url, workload, search=True, requests=8)
-    assert (found["kind"], found["best"]) == ("search", None)
-
-
 @pytest.mark.parametrize(
     ("how", "word"),
     [

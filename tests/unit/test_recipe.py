@@ -102,7 +102,7 @@ def test_an_unknown_field_is_named_with_its_place(refused):
 
 
 def test_a_wrong_type_is_named_with_its_place(refused):
-    refused(SMALL + "workload: {requests: many}", r"Expected `int`, got `str` - at `\$\.workload\.requests`")
+    refused(SMALL + "workload: {seed: many}", r"Expected `int`, got `str` - at `\$\.workload\.seed`")
 
 
 def test_an_unknown_quantization_names_the_nearest(refused):
@@ -145,3 +145,14 @@ def test_numbers_that_make_no_run_are_refused_before_anything_starts(refused, na
 
 def test_no_repeats_are_refused(refused):
     refused(SMALL + "repeats: 0", "repeats")
+
+
+def test_a_workload_takes_the_options_of_bench(load):
+    plan = load(SMALL + "workload: {rate: 20, arrival: poisson, duration: 30, input_tokens: 'uniform:16:64', slos: ['ttft<1s']}")
+    w = plan.workload
+    assert (w.load, w.rate, w.arrival, w.duration_s, w.input_lengths) == ("open", 20, "poisson", 30, "uniform:16:64")
+
+
+def test_a_workload_that_makes_no_run_is_refused(load):
+    with pytest.raises(UsageError, match="different loads"):
+        load(SMALL + "workload: {rate: 20, concurrency: 4}")

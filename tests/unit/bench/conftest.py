@@ -1,7 +1,9 @@
 """One scripted server for every test that only asks it something: what it does is said by each request's model."""
 
+import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
@@ -22,17 +24,17 @@ def answering():
         told = []
 
         def start(*pieces, linger_s=0.0):
+            def answer(connection):
+                with connection, contextlib.suppress(OSError):
+                    told.append(connection.recv(1 << 20))
+                    for piece in pieces:
+                        connection.sendall(piece)
+                    time.sleep(linger_s)
+
             def serve():
-                while True:
-                    try:
-                        connection, _ = listener.accept()
-                    except OSError:
-                        return
-                    with connection:
-                        told.append(connection.recv(1 << 20))
-                        for piece in pieces:
-                            connection.sendall(piece)
-                        threading.Event().wait(linger_s)
+                with contextlib.suppress(OSError):
+                    while True:
+                        threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 
             threading.Thread(target=serve, daemon=True).start()
             return f"http://127.0.0.1:{listener.getsockname()[1]}/v1", told

@@ -134,7 +134,7 @@ def test_traps_behind_tls(trusted, trap):
 
 def test_a_certificate_that_nobody_signed(tls, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    with pytest.raises(ServerError, match="no connection to localhost:.*self.signed certificate"):
+    with pytest.raises(ServerError, match=r"no connection to localhost:.*self.signed certificate"):
         run(f"https://localhost:{tls[0]}/v1", schedule(1))
 
 
@@ -145,7 +145,7 @@ def test_a_certificate_of_another_host(trusted):
 
 def test_tls_to_a_server_without_it(answering):
     url, _ = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    with pytest.raises(ServerError, match="no connection to .*TLS: "):
+    with pytest.raises(ServerError, match=r"no connection to .*TLS: "):
         run(url.replace("http://", "https://"), schedule(1))
 
 
@@ -189,7 +189,7 @@ def test_who_needs_no_proxy_is_asked_directly(server, proxy, monkeypatch, hosts)
 
 def test_a_proxy_that_refuses(trusted, tls, proxy):
     proxy(tls[0], refusal=b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
-    with pytest.raises(ServerError, match="no connection to the proxy .*the proxy answers 407"):
+    with pytest.raises(ServerError, match=r"no connection to the proxy .*the proxy answers 407"):
         run("https://llm.test/v1", schedule(1))
 
 
