@@ -72,7 +72,8 @@ def ceiling_of(*, reads: int, requests: int, seconds: float, cpu_s: float, worke
     """How much of what the client can do this load was: by the calibration, or by this run's own processor time."""
     known = known_ceiling()
     if known is not None and seconds > 0:
-        share = (reads * known.s_per_read + requests * known.s_per_request) / (seconds * workers)
+        expected = (reads * known.s_per_read + requests * known.s_per_request) / (seconds * workers)
+        share = max(expected, cpu_s / (seconds * workers))  # TLS, or a slower processor than when it was calibrated
         return {
             "reads_per_s": known.reads_per_s * workers,
             "requests_per_s": known.requests_per_s * workers,

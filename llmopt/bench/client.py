@@ -7,24 +7,20 @@ somebody else's work.  Sends follow absolute times: due = start + planned offset
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import heapq
-import os
 import re
 import select
-import socket
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from llmopt.bench.clock import clock_offset
-from llmopt.bench.connection import ANCILLARY_BYTES, READ_BYTES, Connection, State, TlsConnection, shown, tunnel_answer
-from llmopt.bench.framing import FramingError
+from llmopt.bench.connection import ANCILLARY_BYTES, READ_BYTES, Connection, State, shown
+from llmopt.bench.framing import FramingError, Head
 from llmopt.bench.plan import Plan
-from llmopt.bench.recording import ClockOffset, Exchange, Spool, Summary
+from llmopt.bench.pool import WRITE, Pool
+from llmopt.bench.recording import ClockOffset, Finished, Spool, Summary
 
 SECOND = 1_000_000_000
 TICK_NS = 100_000_000  # time limits, clock offsets and progress are looked at this often
@@ -37,14 +33,13 @@ FLUSH_EXCHANGES = 64
 COALESCE_READS = 500
 COALESCE_SHARE = 10
 COALESCE_NS = (100_000, 1_000_000)
-MAX_CONNECTING = 64  # at once while warming up: a listen queue is short
 NEVER = 1 << 62
 NOW = None  # planned when it is sent
 USER_GAP_NS = 200_000
 LAST_USER_NS = 250_000_000
+RACE_NS = 10_000_000
 SAID_END, SAID_ERROR = re.compile(rb'\[DONE\]|"finish_reason":\s*"'), re.compile(rb'"error":\s*[{"]')
 RETRIED_STATUS = (429, 502, 503, 504)
-READ, WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 BUSY = State.BUSY
 CR = 13
 clock = time.monotonic_ns
@@ -58,29 +53,27 @@ class LoadClient:
 
     def __init__(self, plan: Plan, spool: Spool, *, tick: Callable[[LoadClient], str | None] = lambda _: None) -> None:
         self.plan, self.spool, self.tick = plan, spool, tick
-        self.epoll = select.epoll()
-        self.context = None
-        if plan.tls:
-            from llmopt.bench.endpoint import tls_context
-
-            self.context = tls_context()
-        self.connections: dict[int, Connection] = {}
-        self.idle: list[Connection] = []
-        self.backlog: deque[tuple[int, int]] = deque()  # (request, planned) that the cap keeps back
+        self.pool = Pool(plan, self.send)
+        self.open_loop = plan.offsets_ns is not None
+        self.backlog: deque[tuple[int, int, int]] = deque()  # (request, planned, attempt) that the cap keeps back
         self.later: list[
             tuple[int, int, int | None, int]
         ] = []  # heap of (due, request, planned, attempt): turns, retries
-        self.done: list[tuple[Any, ...]] = []
-        self.next_first = self.active = self.finished = self.failed = self.opened = self.wakeups = self.freed = 0
+        self.done: list[Finished] = []
+        self.next_first = self.active = self.finished = self.failed = self.freed = 0
         self.start_ns = self.reads = self.pause_ns = 0
-        self.next_due = NEVER
-        self.launch_until = NEVER
+        self.next_due = self.launch_until = NEVER
         self.offsets: list[ClockOffset] = []
         self.never_sent: list[tuple[int, int]] = []
         self.stopped: str | None = None
-        self.connect_error: str | None = None
 
     # --- the run ------------------------------------------------------------------------------------------------
+
+    def warm(self) -> None:
+        """Open the connections before anything is timed; a server that takes none at all ends the run here."""
+        self.stopped = self.pool.warm(self.attend)
+        gc.collect()  # now: between "go" and the start there is no time for it
+        gc.freeze()
 
     def run(self, start_ns: int = 0) -> Summary:
         """Play the plan from ``start_ns`` on, or at once when that is over, and write the summary."""
@@ -95,41 +88,19 @@ class LoadClient:
         gc.enable()
         gc.unfreeze()
         self.flush()
-        self.never_sent += list(self.backlog)  # what was due; what was not yet due when a run ended early is no failure
-        summary = Summary(
-            self.start_ns, clock(), cpu, self.wakeups, self.opened, self.offsets, self.never_sent, self.stopped
-        )
+        while self.backlog:  # due when the run was ended; what was not yet due is no failure
+            self.drop_waiting()
+        summary = Summary(self.start_ns, clock(), cpu, self.pool.opened, self.offsets, self.never_sent, self.stopped)
         self.spool.append(summary)
-        for connection in self.connections.values():
-            connection.close()
-        self.epoll.close()
+        self.pool.close()
         return summary
-
-    def warm(self) -> None:
-        """Open the connections before anything is timed; a server that takes none at all ends the run here."""
-        wanted, deadline = self.plan.warm_connections, clock() + self.plan.connect_timeout_ns
-        while len(self.idle) < wanted and clock() < deadline:
-            connecting = len(self.connections) - len(self.idle)
-            if self.connect_error is not None and not connecting:
-                break
-            while self.connect_error is None and len(self.connections) < wanted and connecting < MAX_CONNECTING:
-                self.open()
-                connecting += 1
-            for fd, mask in self.epoll.poll(0.05):
-                self.attend(self.connections[fd], mask)
-        if not self.idle:
-            self.stopped = self.connect_error or "refused: no connection within the time limit"
-        self.connect_error = None
-        gc.collect()  # now: between "go" and the start there is no time for it
-        gc.freeze()
 
     def play(self) -> None:
         """The loop. Between any two reads a send that is due goes first."""
         plan = self.plan
         self.launch_until = NEVER if plan.duration_ns is None else self.start_ns + plan.duration_ns
         next_tick = self.start_ns
-        if plan.offsets_ns is None:
-            self.wait_for(self.start_ns)
+        if not self.open_loop:
             self.let_users_in()
         self.plan_next()
         while not self.over():
@@ -141,16 +112,37 @@ class LoadClient:
                 self.look_around(now)
                 self.set_pause()
                 continue
-            wake = min(self.next_due, next_tick)
             if self.done:
-                events = self.epoll.poll(0, BATCH)
+                events = self.pool.epoll.poll(0, BATCH)
                 if not events or len(self.done) >= FLUSH_EXCHANGES:
                     self.flush()
             else:
-                events = self.wait(wake - now)
-            self.wakeups += 1
+                events = self.wait(min(self.next_due, next_tick) - now)
             self.take(events)
             self.coalesce(len(events))
+
+    def over(self) -> bool:
+        if self.stopped is not None:
+            self.abandon()
+            return True
+        if self.active or self.backlog or self.later:
+            return False
+        return self.next_due == NEVER if self.open_loop else True
+
+    def enough(self) -> None:
+        """Plan nothing new; what was planned is sent, and what is under way awaited."""
+        self.launch_until = clock()
+        self.plan_next()
+
+    def wait(self, nanoseconds: int) -> list[tuple[int, int]]:
+        """Ready sockets, or nothing once the time is over, to some 0.1 ms."""
+        epoll = self.pool.epoll
+        if nanoseconds <= 0:
+            return epoll.poll(0, BATCH)
+        if nanoseconds < FINE_WAIT_NS:
+            select.select((epoll,), (), (), nanoseconds / SECOND)
+            return epoll.poll(0, BATCH)
+        return epoll.poll((nanoseconds - FINE_WAIT_NS // 2) / SECOND, BATCH)
 
     def coalesce(self, reads: int) -> None:
         """Let ready sockets gather, where many come and nothing is due."""
@@ -166,90 +158,54 @@ class LoadClient:
         gap = TICK_NS * self.active // max(1, reads)
         self.pause_ns = max(shortest, min(longest, gap // COALESCE_SHARE)) if reads > COALESCE_READS else 0
 
-    def let_users_in(self) -> None:
-        """The users of a closed loop come one after another. All at once, they would measure the length of their own
-        queue at the server's door, and march in step ever after.
-        """
-        users = min(self.plan.users, len(self.plan.first))
-        gap = min(USER_GAP_NS, LAST_USER_NS // max(1, users))
-        for number in range(users):
-            self.active += 1
-            self.later.append((self.start_ns + number * gap, self.plan.first[number], NOW, 0))
-        self.next_first = users
-
-    def enough(self) -> None:
-        """Start nothing new; what is under way is awaited."""
-        self.launch_until = clock()
-        self.backlog.clear()
-        self.plan_next()
-
-    def over(self) -> bool:
-        if self.stopped is not None:
-            self.abandon()
-            return True
-        if self.active or self.backlog or self.later:
-            return False
-        return self.next_due == NEVER if self.plan.offsets_ns is not None else True
-
-    def wait(self, nanoseconds: int) -> list[tuple[int, int]]:
-        """Ready sockets, or nothing once the time is over, to some 0.1 ms."""
-        if nanoseconds <= 0:
-            return self.epoll.poll(0, BATCH)
-        if nanoseconds < FINE_WAIT_NS:
-            select.select((self.epoll,), (), (), nanoseconds / SECOND)
-            return self.epoll.poll(0, BATCH)
-        return self.epoll.poll((nanoseconds - FINE_WAIT_NS // 2) / SECOND, BATCH)
-
-    def wait_for(self, moment_ns: int) -> None:
-        while (left := moment_ns - clock()) > 0:
-            time.sleep(left / SECOND)
+    # --- reading ------------------------------------------------------------------------------------------------
 
     def take(self, events: list[tuple[int, int]]) -> None:
         """The hot path."""
-        connections = self.connections
+        connections = self.pool.all
         for fd, mask in events:
             c = connections.get(fd)
             if c is None:
                 continue
-            if c.state is not BUSY or mask & WRITE or c.tls:
-                self.attend(c, mask)
-                continue
-            try:
-                data, ancillary, _, _ = c.recvmsg(READ_BYTES, ANCILLARY_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                self.lost(c, f"reset: {shown(error)}")
-                continue
-            now = clock()
-            if data:
-                c.pieces.append(data)
-                c.marks.append(now)
-                c.kernel.append(ancillary[0][2] if ancillary else b"")
-                # In an event stream over chunks only a read that ends like this can end the response.
-                if not c.streaming or len(data) < 8 or data[-4] == CR:
-                    self.progress(c, data, now)
+            if c.state is BUSY and not mask & WRITE and not c.tls:
+                try:
+                    data, ancillary, _, _ = c.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    self.lost(c, f"reset: {shown(error)}")
+                    continue
+                now = clock()
+                if data:
+                    c.pieces.append(data)
+                    c.marks.append(now)
+                    c.kernel.append(ancillary[0][2] if ancillary else b"")
+                    c.size += len(data)
+                    # In an event stream over chunks only a read that ends like this can end the response.
+                    if not c.streaming or len(data) < 8 or data[-4] == CR:
+                        self.progress(c, data, now)
+                else:
+                    self.server_closed(c)
             else:
-                self.server_closed(c)
+                self.attend(c, mask)
+                now = clock()
             if now >= self.next_due:
                 self.launch_due()
 
     def attend(self, c: Connection, mask: int) -> None:
         """Everything but a plain read of a running answer: connecting, TLS, unsent bytes, idle connections."""
         try:
-            if c.state is State.CONNECTING:
-                self.connected(c)
-            elif c.state is State.TUNNEL or c.state is State.HANDSHAKE:
-                self.negotiate(c)
+            if c.state < State.IDLE:
+                self.pool.establish(c)
             elif c.state is State.IDLE:
                 if c.tls:
                     c.read()  # raises BlockingIOError for a session ticket: nothing was said, the connection stays
-                self.drop(c)  # the server has closed it, or said something that nobody asked for
+                self.pool.drop(c)  # the server has closed it, or said something that nobody asked for
             else:
                 if mask & WRITE:
-                    self.write_rest(c)
+                    self.pool.write_rest(c)
                 if mask & ~WRITE:
-                    self.read_sealed(c)
+                    self.read_slowly(c)
         except BlockingIOError:
             pass
         except FramingError as error:
@@ -257,7 +213,8 @@ class LoadClient:
         except OSError as error:
             self.lost(c, f"{'reset' if c.state is BUSY else 'refused'}: {shown(error)}")
 
-    def read_sealed(self, c: Connection) -> None:
+    def read_slowly(self, c: Connection) -> None:
+        """What the hot path does, for TLS and for answers that come before all of the request has gone out."""
         data, stamp = c.read()
         now = clock()
         if not data:
@@ -266,6 +223,7 @@ class LoadClient:
         c.pieces.append(data)
         c.marks.append(now)
         c.kernel.append(stamp)
+        c.size += len(data)
         self.progress(c, data, now)
 
     def progress(self, c: Connection, data: bytes, now: int) -> None:
@@ -294,6 +252,17 @@ class LoadClient:
 
     # --- sending ------------------------------------------------------------------------------------------------
 
+    def let_users_in(self) -> None:
+        """The users of a closed loop come one after another. All at once, they would measure the length of their own
+        queue at the server's door, and march in step ever after.
+        """
+        users = min(self.plan.users, len(self.plan.first))
+        gap = min(USER_GAP_NS, LAST_USER_NS // max(1, users))
+        for number in range(users):
+            self.active += 1
+            self.later.append((self.start_ns + number * gap, self.plan.first[number], NOW, 0))
+        self.next_first = users
+
     def plan_next(self) -> None:
         """When the next send is due: of the schedule, or of a turn or a retry that comes later."""
         plan, due = self.plan, NEVER
@@ -311,37 +280,54 @@ class LoadClient:
         while (now := clock()) >= self.next_due:
             if self.later and self.later[0][0] <= self.next_due:
                 due, index, planned, attempt = heapq.heappop(self.later)
-                self.launch(index, now if planned is NOW else planned, now if planned is NOW else due, attempt)
+                if planned is NOW:
+                    self.launch(index, now, now, attempt)
+                elif self.open_loop:
+                    self.admit(index, planned, due, attempt)
+                else:
+                    self.launch(index, planned, due, attempt)
             else:
                 index, planned = plan.first[self.next_first], self.next_due
                 self.next_first += 1
-                if plan.users and self.active >= plan.users:
-                    self.backlog.append((index, planned))
-                else:
-                    self.active += 1
-                    self.launch(index, planned, planned, 0)
+                self.admit(index, planned, planned, 0)
             self.plan_next()
+
+    def admit(self, index: int, planned: int, due: int, attempt: int) -> None:
+        """Into an open loop, or behind its cap; a retry has waited there already, and is next."""
+        if self.plan.users and self.active >= self.plan.users:
+            put = self.backlog.appendleft if attempt else self.backlog.append
+            put((index, planned, attempt))
+        else:
+            self.active += 1
+            self.launch(index, planned, due, attempt)
 
     def next_conversation(self, now: int) -> None:
         """A slot of a closed loop has become free now, or one under the cap."""
+        attempt = 0
         if self.backlog:
-            index, planned = self.backlog.popleft()
-        elif self.plan.offsets_ns is None and self.next_first < len(self.plan.first) and now < self.launch_until:
-            index, planned = self.plan.first[self.next_first], now
-            self.next_first += 1
-        else:
+            index, planned, attempt = self.backlog.popleft()
+        elif self.open_loop or now >= self.launch_until:
             return
+        else:
+            first = self.plan.first
+            lap, place = divmod(self.next_first, len(first))
+            if lap and not self.plan.again:
+                return
+            index, planned = first[place] + lap * len(self.plan.requests), now
+            self.next_first += 1
         self.active += 1
-        self.launch(index, planned, now, 0)
+        self.launch(index, planned, now, attempt)
 
-    def launch(self, index: int, planned: int, due: int, attempt: int, *, fresh: bool = False) -> None:
-        """Send on an idle connection, the one used last first, or on a new one as soon as it stands.
+    def launch(self, index: int, planned: int, due: int, attempt: int) -> None:
+        """Send on an idle connection, or on a new one as soon as it stands.
 
         ``due`` is when nothing but ourselves stood in the way any more: ``planned``, or the moment the cap let it go.
         """
-        c = self.idle.pop() if self.idle and not fresh else self.open()
+        c = self.pool.take()
         if c is None:
-            self.settle(index, planned, attempt, self.connect_error or "refused", None)
+            error = self.pool.error or "refused"
+            self.done.append(Finished(index, attempt, planned, due, None, clock(), error))
+            self.settle(index, planned, attempt, error, None)
             return
         c.index, c.planned_ns, c.due_ns, c.attempt = index, planned, due, attempt
         if c.state is State.IDLE:
@@ -349,189 +335,109 @@ class LoadClient:
 
     def send(self, c: Connection) -> None:
         c.state = BUSY
-        c.uses += 1
-        data = self.plan.requests[c.index]
+        requests = self.plan.requests
+        data = requests[c.index % len(requests)]
         if c.tls:
             data = c.seal(data)
         c.sent_ns = clock()
         try:
-            sent = c.sock.send(data)
-        except BlockingIOError:
-            sent = 0
+            self.pool.write(c, data)
         except OSError as error:
             self.lost(c, f"reset: {shown(error)}")
-            return
-        if sent < len(data):
-            c.out = memoryview(data)[sent:]
-            self.epoll.modify(c.fd, READ | WRITE)
-
-    def write_rest(self, c: Connection) -> None:
-        if len(c.out):
-            c.out = c.out[c.sock.send(c.out) :]
-        if not len(c.out):
-            self.epoll.modify(c.fd, READ)
-
-    # --- connections --------------------------------------------------------------------------------------------
-
-    def open(self) -> Connection | None:
-        """A new connection, under way; ``None`` where the system gives none (``connect_error`` says why)."""
-        plan, now = self.plan, clock()
-        try:
-            if self.context is not None:
-                c: Connection = TlsConnection(plan.family, now, self.context, plan.server_name)
-            else:
-                c = Connection(plan.family, now)
-        except OSError as error:
-            self.connect_error = f"refused: {shown(error)}"
-            return None
-        self.opened += 1
-        with contextlib.suppress(BlockingIOError):
-            try:
-                c.sock.connect(tuple(plan.address))
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                self.connect_error = f"refused: {shown(error)}"
-                c.close()
-                return None
-        self.connections[c.fd] = c
-        self.epoll.register(c.fd, READ | WRITE)
-        return c
-
-    def connected(self, c: Connection) -> None:
-        """Raises OSError when the attempt failed."""
-        if code := c.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(code, os.strerror(code))
-        c.connected_ns = clock()
-        if self.plan.tunnel:
-            c.state = State.TUNNEL
-            c.out = self.plan.tunnel
-            self.write_rest(c)
-        elif c.tls:
-            c.state = State.HANDSHAKE
-            self.negotiate(c, first=True)
-        else:
-            self.ready(c)
-
-    def negotiate(self, c: Connection, *, first: bool = False) -> None:
-        """The proxy's answer to CONNECT, then TLS. Raises OSError (also ssl.SSLError) and FramingError."""
-        if len(c.out):
-            self.write_rest(c)
-            return
-        if c.state is State.TUNNEL:
-            c.pieces.append(c.recvmsg(READ_BYTES)[0])
-            answer = tunnel_answer(b"".join(c.pieces))
-            if answer is None and c.pieces[-1]:
-                return
-            if answer or answer is None:
-                raise OSError(answer or "the proxy closed the connection")
-            c.pieces, c.state, first = [], State.HANDSHAKE, True
-        assert isinstance(c, TlsConnection)
-        if not first:
-            data = c.recvmsg(READ_BYTES)[0]
-            c.incoming.write(data) if data else c.incoming.write_eof()
-        done = c.handshake()
-        c.out = c.outgoing.read()
-        self.write_rest(c) if len(c.out) else self.epoll.modify(c.fd, READ)
-        if done:
-            self.ready(c)
-
-    def ready(self, c: Connection) -> None:
-        c.connected_ns = c.connected_ns or clock()
-        if not len(c.out):
-            self.epoll.modify(c.fd, READ)
-        if c.index >= 0:
-            self.send(c)
-        else:
-            c.state = State.IDLE
-            self.idle.append(c)
-
-    def drop(self, c: Connection) -> None:
-        """Close a connection; closing takes it out of the epoll set."""
-        if c.state is State.IDLE:
-            self.idle.remove(c)
-        self.connections.pop(c.fd, None)
-        c.close()
 
     # --- the end of a request -----------------------------------------------------------------------------------
 
     def lost(self, c: Connection, error: str) -> None:
-        """A connection broke. On a kept one, before any byte of an answer, that is HTTP's own race (RFC 9112, 9.3.1):
+        """A connection broke. On one that stood idle, at once and before any byte, that is HTTP's own race:
 
-        the server was just closing it.  The request goes out once more on a fresh one, its time running all along.
+        the server was just closing it (RFC 9112, 9.3.1), and has not seen the request.  It goes out once more on a fresh
+        connection, its time running all along, and the lost attempt is recorded.  A connection that breaks later broke
+        under a server that was at work: that is a failure.
         """
+        now = clock()
         if c.state is not BUSY and c.index < 0:
-            self.connect_error = error
-            self.drop(c)
-            return
-        if c.state is BUSY and c.uses > 1 and not c.pieces:
-            index, planned, due, attempt = c.index, c.planned_ns, c.due_ns, c.attempt
-            self.drop(c)
-            self.launch(index, planned, due, attempt, fresh=True)
-            return
-        self.finish(c, clock(), error, close=True)
+            self.pool.error = error
+            self.pool.drop(c)
+        elif c.state is BUSY and c.kept and not c.pieces and now - (c.sent_ns or 0) < RACE_NS:
+            self.done.append(self.finished_of(c, now, f"{error} (a kept connection, closed as it was used)"))
+            index, planned, attempt = c.index, c.planned_ns, c.attempt
+            self.pool.drop(c)
+            for idle in list(self.pool.idle):  # the server closes what is idle: the others are stale too
+                self.pool.drop(idle)
+            self.launch(index, planned, now, attempt)
+        else:
+            self.finish(c, now, error, close=True)
+
+    def finished_of(self, c: Connection, now: int, error: str | None, *, server_closed: bool = False) -> Finished:
+        return Finished(
+            c.index,
+            c.attempt,
+            c.planned_ns,
+            c.due_ns,
+            c.sent_ns,
+            now,
+            error,
+            server_closed,
+            c.marks,
+            c.kernel,
+            c.pieces,
+        )
 
     def finish(self, c: Connection, now: int, error: str | None, *, close: bool, server_closed: bool = False) -> None:
         """Record the attempt, free the connection, and go on with whatever follows."""
         index, planned, attempt, head, pieces = c.index, c.planned_ns, c.attempt, c.framing.head, c.pieces
-        self.done.append(
-            (index, attempt, planned, c.due_ns, c.connected_ns if c.uses <= 1 else None, c.sent_ns, now, error, server_closed,
-             c.marks, c.kernel, c.pieces)
-        )  # fmt: skip
+        self.done.append(self.finished_of(c, now, error, server_closed=server_closed))
         if close:
-            self.drop(c)
+            self.pool.drop(c)
         else:
             c.clear()
-            c.state = State.IDLE
-            self.idle.append(c)
-        status = head.status if head is not None else None
-        streamed = head is not None and status == 200 and "json" not in head.headers.get("content-type", "")
-        if streamed and error is None and self.plan.follower and not answered(pieces):
+            self.pool.free(c)
+        if error is None and not is_stream(head):
+            error = f"status {head.status if head else None}"
+        elif error is None and self.plan.follower and not answered(pieces):
             error = "cut: a turn without its end"
-        retry_after = head.headers.get("retry-after") if head is not None else None
-        self.settle(
-            index,
-            planned,
-            attempt,
-            error or (None if streamed else f"status {status}"),
-            status,
-            retry_after,
-            recorded=True,
-        )
+        self.settle(index, planned, attempt, error, head)
 
-    def settle(
-        self, index: int, planned: int, attempt: int, error: str | None, status: int | None,
-        retry_after: str | None = None, *, recorded: bool = False,
-    ) -> None:  # fmt: skip
+    def settle(self, index: int, planned: int, attempt: int, error: str | None, head: Head | None) -> None:
         """One attempt is over: retry it, or count it and let the next turn, or the next user, have the slot."""
         now = clock()
-        if not recorded:
-            self.done.append((index, attempt, planned, planned, None, None, now, error, False, [], [], []))
-        if (
-            error is not None
-            and attempt < self.plan.retries
-            and (status in RETRIED_STATUS or error.startswith(("refused", "reset")))
-        ):
-            delay = min(retry_delay_ns(retry_after, attempt), self.plan.request_timeout_ns)
-            heapq.heappush(self.later, (now + delay, index, planned, attempt + 1))
-            self.plan_next()
+        if error is not None and attempt < self.plan.retries and retriable(error, head):
+            delay = min(retry_delay_ns(head, attempt), self.plan.request_timeout_ns)
+            self.come_back(now + delay, index, planned, attempt + 1)
             return
         self.finished += 1
         self.failed += error is not None
         if self.failed == self.finished and 0 < self.plan.give_up_after <= self.failed:
             self.stopped = self.stopped or "every request failed"
-        follower = self.plan.follower[index] if self.plan.follower else -1
-        if follower >= 0 and error is None:
-            due = now + self.plan.think_ns
+        follower = self.follower_of(index)
+        due = now + self.plan.think_ns
+        if follower >= 0 and error is None and due < self.launch_until:
             if self.plan.think_ns:
-                heapq.heappush(self.later, (due, follower, due, 0))
-                self.plan_next()
+                self.come_back(due, follower, due, 0)
             else:
                 self.launch(follower, due, due, 0)
             return
-        while follower >= 0:  # the turns of a conversation that broke are never sent
+        while follower >= 0 and error is not None:  # the turns of a conversation that broke are never sent
             self.never_sent.append((follower, now))
-            follower = self.plan.follower[follower]
+            follower = self.follower_of(follower)
+        self.free_slot()
+
+    def come_back(self, due: int, index: int, planned: int, attempt: int) -> None:
+        """A turn after its pause, or a retry after its delay. Meanwhile a closed loop's user waits, a cap's place is free."""
+        heapq.heappush(self.later, (due, index, planned, attempt))
+        self.plan_next()
+        if self.open_loop:
+            self.free_slot()
+
+    def follower_of(self, index: int) -> int:
+        """The turn after a request, or -1."""
+        if not self.plan.follower:
+            return -1
+        lap, place = divmod(index, len(self.plan.requests))
+        found = self.plan.follower[place]
+        return found if found < 0 else found + lap * len(self.plan.requests)
+
+    def free_slot(self) -> None:
         self.active -= 1
         self.freed += 1
         if self.freed > 1:
@@ -548,60 +454,57 @@ class LoadClient:
         plan = self.plan
         if now - self.offsets[-1].at_ns >= SECOND:
             self.offsets.append(clock_offset())
-        for c in list(self.connections.values()):
+        for c in list(self.pool.all.values()):
             if c.state is BUSY:
-                assert c.sent_ns is not None
-                if now - c.sent_ns > plan.request_timeout_ns:
-                    self.finish(c, now, f"timeout: no end within {plan.request_timeout_ns / SECOND:g} s", close=True)
-                elif c.marks and now - c.marks[-1] > plan.stall_timeout_ns:
-                    self.finish(c, now, f"stalled: no byte for {plan.stall_timeout_ns / SECOND:g} s", close=True)
-                elif len(c.pieces) > 64 and sum(map(len, c.pieces)) > plan.max_response_bytes:
-                    limit = f"{plan.max_response_bytes >> 20} MiB"
-                    self.finish(c, now, f"bad_stream: the response is longer than {limit}", close=True)
+                if error := self.overdue(c, now):
+                    ended = c.framing.head is not None and c.framing.walk(c.pieces)  # with junk behind its end
+                    self.finish(c, now, None if ended else error, close=True)
             elif c.state < State.IDLE and now - c.opened_ns > plan.connect_timeout_ns:
                 self.lost(c, f"refused: no connection within {plan.connect_timeout_ns / SECOND:g} s")
         while self.backlog and now - self.backlog[0][1] > plan.request_timeout_ns:
-            self.never_sent.append(self.backlog.popleft())
+            self.drop_waiting()
         self.spool.file.flush()
         self.stopped = self.stopped or self.tick(self)
+
+    def drop_waiting(self) -> None:
+        """The request that waited longest will not be sent, nor the turns after it."""
+        index, planned, _ = self.backlog.popleft()
+        self.finished += 1
+        self.failed += 1
+        while index >= 0:
+            self.never_sent.append((index, planned))
+            index = self.follower_of(index)
+
+    def overdue(self, c: Connection, now: int) -> str | None:
+        """Which limit a running answer has broken."""
+        plan = self.plan
+        if now - (c.sent_ns or now) > plan.request_timeout_ns:
+            return f"timeout: no end within {plan.request_timeout_ns / SECOND:g} s"
+        if c.marks and now - c.marks[-1] > plan.stall_timeout_ns:
+            return f"stalled: no byte for {plan.stall_timeout_ns / SECOND:g} s"
+        if c.size > plan.max_response_bytes:
+            return f"bad_stream: the response is longer than {plan.max_response_bytes >> 20} MiB"
+        return None
 
     def abandon(self) -> None:
         """The run was stopped: what is under way is recorded as far as it came."""
         now = clock()
-        for c in list(self.connections.values()):
-            if c.index >= 0:
-                self.done.append(
-                    (c.index, c.attempt, c.planned_ns, c.due_ns, c.connected_ns, c.sent_ns, now, "stopped: the run was ended", False,
-                     c.marks, c.kernel, c.pieces)
-                )  # fmt: skip
+        running = [c for c in self.pool.all.values() if c.index >= 0]
+        self.done += [self.finished_of(c, now, "stopped: the run was ended") for c in running]
 
     def flush(self) -> None:
         """Write what has finished to the spool."""
-        for (
-            index,
-            attempt,
-            planned,
-            due,
-            connected,
-            sent,
-            closed,
-            error,
-            server_closed,
-            marks,
-            kernel,
-            pieces,
-        ) in self.done:
-            stamps = b"".join(kernel)
-            whole = len(stamps) == 48 * len(kernel)
-            self.spool.append(
-                Exchange(
-                    index=index, attempt=attempt, planned_ns=planned, due_ns=due, connected_ns=connected,
-                    sent_ns=sent, closed_ns=closed, error=error, server_closed=server_closed,
-                    user_ns=array("q", marks).tobytes(), kernel=stamps if whole else b"",
-                    sizes=array("I", map(len, pieces)).tobytes(), raw=b"".join(pieces),
-                )
-            )  # fmt: skip
+        for finished in self.done:
+            self.spool.append(finished.exchange())
         self.done.clear()
+
+
+def is_stream(head: Head | None) -> bool:
+    """Whether an answer can be one that was asked for: 200, and an event stream where it says what it is."""
+    if head is None or head.status != 200:
+        return False
+    kind = head.headers.get("content-type", "")
+    return not kind or "event-stream" in kind
 
 
 def answered(pieces: list[bytes]) -> bool:
@@ -610,8 +513,13 @@ def answered(pieces: list[bytes]) -> bool:
     return SAID_END.search(raw) is not None and SAID_ERROR.search(raw) is None
 
 
-def retry_delay_ns(retry_after: str | None, attempt: int) -> int:
+def retriable(error: str, head: Head | None) -> bool:
+    return (head is not None and head.status in RETRIED_STATUS) or error.startswith(("refused", "reset"))
+
+
+def retry_delay_ns(head: Head | None, attempt: int) -> int:
     """What the server asked for in whole seconds, else 0.1 s doubled with every attempt."""
-    if retry_after is not None and len(retry_after) < 10 and retry_after.isascii() and retry_after.isdigit():
-        return int(retry_after) * SECOND
+    asked = "" if head is None else head.headers.get("retry-after", "")
+    if len(asked) < 10 and asked.isascii() and asked.isdigit():
+        return int(asked) * SECOND
     return SECOND // 10 << min(attempt, 10)

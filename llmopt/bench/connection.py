@@ -6,6 +6,7 @@ import contextlib
 import enum
 import socket
 import ssl
+from array import array
 
 from llmopt.bench.framing import Framing, parse_head
 
@@ -28,8 +29,8 @@ class Connection:
     """``pieces``, ``marks`` and ``kernel`` hold the bytes, our stamps and the kernel's of each read of this request."""
 
     tls = False
-    __slots__ = ("attempt", "connected_ns", "due_ns", "fd", "framing", "index", "kernel", "marks", "opened_ns", "out", "pieces",
-                 "planned_ns", "recvmsg", "sent_ns", "sock", "state", "streaming", "uses")  # fmt: skip
+    __slots__ = ("attempt", "connected_ns", "due_ns", "fd", "framing", "index", "kept", "kernel", "marks", "opened_ns", "out",
+                 "pieces", "planned_ns", "recvmsg", "sent_ns", "size", "sock", "state", "streaming")  # fmt: skip
 
     def __init__(self, family: int, now_ns: int) -> None:
         self.sock = socket.socket(family, socket.SOCK_STREAM)
@@ -42,17 +43,17 @@ class Connection:
         self.state = State.CONNECTING
         self.opened_ns = now_ns
         self.connected_ns: int | None = None
-        self.index = -1
-        self.uses = 0
         self.out: bytes | memoryview = b""
         self.clear()
 
     def clear(self) -> None:
-        """Forget the request, ready for another."""
+        """Forget the request, ready for another. ``kept`` says that it stood idle before this request."""
+        self.kept = False
+        self.size = 0
         self.index, self.attempt, self.planned_ns, self.due_ns = -1, 0, 0, 0
         self.sent_ns: int | None = None
         self.pieces: list[bytes] = []
-        self.marks: list[int] = []
+        self.marks = array("q")
         self.kernel: list[bytes] = []
         self.framing = Framing()
         self.streaming = False

@@ -112,7 +112,7 @@ def json_rows(path: Path) -> Iterator[Any]:
         except ValueError as error:
             raise UsageError(f"{path} is no JSON: {error}", hint=HINT) from error
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() also cuts at U+2028, which JSON allows
         if line.strip():
             try:
                 yield json.loads(line)
@@ -140,6 +140,8 @@ def load_arrivals(path: Path) -> list[Arrival]:
             )
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UsageError(f"{path}, line {number}: no arrival time", hint=hint) from error
+        if not isinstance(arrival.prompt, str | None):
+            raise UsageError(f"{path}, line {number}: the prompt is no text", hint=hint)
         if not 0 <= at < 1e9 or (arrival.prompt is None and arrival.input_tokens is None):
             raise UsageError(
                 f"{path}, line {number}: neither a prompt nor input_tokens, or a time out of range", hint=hint

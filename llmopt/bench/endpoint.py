@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from llmopt.core.errors import UsageError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import ssl
 
 API_KEY_VARIABLE = "LLMOPT_API_KEY"
+OUR_HEADERS = ("host", "content-type", "content-length", "transfer-encoding", "connection", "expect")
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 
 
@@ -38,25 +39,30 @@ class Endpoint:
     port: int
     path: str
     tls: bool
+    query: str = field(default="", repr=False)  # may hold a key
     proxy: Proxy | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, base_url: str, endpoint: str, headers: Mapping[str, str] | None = None) -> Endpoint:
         parts = urlsplit(base_url)
+        headers = dict(headers or {})
+        if parts.username and "authorization" not in {name.lower() for name in headers}:
+            headers["Authorization"] = basic(parts.username, parts.password)
         tls, host = parts.scheme == "https", parts.hostname or ""
         return cls(
             host=host,
             port=parts.port or (443 if tls else 80),
             path=parts.path.rstrip("/") + PATHS[endpoint],
+            query=parts.query,
             tls=tls,
             proxy=proxy_for(parts.scheme, host),
-            headers=headers or {},
+            headers=headers,
         )
 
     @property
     def shown(self) -> str:
-        """The address as people read it."""
+        """The address as people read it; a query may hold a key and stays out of it."""
         return f"{'https' if self.tls else 'http'}://{bracketed(self.host)}:{self.port}{self.path}"
 
     @property
@@ -67,17 +73,25 @@ class Endpoint:
     @property
     def target(self) -> str:
         """The request target: a proxy without a tunnel wants the whole address (RFC 9112, 3.2.2)."""
-        return self.shown if self.proxy and not self.tls else self.path
+        place = self.shown if self.proxy and not self.tls else self.path
+        return f"{place}?{self.query}" if self.query else place
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must not appear in anything that a server's words reach."""
+        found = [os.environ.get(API_KEY_VARIABLE), *self.headers.values(), self.query]
+        found += [self.proxy.authorization] if self.proxy else []
+        return tuple(sorted({word for word in found if word and len(word) > 3}, key=len, reverse=True))
 
     def head(self) -> bytes:
         """The part of the head that all requests share."""
+        named = {name.lower() for name in self.headers}
         lines = [
             f"POST {self.target} HTTP/1.1",
             f"Host: {bracketed(self.host)}:{self.port}",
             "Content-Type: application/json",
-            "Accept: text/event-stream",
         ]
-        named = {name.lower() for name in self.headers}
+        if "accept" not in named:
+            lines.append("Accept: text/event-stream")
         if (key := os.environ.get(API_KEY_VARIABLE)) and "authorization" not in named:
             lines.append(f"Authorization: Bearer {key}")
         if self.proxy and self.proxy.authorization and not self.tls:
@@ -87,7 +101,8 @@ class Endpoint:
 
     def request(self, body: bytes, request_id: str = "") -> bytes:
         """One whole HTTP/1.1 message."""
-        named = b"X-Request-Id: %s\r\n" % request_id.encode() if request_id else b""
+        given = any(name.lower() == "x-request-id" for name in self.headers)
+        named = b"X-Request-Id: %s\r\n" % request_id.encode() if request_id and not given else b""
         return self.head() + named + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
     def tunnel(self) -> bytes:
@@ -112,8 +127,7 @@ class Endpoint:
 
         def look_up() -> None:
             try:
-                family, _, _, _, address = socket.getaddrinfo(*self.dial, type=socket.SOCK_STREAM)[0]
-                answer.append((family, address))  # type: ignore[arg-type]
+                answer.append(first_that_listens(socket.getaddrinfo(*self.dial, type=socket.SOCK_STREAM), limit_s))
             except (OSError, UnicodeError) as error:
                 answer.append(error if isinstance(error, OSError) else OSError(f"{self.host!r} is no host name"))
 
@@ -125,6 +139,16 @@ class Endpoint:
         if isinstance(answer[0], OSError):
             raise answer[0]
         return answer[0]
+
+
+def first_that_listens(found: list[Any], limit_s: float) -> tuple[int, tuple[str, int]]:
+    """Of several addresses (``localhost`` is ::1 and 127.0.0.1) the first that takes a connection, else the last."""
+    for family, _, _, _, address in found[:-1]:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(limit_s / len(found))
+            if probe.connect_ex(address) == 0:
+                return family, address
+    return found[-1][0], found[-1][4]
 
 
 def bracketed(host: str) -> str:
@@ -146,12 +170,17 @@ def proxy_for(scheme: str, host: str) -> Proxy | None:
         raise UsageError(
             f"the proxy of {scheme.upper()}_PROXY is not of a kind that llmopt speaks", hint="http://HOST:PORT"
         )
-    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
     return Proxy(
         host=parts.hostname,
         port=parts.port or 80,
-        authorization=f"Basic {base64.b64encode(login.encode()).decode()}" if login else None,
+        authorization=basic(parts.username, parts.password) if parts.username else None,
     )
+
+
+def basic(user: str, password: str | None) -> str:
+    """The value of an ``Authorization`` header for a user in an address (RFC 7617)."""
+    login = f"{unquote(user)}:{unquote(password or '')}"
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
 def is_loopback(host: str) -> bool:
@@ -179,5 +208,7 @@ def parse_headers(words: list[str]) -> dict[str, str]:
         name, colon, value = word.partition(":")
         if not colon or not name.strip() or any(c in word for c in "\r\n\0") or " " in name.strip():
             raise UsageError("a --header is not of the form 'Name: value'", hint="--header 'X-Tenant: a'")
+        if name.strip().lower() in OUR_HEADERS:
+            raise UsageError(f"the header {name.strip()} is the client's own", hint="leave it out")
         found[name.strip()] = value.strip()
     return found

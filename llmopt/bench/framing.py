@@ -14,6 +14,7 @@ from itertools import accumulate
 
 MAX_HEAD_BYTES = 1 << 16
 MAX_LINE_BYTES = 1 << 14  # of a chunk-size line or a trailer
+HEX = b"0123456789abcdefABCDEF"
 CHUNKED_END = b"\r\n0\r\n\r\n"
 
 
@@ -119,12 +120,10 @@ class Chunks:
         if self.last:
             self.ended = not line
             return
-        try:
-            size = int(line.partition(b";")[0].strip() or b"?", 16)
-        except ValueError:
-            size = -1
-        if size < 0:
+        digits = line.partition(b";")[0].strip()
+        if not digits or digits.translate(None, HEX):  # int() would take a sign, an underscore and 0x as well
             raise FramingError(f"bad chunk size {line[:20]!r}")
+        size = int(digits, 16)
         if size == 0:
             self.last = True
         else:

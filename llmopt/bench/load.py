@@ -10,15 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
+from llmopt.bench.clock import clock_offset
 from llmopt.bench.endpoint import Endpoint
 from llmopt.bench.plan import Plan
-from llmopt.bench.recording import Exchange, Summary, read_spool
+from llmopt.bench.recording import LENGTH_BYTES, Exchange, Summary, read_spool
 from llmopt.bench.schedule import PlannedRequest, Schedule
 from llmopt.bench.trace import Clock, Reader, read_traces
 from llmopt.core.domain import RequestTrace
@@ -28,6 +29,8 @@ SECOND = 1_000_000_000
 START_DELAY_NS = 10_000_000  # time for "go" to reach every client
 GIVE_UP_AFTER = 16  # requests that all failed: the rest would too
 MAX_WARM = 512
+WARM_OPEN_LOOP = 8  # connections ready for an open loop, or those for the arrivals of a moment: more come as needed
+WARM_SECONDS = 0.05
 WATCH_S = 1.0
 CONNECT_S = 10.0  # for a name and for a connection, unless a request has less
 END_S = 30.0
@@ -57,6 +60,7 @@ class LoadResult:
     lags_s: Any = field(repr=False, default=())
     lateness_s: Any = field(repr=False, default=())
     stopped: str | None = None
+    enough: bool = False
 
 
 @dataclass(kw_only=True)
@@ -68,6 +72,7 @@ class Client:
     requests: tuple[PlannedRequest, ...] = ()
     words: bytes = b""
     said: str = ""
+    died: str = ""
     progress: Progress = Progress(finished=0, failed=0, active=0, waiting=0)
 
     @classmethod
@@ -151,11 +156,14 @@ def play(
             traces=(), seconds=0.0, client_cpu_s=0.0, workers=len(crew), connections=0, reads=0, user_stamped=0
         )
     family, address = resolve(endpoint, min(CONNECT_S, schedule.request_timeout_s))
+    crew = crew[
+        : min(len(crew), len(schedule.first), schedule.users or len(crew))
+    ]  # a client without a slot has no part
     for number, client in enumerate(crew):
         plan = share(schedule, endpoint, family, address, number, len(crew), request_id)
         client.requests = tuple(schedule.requests[i] for i in plan[0])
         data = msgspec.msgpack.encode(plan[1])
-        client.tell(len(data).to_bytes(4, "little") + data)
+        client.tell(len(data).to_bytes(LENGTH_BYTES, "little") + data)
     listen(crew, lambda c: c.said.startswith(("ready", "stopped")))
     for client in crew:
         if client.said.startswith("stopped "):
@@ -164,7 +172,7 @@ def play(
     for client in crew:
         client.tell(b"go %d\n" % start_ns)
     interrupted = False
-    watch = Watch(crew, enough, count) if enough is not None else None
+    watch = Watch(crew, enough) if enough is not None else None
 
     def heard(now: Progress) -> None:
         progress(now)
@@ -181,7 +189,8 @@ def play(
         for client in crew:
             client.tell(b"stop\n")
         listen(crew, lambda c: c.said == "end", limit_s=END_S)
-    return gather(crew, count, interrupted)
+    result = gather(crew, endpoint, schedule, count, interrupted)
+    return replace(result, enough=watch is not None and watch.over)
 
 
 def resolve(endpoint: Endpoint, limit_s: float) -> tuple[int, tuple[str, int]]:
@@ -216,7 +225,7 @@ def share(
         follower = [place.get(schedule.follower[i], -1) for i in indices]
     users = schedule.users // of + (number < schedule.users % of)
     offsets = None if schedule.offsets_ns is None else list(schedule.offsets_ns[number::of])
-    warm = users or max(1, min(MAX_WARM, len(first)) // of)
+    warm = users or max(WARM_OPEN_LOOP, round(WARM_SECONDS * busiest_rate(schedule) / of))
     plan = Plan(
         family=family,
         address=address,
@@ -231,6 +240,7 @@ def share(
         think_ns=round(schedule.think_s * SECOND),
         offsets_ns=offsets,
         users=users,
+        again=schedule.again,
         warm_connections=max(1, min(warm, len(first), MAX_WARM)),
         duration_ns=None if schedule.duration_s is None else round(schedule.duration_s * SECOND),
         request_timeout_ns=round(schedule.request_timeout_s * SECOND),
@@ -242,30 +252,31 @@ def share(
     return indices, plan
 
 
+def busiest_rate(schedule: Schedule) -> float:
+    """Arrivals a second of an open loop, over its busiest tenth."""
+    offsets = schedule.offsets_ns or ()
+    part = max(1, len(offsets) // 10)
+    spans = [b - a for a, b in zip(offsets[::part], offsets[part::part], strict=False)]
+    return part / (min(spans) / SECOND) if spans and min(spans) > 0 else 0.0
+
+
 class Watch:
     """Reads the spools while they are written, once a second, and tells the clients when it is enough."""
 
-    def __init__(
-        self,
-        crew: Sequence[Client],
-        enough: Callable[[Sequence[RequestTrace]], bool],
-        count: Callable[[str], int] | None,
-    ) -> None:
-        from llmopt.bench.clock import clock_offset
-
+    def __init__(self, crew: Sequence[Client], enough: Callable[[Sequence[RequestTrace]], bool]) -> None:
         self.crew, self.enough = crew, enough
-        self.reader = Reader(clock=Clock([clock_offset()]), count=count)
-        self.traces: list[RequestTrace] = []
+        self.reader = Reader(clock=Clock([clock_offset()]))
+        self.known: list[dict[int, RequestTrace]] = [{} for _ in crew]
         self.next_s = time.monotonic() + WATCH_S
         self.over = False
 
     def look(self) -> None:
         if self.over or time.monotonic() < self.next_s:
             return
-        for client in self.crew:
-            exchanges = [m for m in read_spool(client.spool) if isinstance(m, Exchange)]
-            self.traces += read_traces(client.requests, exchanges, self.reader, None)
-        if self.enough(self.traces):
+        for client, known in zip(self.crew, self.known, strict=True):
+            exchanges = (m for m in read_spool(client.spool) if isinstance(m, Exchange))
+            read_traces(client.requests, exchanges, self.reader, None, known)
+        if self.enough([trace for known in self.known for trace in known.values()]):
             self.over = True
             for client in self.crew:
                 client.tell(b"enough\n")
@@ -278,7 +289,7 @@ def listen(
     progress: Callable[[Progress], None] = lambda _: None,
     limit_s: float | None = None,
 ) -> None:
-    """Hear every client until it said the word. Raises LlmoptError when one dies."""
+    """Hear every client until it said the word, or died."""
     deadline = None if limit_s is None else time.monotonic() + limit_s
     with selectors.DefaultSelector() as ready:
         for client in crew:
@@ -290,11 +301,8 @@ def listen(
                 client = key.data
                 if not client.hear() and not until(client):
                     words = client.said.removeprefix("failed ") if client.said.startswith("failed ") else "killed"
-                    raise LlmoptError(
-                        f"a load client died (status {client.process.wait()}): {words}",
-                        hint="is the disk of the temporary folder full? TMPDIR names another",
-                    )
-                if until(client):
+                    client.died = f"a load client died (status {client.process.wait()}): {words}"
+                if client.died or until(client):
                     ready.unregister(key.fileobj)
             parts = [c.progress for c in crew]
             progress(
@@ -307,16 +315,24 @@ def listen(
             )
 
 
-def gather(crew: Sequence[Client], count: Callable[[str], int] | None, interrupted: bool) -> LoadResult:
-    """Parse every spool, one exchange at a time."""
+def gather(
+    crew: Sequence[Client],
+    endpoint: Endpoint,
+    schedule: Schedule,
+    count: Callable[[str], int] | None,
+    interrupted: bool,
+) -> LoadResult:
+    """Parse every spool, one exchange at a time; that of a client which died too. Raises LlmoptError when that has none."""
     import numpy as np
 
     traces: list[RequestTrace] = []
     summaries: list[Summary] = []
     lags, lateness, user_stamped = [], list[int](), 0
     for client in crew:
-        summary = last_summary(client.spool)
-        reader = Reader(clock=Clock(summary.offsets), count=count)
+        summary = last_summary(client)
+        reader = Reader(
+            clock=Clock(summary.offsets), count=count, secrets=endpoint.secrets(), total=len(schedule.requests)
+        )
         client.spool.seek(0)
         exchanges = (m for m in read_spool(client.spool) if isinstance(m, Exchange))
         traces += read_traces(client.requests, exchanges, reader, summary)
@@ -340,10 +356,18 @@ def gather(crew: Sequence[Client], count: Callable[[str], int] | None, interrupt
     )
 
 
-def last_summary(spool: IO[bytes]) -> Summary:
-    """The last message of a spool; raises LlmoptError when the client did not come to write it."""
-    spool.seek(0)
-    for message in read_spool(spool, summary_only=True):
+def last_summary(client: Client) -> Summary:
+    """The last message of a spool; of a client that died, what can still be said."""
+    client.spool.seek(0)
+    for message in read_spool(client.spool, summary_only=True):
         if isinstance(message, Summary):
             return message
-    raise LlmoptError("a load client left no summary", hint="run the same command again")
+    client.spool.seek(0)
+    stamps = [(m.planned_ns, m.closed_ns) for m in read_spool(client.spool) if isinstance(m, Exchange)]
+    if not stamps:
+        raise LlmoptError(
+            client.died or "a load client left nothing behind",
+            hint="is the disk of the temporary folder full? TMPDIR names another",
+        )
+    first, last = min(a for a, _ in stamps), max(b for _, b in stamps)
+    return Summary(first, last, 0.0, 0, [clock_offset()], [], client.died or "a load client died")

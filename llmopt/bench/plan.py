@@ -10,8 +10,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``requests`` are whole HTTP messages.  ``first`` are the requests that open a conversation, in order; ``follower[i]``
     is the request that comes ``think_ns`` after request i has ended (-1: none).  Without ``offsets_ns`` the loop is
-    closed: ``users`` slots, each taking the next conversation when its last one has ended.  With them the loop is open
-    and ``users`` (0: no limit) is a cap on requests in flight; what waits for it was planned all the same.
+    closed: ``users`` slots, each taking the next conversation when its last one has ended; with ``again`` it begins anew
+    after the last one (request i is then i plus a multiple of their number).  With them the loop is open, and ``users``
+    (0: no limit) is a cap on requests in flight; what waits for it was planned all the same.
     """
 
     family: int
@@ -25,6 +26,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     think_ns: int = 0
     offsets_ns: list[int] | None = None
     users: int = 0
+    again: bool = False
     warm_connections: int = 1
     duration_ns: int | None = None
     connect_timeout_ns: int = 10_000_000_000

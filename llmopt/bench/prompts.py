@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # Tokens per word of common English and code under common tokenizers; used, and said so, only without a tokenizer.
 TOKENS_PER_WORD = 1.4
-SALT_WORDS = 3
 ROUNDS = 40
 SOURCE_CHARACTERS = 8  # of the source for one token, with room to spare
 LEAST_SOURCE = 1 << 14
@@ -46,29 +45,44 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ) from error
 
 
-def make_prompts(source: str, lengths: Sequence[int], salt: str, tokenizer: Tokenizer | None) -> list[Prompt]:
-    """One prompt of each length in tokens, cut out of ``source``, each begun with its own salt.
+def make_prompts(
+    source: str, lengths: Sequence[int], seed: str, salt: str, tokenizer: Tokenizer | None
+) -> list[Prompt]:
+    """One prompt of each length in tokens, cut out of ``source`` as ``seed`` says, each begun with a salt of its own.
 
-    The salt comes first, where a prefix cache would look.  The same ``salt`` gives the same prompts.
+    The salt comes first, where a prefix cache would look.  The same ``seed`` and ``salt`` give the same prompts.
     """
-    generator = random.Random(salt)
+    generator, salts = random.Random(f"cuts-{seed}"), random.Random(f"salts-{salt}")
     if tokenizer is None:
         words = source.split(" ")
         sizes = [max(1, round(length / TOKENS_PER_WORD)) for length in lengths]
-        return [Prompt(text=" ".join(by_words(generator, words, size)), tokens=None) for size in sizes]
-    return exact_prompts(generator, source, lengths, tokenizer)
+        return [Prompt(text=" ".join(by_words(generator, salts, words, size)), tokens=None) for size in sizes]
+    return exact_prompts(generator, salts, source, lengths, tokenizer)
+
+
+def with_salts(prompts: Sequence[Prompt], salt: str, tokenizer: Tokenizer | None) -> list[Prompt]:
+    """Prompts that were not cut by us, begun with a salt each; their lengths are counted anew."""
+    salts = random.Random(f"salts-{salt}")
+    texts = [f"{salt_text(salts)} {prompt.text}" for prompt in prompts]
+    counts = [len(ids) for ids in tokenizer.encode_batch_fast(texts)] if tokenizer is not None else [None] * len(texts)
+    return [
+        Prompt(text=text, tokens=count, answer_tokens=prompt.answer_tokens)
+        for text, count, prompt in zip(texts, counts, prompts, strict=True)
+    ]
 
 
 def salt_text(generator: random.Random) -> str:
     return f"{generator.getrandbits(48):012x}"
 
 
-def by_words(generator: random.Random, words: list[str], size: int) -> list[str]:
+def by_words(generator: random.Random, salts: random.Random, words: list[str], size: int) -> list[str]:
     start = generator.randrange(max(1, len(words) - size))
-    return [salt_text(generator), *words[start : start + size - 1]]
+    return [salt_text(salts), *words[start : start + size - 1]]
 
 
-def exact_prompts(generator: random.Random, source: str, lengths: Sequence[int], tokenizer: Tokenizer) -> list[Prompt]:
+def exact_prompts(
+    generator: random.Random, salts: random.Random, source: str, lengths: Sequence[int], tokenizer: Tokenizer
+) -> list[Prompt]:
     """Texts that encode to exactly these lengths: cut at a token, kept when they encode back to the same count.
 
     In batches, for the library encodes a thousand texts on all cores in the time that a loop takes for fifty.  What
@@ -85,9 +99,9 @@ def exact_prompts(generator: random.Random, source: str, lengths: Sequence[int],
     for _ in range(ROUNDS):
         if not missing:
             return [Prompt(text=done[i], tokens=length) for i, length in enumerate(lengths)]
-        salts = tokenizer.encode_batch([salt_text(generator) for _ in missing], add_special_tokens=False)
+        begun = tokenizer.encode_batch([salt_text(salts) for _ in missing], add_special_tokens=False)
         cuts = []
-        for place, salted in zip(missing, salts, strict=True):
+        for place, salted in zip(missing, begun, strict=True):
             wanted = max(0, lengths[place] - special)
             start = generator.randrange(max(1, len(body) - wanted))
             cuts.append((salted.ids + body[start : start + wanted])[:wanted])

@@ -7,12 +7,14 @@ path parses nothing, the client's memory does not grow with the run, and what wa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import IO
 
 import msgspec
 
-LENGTH_BYTES = 4
+LENGTH_BYTES = 8
 
 
 class Exchange(msgspec.Struct, array_like=True, frozen=True):
@@ -24,7 +26,6 @@ class Exchange(msgspec.Struct, array_like=True, frozen=True):
     attempt: int
     planned_ns: int
     due_ns: int
-    connected_ns: int | None
     sent_ns: int | None
     closed_ns: int
     error: str | None
@@ -49,11 +50,48 @@ class Summary(msgspec.Struct, array_like=True, frozen=True):
     start_ns: int
     end_ns: int
     cpu_s: float
-    wakeups: int
     connections: int
     offsets: list[ClockOffset]
     never_sent: list[tuple[int, int]]
     stopped: str | None
+
+
+STAMP_BYTES = 48  # struct scm_timestamping
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An attempt as the hot path leaves it; ``exchange`` packs it when there is time."""
+
+    index: int
+    attempt: int
+    planned_ns: int
+    due_ns: int
+    sent_ns: int | None
+    closed_ns: int
+    error: str | None
+    server_closed: bool = False
+    marks: array[int] = field(default_factory=lambda: array("q"))
+    kernel: Sequence[bytes] = ()
+    pieces: Sequence[bytes] = ()
+
+    def exchange(self) -> Exchange:
+        stamps = b"".join(self.kernel)
+        whole = len(stamps) == STAMP_BYTES * len(self.kernel)
+        return Exchange(
+            index=self.index,
+            attempt=self.attempt,
+            planned_ns=self.planned_ns,
+            due_ns=self.due_ns,
+            sent_ns=self.sent_ns,
+            closed_ns=self.closed_ns,
+            error=self.error,
+            server_closed=self.server_closed,
+            user_ns=self.marks.tobytes(),
+            kernel=stamps if whole else b"",
+            sizes=array("I", map(len, self.pieces)).tobytes(),
+            raw=b"".join(self.pieces),
+        )
 
 
 class Spool:

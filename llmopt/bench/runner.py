@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from llmopt.bench import calibrate
 from llmopt.bench.endpoint import Endpoint
 from llmopt.bench.load import LoadResult, Progress, clients, play
-from llmopt.bench.schedule import Schedule, make_schedule
+from llmopt.bench.schedule import MOST_PREPARED, Schedule, make_schedule
 from llmopt.bench.telemetry import Telemetry
 from llmopt.bench.verdict import Evidence, judge
 from llmopt.core.domain import RequestTrace, Verdict, Workload
 from llmopt.core.errors import ServerError
 from llmopt.core.limits import parse_until
 from llmopt.core.metrics import half_width, run_intervals, run_metrics
-from llmopt.core.statistics import percentile
+from llmopt.core.statistics import distribution, percentile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WARM_UP_ROUNDS = 4
 WARM_UP_USERS = 32
 SETTLED = 0.15  # two rounds of warm-up whose medians differ by less than this: it is over
-MOST_PREPARED = 50_000
+MODELS_S, MODELS_BYTES = 3.0, 1 << 20
 LEAST_UNTIL = 64  # requests before --until looks at an interval
 
 
@@ -112,12 +112,14 @@ def result_of(
     evidence = Evidence(
         traces=load.traces,
         workload=workload,
-        lateness_p99_s=(client["lateness_s"] or {}).get("p99") or 0.0,
+        lateness_s=(client["lateness_s"] or {}).get("p99") or (client["lateness_s"] or {}).get("max") or 0.0,
+        lag_s=(client["lag_s"] or {}).get("p99") or (client["lag_s"] or {}).get("max") or 0.0,
         asked_rate=client["asked_rate"],
         achieved_rate=client["achieved_rate"],
         ceiling_share=client["ceiling"]["share"],
         user_stamped_share=load.user_stamped / load.reads if load.reads else 0.0,
-        reused_prompts=schedule.reused_prompts,
+        reused_prompts=sum(t.index >= len(schedule.requests) for t in load.traces),
+        until_reached=load.enough or not workload.until,
         stopped=load.stopped,
         steal_share=telemetry.steal_share or 0.0,
         throttled=telemetry.throttled,
@@ -132,7 +134,7 @@ def result_of(
         verdict=judge(evidence),
         telemetry=telemetry.record(),
         client=client,
-        tokens=tokens_record(load.traces),
+        tokens=tokens_record(load.traces) | {"prompts": "exact" if schedule.exact_prompts else "estimated from words"},
         stopped=load.stopped,
     )
 
@@ -144,7 +146,6 @@ def client_record(workload: Workload, load: LoadResult) -> dict[str, Any]:
     """``lag_s`` is our stamp minus the kernel's, ``lateness_s`` the send minus the moment it was due."""
     sent = sorted(t.sent_ns for t in load.traces if t.sent_ns is not None)
     planned = sorted(t.planned_ns for t in load.traces)
-    chunks = load.reads - load.user_stamped or load.reads
     return {
         "lag_s": spread(load.lags_s),
         "lateness_s": spread(load.lateness_s),
@@ -159,7 +160,7 @@ def client_record(workload: Workload, load: LoadResult) -> dict[str, Any]:
         "workers": load.workers,
         "connections": load.connections,
         "ceiling": calibrate.ceiling_of(
-            reads=chunks, requests=len(sent), seconds=load.seconds, cpu_s=load.client_cpu_s, workers=load.workers
+            reads=load.reads, requests=len(sent), seconds=load.seconds, cpu_s=load.client_cpu_s, workers=load.workers
         ),
     }
 
@@ -172,14 +173,8 @@ def rate_of(stamps: Sequence[int]) -> float | None:
 
 
 def spread(values: Any) -> dict[str, Any] | None:
-    """``{mean, p50, p90, p95, p99, max, n}`` of a numpy array, in its own unit."""
-    import numpy as np
-
-    if not len(values):
-        return None
-    levels = np.percentile(values, [50, 90, 95, 99], method="inverted_cdf")
-    named = dict(zip(("p50", "p90", "p95", "p99"), (float(x) for x in levels), strict=True))
-    return {"mean": float(values.mean()), **named, "max": float(values.max()), "n": len(values)}
+    """The distribution of a numpy array; ``None`` of an empty one."""
+    return distribution(values) if len(values) else None
 
 
 def tokens_record(traces: Sequence[RequestTrace]) -> dict[str, Any]:
@@ -191,7 +186,7 @@ def tokens_record(traces: Sequence[RequestTrace]) -> dict[str, Any]:
         "requested": sum(t.requested_output_tokens for t in traces),
         "server": sum(server) if server else None,
         "counted": sum(counted) if counted else None,
-        "source": "estimated" if estimated else "server" if server else "unknown",
+        "source": "estimated" if estimated else "server" if server else None,
     }
 
 
@@ -230,7 +225,7 @@ def warm_up(target: Target, endpoint: Endpoint, workload: Workload, traffic: Tra
             break
         before = now
     needed = 1.5 * (workload.duration_s or 60.0) * workload.concurrency / max(now, 1e-4)
-    return int(min(MOST_PREPARED, max(256, needed)))
+    return int(min(MOST_PREPARED, max(256, needed)))  # of conversations; after them a run by time begins anew
 
 
 def enough(workload: Workload) -> Callable[[Sequence[RequestTrace]], bool] | None:
@@ -258,24 +253,37 @@ def nothing_succeeded(traces: Sequence[RequestTrace], endpoint: Endpoint, target
     )
 
 
-@functools.cache
-def known_models(base_url: str) -> tuple[str, ...]:
-    """What the server's /models lists; empty where it lists nothing."""
-    import http.client
-    import json
-    import os
-    import urllib.request
+def known_models(target: Target, endpoint: Endpoint) -> tuple[str, ...]:
+    """What the server's /models lists, asked with the same key and headers; empty where it lists nothing at once.
 
-    from llmopt.bench.endpoint import API_KEY_VARIABLE
+    Not through a proxy, after no redirect, and no longer than ``MODELS_S``: it is only a hint.
+    """
+    import threading
 
-    request = urllib.request.Request(base_url.rstrip("/") + "/models")
-    if key := os.environ.get(API_KEY_VARIABLE):
-        request.add_header("Authorization", f"Bearer {key}")
-    try:
-        with urllib.request.urlopen(request, timeout=3) as response:
-            return tuple(str(row["id"]) for row in json.load(response)["data"])[:8]
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+    found: list[str] = []
+
+    def ask() -> None:
+        import http.client
+        import json
+
+        kind = http.client.HTTPSConnection if endpoint.tls else http.client.HTTPConnection
+        connection = kind(endpoint.host, endpoint.port, timeout=MODELS_S)
+        try:
+            headers = dict(line.split(": ", 1) for line in endpoint.head().decode("latin-1").splitlines()[2:])
+            connection.request("GET", urlsplit(target.base_url).path.rstrip("/") + "/models", headers=headers)
+            document = json.loads(connection.getresponse().read(MODELS_BYTES))
+            found.extend(str(row["id"]) for row in document["data"][:8])
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+            pass
+        finally:
+            connection.close()
+
+    if endpoint.proxy is not None:
         return ()
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(MODELS_S)
+    return tuple(found)
 
 
 def remedy(kind: str, reason: str, target: Target, endpoint: Endpoint) -> str:
@@ -284,7 +292,7 @@ def remedy(kind: str, reason: str, target: Target, endpoint: Endpoint) -> str:
     if kind in ("http_401", "http_403"):
         return "put the key into LLMOPT_API_KEY"
     if kind in ("http_404", "http_400", "http_422"):
-        names = known_models(target.base_url)
+        names = known_models(target, endpoint)
         if names and target.model not in names:
             return f"the server has no model {target.model!r}; it lists: {', '.join(names)}"
         return f"is the path right (a base URL ends in /v1)? --endpoint {other} asks the other way"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,16 @@ import msgspec
 
 from llmopt.bench.dataset import Arrival, draw, load_arrivals, load_prompts
 from llmopt.bench.lengths import parse_lengths
-from llmopt.bench.prompts import Prompt, make_prompts
+from llmopt.bench.prompts import Prompt, make_prompts, with_salts
 from llmopt.core.domain import Workload
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SECOND = 1_000_000_000
-BUFFERED_REQUESTS = 4096  # prompts made for a run that ends by time, where no warm-up told how many that will be
+BUFFERED_REQUESTS = 4096  # prompts made for a run whose end is not known
+FAST_ANSWER_S = 0.01  # for one that ends by time, where no warm-up told how long an answer takes
+MOST_PREPARED = 50_000  # after them it begins anew, and the verdict says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,25 +56,22 @@ class Schedule:
     request_timeout_s: float = 120.0
     stall_timeout_s: float = 60.0
     retries: int = 0
-    reused_prompts: int = 0
-    tokenized: bool = True
-    headers: dict[str, str] = field(default_factory=dict)
+    again: bool = False
+    exact_prompts: bool = True
 
 
 def make_schedule(
     workload: Workload, model: str, *, salt: str, source: str, tokenizer: Tokenizer | None, usage_per_chunk: bool,
     pool: int | None = None,
 ) -> Schedule:  # fmt: skip
-    """The schedule of one run; ``salt`` makes its prompts different from every other run's.
+    """The schedule of one run: ``workload.seed`` decides everything but the salts, which ``salt`` makes anew each run.
 
     ``pool`` is how many requests to prepare where a duration, and not a number, ends the run.  Raises UsageError.
     """
     arrivals = load_arrivals(Path(workload.trace_file)) if workload.load == "trace" else None
     count = len(arrivals) if arrivals is not None else request_count(workload, pool)
     conversations = -(-count // workload.turns)
-    prompts = prompts_of(
-        workload, conversations * workload.turns, arrivals, f"{workload.seed}-{salt}", source, tokenizer
-    )
+    prompts = prompts_of(workload, conversations * workload.turns, arrivals, salt, source, tokenizer)
     requests = tuple(bodies(workload, model, prompts, usage_per_chunk))[:count]
     first = tuple(range(0, count, workload.turns))
     offsets = None
@@ -91,8 +90,8 @@ def make_schedule(
         request_timeout_s=workload.request_timeout_s,
         stall_timeout_s=workload.stall_timeout_s,
         retries=workload.retries,
-        reused_prompts=len(requests) - len({r.body for r in requests}),
-        tokenized=tokenizer is not None,
+        again=not workload.open_loop and workload.requests is None,
+        exact_prompts=tokenizer is not None,
     )
 
 
@@ -105,7 +104,9 @@ def request_count(workload: Workload, pool: int | None) -> int:
         if workload.load == "ramp":
             mean = (mean + (workload.rate_to or 0.0)) / 2
         return max(1, round(mean * workload.duration_s)) * workload.turns
-    return pool or BUFFERED_REQUESTS
+    if pool is None and workload.duration_s is not None:
+        pool = min(MOST_PREPARED, round(workload.concurrency * workload.duration_s / FAST_ANSWER_S))
+    return max(workload.concurrency, pool or BUFFERED_REQUESTS) * workload.turns
 
 
 def followers(count: int, turns: int) -> tuple[int, ...]:
@@ -116,22 +117,22 @@ def prompts_of(
     workload: Workload,
     count: int,
     arrivals: Sequence[Arrival] | None,
-    seed: str,
+    salt: str,
     source: str,
     tokenizer: Tokenizer | None,
 ) -> list[Prompt]:
     """A prompt and the length of its answer for every request."""
-    lengths = random.Random(f"lengths-{workload.seed}")
+    seed, lengths = str(workload.seed), random.Random(f"lengths-{workload.seed}")
     inputs = parse_lengths(workload.input_lengths or str(workload.input_tokens), "--input-tokens")
     outputs = parse_lengths(workload.output_lengths or str(workload.output_tokens), "--output-tokens")
     answers = [outputs.draw(lengths) for _ in range(count)]
     if workload.dataset:
-        made = draw(load_prompts(workload.dataset, tokenizer), count, seed)
+        made = with_salts(draw(load_prompts(workload.dataset, tokenizer), count, seed), salt, tokenizer)
         if not workload.output_lengths:
             answers = [p.answer_tokens or n for p, n in zip(made, answers, strict=True)]
     elif arrivals is not None:
         answers = [a.output_tokens or n for a, n in zip(arrivals, answers, strict=True)]
-        made = make_prompts(source, [a.input_tokens or 1 for a in arrivals], seed, tokenizer)
+        made = make_prompts(source, [a.input_tokens or 1 for a in arrivals], seed, salt, tokenizer)
         told = [a.prompt for a in arrivals]
         counts = tokenizer.encode_batch([t or "" for t in told]) if tokenizer is not None else [None] * count
         made = [
@@ -139,7 +140,7 @@ def prompts_of(
             for p, text, ids in zip(made, told, counts, strict=True)
         ]
     else:
-        made = make_prompts(source, [inputs.draw(lengths) for _ in range(count)], seed, tokenizer)
+        made = make_prompts(source, [inputs.draw(lengths) for _ in range(count)], seed, salt, tokenizer)
     return [Prompt(text=p.text, tokens=p.tokens, answer_tokens=n) for p, n in zip(made, answers, strict=True)]
 
 

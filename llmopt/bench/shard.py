@@ -1,6 +1,6 @@
 """A load client in its own process, so that nobody else's work delays it: ``python -m llmopt.bench.shard SPOOL_FD``.
 
-Standard input brings the plan (four bytes of length, then MessagePack), then ``go NANOSECONDS``, later perhaps
+Standard input brings the plan (eight bytes of length, then MessagePack), then ``go NANOSECONDS``, later perhaps
 ``enough`` (start nothing new) or ``stop``.  Standard output says ``ready``, then ten times a second how far it is, then
 ``end``.  When the parent dies, its end of the pipe closes, and the run is over.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import msgspec
 
 from llmopt.bench.client import LoadClient
 from llmopt.bench.plan import Plan
-from llmopt.bench.recording import Spool
+from llmopt.bench.recording import LENGTH_BYTES, Spool
 
 
 class Orders:
@@ -69,10 +70,18 @@ def main() -> None:
         raise
 
 
+def allow_many_files() -> None:
+    """A connection is a file, and the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard) if soft != hard else (soft, hard))
+
+
 def work() -> None:
     wake_punctually()
+    allow_many_files()
     spool = os.fdopen(int(sys.argv[1]), "wb", buffering=1 << 20)
-    plan = msgspec.msgpack.decode(read_exactly(int.from_bytes(read_exactly(4), "little")), type=Plan)
+    plan = msgspec.msgpack.decode(read_exactly(int.from_bytes(read_exactly(LENGTH_BYTES), "little")), type=Plan)
     orders = Orders()
 
     def tick(client: LoadClient) -> str | None:

@@ -31,6 +31,7 @@ class ToolCall(msgspec.Struct):
 
 
 class Delta(msgspec.Struct):
+    role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -58,7 +59,8 @@ DECODER = msgspec.json.Decoder(Event)
 class Answer:
     """What a stream said. ``chunks_ns`` are the stamps of its token-carrying reads, in order and without repeats;
 
-    ``chunk_tokens`` the tokens of each, as long as cumulative usage told them.  ``error`` is ``kind: words``.
+    ``chunk_tokens`` the tokens of each, as long as cumulative usage told them, ``booked`` their sum.  ``error`` is
+    ``kind: words``.
     """
 
     chunks_ns: list[int] = field(default_factory=list)
@@ -70,6 +72,7 @@ class Answer:
     output_tokens: int | None = None
     finish_reason: str | None = None
     done: bool = False
+    booked: int = 0
     error: str | None = None
     texts: list[str] = field(default_factory=list)
 
@@ -133,7 +136,8 @@ def take_event(answer: Answer, event: Event, at_ns: int) -> None:
 
     servers that report usage once, with the last chunk, would otherwise book a whole answer to it.
     """
-    grown = take_usage(answer, event.usage) if event.usage is not None else 0
+    if event.usage is not None:
+        take_usage(answer, event.usage)
     if not event.choices:
         return
     choice = event.choices[0]
@@ -142,23 +146,21 @@ def take_event(answer: Answer, event: Event, at_ns: int) -> None:
     text, reasoning = token_text(choice)
     if text:
         answer.texts.append(text)
-    if answer.chunk_tokens is None:
-        grown = 0
-    if text or grown:
+    grown = 0 if answer.chunk_tokens is None else max(0, (answer.output_tokens or 0) - answer.booked)
+    role_alone = choice.delta is not None and choice.delta.role is not None and not text
+    if text or (grown and not role_alone):
+        answer.booked += grown
         add_chunk(answer, at_ns, grown, reasoning)
 
 
-def take_usage(answer: Answer, usage: Usage) -> int:
-    """Keep the counts; returns by how much the output grew."""
-    before = answer.output_tokens or 0
+def take_usage(answer: Answer, usage: Usage) -> None:
+    """Keep the counts."""
     if usage.prompt_tokens is not None:
         answer.prompt_tokens = usage.prompt_tokens
     if usage.prompt_tokens_details is not None and usage.prompt_tokens_details.cached_tokens is not None:
         answer.cached_tokens = usage.prompt_tokens_details.cached_tokens
-    if usage.completion_tokens is None:
-        return 0
-    answer.output_tokens = usage.completion_tokens
-    return max(0, usage.completion_tokens - before)
+    if usage.completion_tokens is not None:
+        answer.output_tokens = usage.completion_tokens
 
 
 def token_text(choice: Choice) -> tuple[str, bool]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from llmopt.bench.load import Progress
-from llmopt.core.domain import Limit
+from llmopt.core.domain import Measurement
+from llmopt.core.errors import UsageError
+from llmopt.core.limits import parse_limit
 from llmopt.core.statistics import wilson
 
 KEEPS_UP = 0.95  # of the asked rate completed: below it the server is past saturation
@@ -25,12 +26,12 @@ LONGEST_POINT = 3  # times the requests of a point that could not be decided
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What one rate gave; ``met`` of ``planned`` requests kept every SLO."""
+    """What one rate gave; ``met`` says how many of ``planned`` requests kept each SLO."""
 
     rate: float
     completed_rps: float | None
     saturated: bool
-    met: int = 0
+    met: dict[str, int] = field(default_factory=dict)
     planned: int = 0
     run_id: str = ""
 
@@ -42,15 +43,21 @@ class Found:
     best: float | None
     above: float | None
     points: tuple[Point, ...]
-    share: float
+    shares: dict[str, float]
 
 
-def sweep(measure: Callable[[float], Point], first: float) -> list[Point]:
-    """Double the rate until the server falls behind, then measure between the last good rate and that one."""
-    points, rate = [], first
+def sweep(measure: Callable[[float], Point | None], first: float) -> list[Point]:
+    """Double the rate until the server falls behind, then measure between the last good rate and that one.
+
+    ``measure`` gives ``None`` for a rate that the client cannot send: the sweep ends below it.
+    """
+    points, rate = list[Point](), first
     for _ in range(MOST_DOUBLINGS):
-        points.append(measure(rate))
-        if points[-1].saturated:
+        point = measure(rate)
+        if point is None:
+            break
+        points.append(point)
+        if point.saturated:
             break
         rate *= 2
     good = [p.rate for p in points if not p.saturated]
@@ -58,30 +65,35 @@ def sweep(measure: Callable[[float], Point], first: float) -> list[Point]:
     low, high = (max(good), min(bad)) if good and bad else (0.0, 0.0)
     for _ in range(REFINEMENTS if low else 0):
         middle = math.sqrt(low * high)
-        points.append(measure(middle))
-        low, high = (low, middle) if points[-1].saturated else (middle, high)
+        point = measure(middle)
+        if point is None:
+            break
+        points.append(point)
+        low, high = (low, middle) if point.saturated else (middle, high)
     return sorted(points, key=lambda p: p.rate)
 
 
-def search(measure: Callable[[float, int], Point], first: float, share: float) -> Found:
+def search(measure: Callable[[float, int], Point | None], first: float, shares: dict[str, float]) -> Found:
     """The highest rate whose requests meet the SLOs, by bisection of its logarithm.
 
-    A point passes when the lower end of the Wilson 95 % interval of the share that met them is at least ``share``, and
-    fails when the upper end is below.  Between, it is measured again with more requests (``measure(rate, times)``); what
-    is undecided then has not been shown to pass.
+    ``shares`` says what part of the requests must meet each SLO.  A point passes when for every SLO the lower end of the
+    Wilson 95 % interval of that part is high enough, and fails when for one the upper end is too low.  Between, it is
+    measured again with more requests (``measure(rate, times)``); what is undecided then has not been shown to pass.
     """
     points: list[Point] = []
 
     def passes(rate: float) -> bool:
-        met = planned = 0
+        pooled: list[Point] = []
         for times in (1, LONGEST_POINT):
             point = measure(rate, times)
+            if point is None:
+                return False
             points.append(point)
-            met, planned = met + point.met, planned + point.planned
-            low, high = wilson(met, planned)
-            if low >= share or high < share or point.saturated:
-                break
-        return low >= share and not point.saturated
+            pooled.append(point)
+            decided = verdict_of(pooled, shares)
+            if decided is not None:
+                return decided
+        return False
 
     best, above, rate = None, None, first
     for _ in range(MOST_DOUBLINGS):
@@ -100,13 +112,32 @@ def search(measure: Callable[[float, int], Point], first: float, share: float) -
             break
         middle = math.sqrt(best * above)
         best, above = (middle, above) if passes(middle) else (best, middle)
-    return Found(best=best, above=above, points=tuple(points), share=share)
+    return Found(best=best, above=above, points=tuple(points), shares=shares)
 
 
-def share_of(limits: Sequence[Limit]) -> float:
-    """The share of requests that must keep the SLOs: the highest percentile that any of them names."""
-    named = [int(x.statistic[1:]) / 100 for x in limits if x.statistic and x.statistic[1:].isdigit()]
-    return max(named, default=DEFAULT_SHARE)
+def verdict_of(points: Sequence[Point], shares: dict[str, float]) -> bool | None:
+    """Whether the runs at one rate, pooled, keep every SLO; ``None`` while that is not decided."""
+    if any(p.saturated for p in points):
+        return False
+    planned = sum(p.planned for p in points)
+    intervals = {slo: wilson(sum(p.met.get(slo, 0) for p in points), planned) for slo in shares}
+    if any(intervals[slo][1] < share for slo, share in shares.items()):
+        return False
+    return True if all(intervals[slo][0] >= share for slo, share in shares.items()) else None
+
+
+def shares_of(slos: Sequence[str]) -> dict[str, float]:
+    """What part of the requests must keep each SLO: the percentile it names, else ``DEFAULT_SHARE``. Raises UsageError."""
+    shares = {}
+    for slo in slos:
+        statistic = parse_limit(slo, bare_distribution=True).statistic
+        if statistic is not None and not statistic[1:].isdigit():
+            raise UsageError(
+                f"{slo!r}: a search counts requests, and {statistic} is none of them",
+                hint="a percentile: ttft_p99<500ms",
+            )
+        shares[slo] = int(statistic[1:]) / 100 if statistic else DEFAULT_SHARE
+    return shares
 
 
 def requests_for(share: float) -> int:
@@ -132,21 +163,17 @@ def falls_behind(rate: float, unloaded_s: float) -> Callable[[Progress], bool]:
     return behind
 
 
-def point_of(rate: float, run: Any) -> Point:
+def point_of(rate: float, run: Measurement) -> Point:
     """A stored run as a point of a sweep or a search."""
     metrics = run.metrics
-    planned = metrics["requests_ok"] + metrics["requests_failed"]
+    codes = {doubt.code for doubt in run.verdict.reasons}
     steady = metrics["requests_per_s"]
-    never_steady = any(d.code == "no_steady_window" and "never settled" in d.message for d in run.verdict.reasons)
-    stopped = any(d.code == "ended_early" for d in run.verdict.reasons)
-    met = metrics["slo_attainment"]
+    behind = "never_steady" in codes if steady is None else steady < KEEPS_UP * rate
     return Point(
         rate=rate,
         completed_rps=steady or metrics["requests_per_s_whole"],
-        saturated=stopped
-        or not metrics["requests_ok"]
-        or (never_steady if steady is None else steady < KEEPS_UP * rate),
-        met=0 if met is None else round(met * planned),
-        planned=planned,
+        saturated="ended_early" in codes or behind,
+        met=metrics["slos_met"] or {},
+        planned=metrics["requests_ok"] + metrics["requests_failed"],
         run_id=run.run_id,
     )

@@ -34,6 +34,12 @@ class Clock:
         self.base = offsets[0].offset_ns
         self.at = np.array([o.at_ns for o in offsets], np.int64)
         self.drift = np.array([o.offset_ns - self.base for o in offsets], np.float64)
+        jumps = np.flatnonzero(np.abs(np.diff(self.drift)) > CLOCK_SLACK_NS)
+        self.set_between = [(int(self.at[i]), int(self.at[i + 1])) for i in jumps]
+
+    def was_set(self, first_ns: int, last_ns: int) -> bool:
+        """Whether somebody set the clock in this span, so that stamps of it cannot be trusted."""
+        return any(start <= last_ns and first_ns <= end for start, end in self.set_between)
 
     def monotonic(self, kernel: bytes) -> NDArray[np.int64]:
         """Int64 nanoseconds of each raw stamp."""
@@ -50,10 +56,13 @@ class Clock:
 class Reader:
     """Reads the exchanges of one client; ``lags`` collects user stamp − kernel stamp, ``user_stamped`` how many reads had none.
 
-    ``count`` counts the tokens of a text where a tokenizer is known.
+    ``count`` counts the tokens of a text where a tokenizer is known; ``secrets`` are blotted out of what a server says.
+    ``total`` is the number of requests of the whole run: a closed loop that begins anew goes on counting from there.
     """
 
     clock: Clock
+    secrets: Sequence[str] = ()
+    total: int = 0
     count: Callable[[str], int] | None = None
     lags: list[NDArray[np.int64]] = field(default_factory=list)
     user_stamped: int = 0
@@ -64,7 +73,7 @@ class Reader:
         import numpy as np
 
         user = np.frombuffer(exchange.user_ns, np.int64)
-        if exchange.kernel:
+        if exchange.kernel and not self.clock.was_set(int(user[0]), int(user[-1])):
             kernel = self.clock.monotonic(exchange.kernel)
             lag = user - kernel
             early = exchange.sent_ns is not None and kernel[0] < exchange.sent_ns - CLOCK_SLACK_NS
@@ -74,24 +83,30 @@ class Reader:
         self.user_stamped += len(user)
         return list(user.tolist())
 
-    def trace(self, planned: PlannedRequest, exchange: Exchange, earlier: RequestTrace | None = None) -> RequestTrace:
+    def trace(
+        self, planned: PlannedRequest, exchange: Exchange, earlier: RequestTrace | None = None, lap: int = 0
+    ) -> RequestTrace:
         """The timeline of one request; ``earlier`` is its attempt before this one, whose time counts too."""
         stamps = self.stamps(exchange)
         if exchange.sent_ns is not None:
             self.lateness_ns.append(exchange.sent_ns - exchange.due_ns)
         answer, body, error = self.read(exchange, stamps)
         counted = self.count(answer.text) if self.count is not None and answer.texts else None
+        for secret in self.secrets:
+            error = error.replace(secret, "***") if error else error
         known = answer.output_tokens if error is None or answer.chunk_tokens else None
+        if answer.chunk_tokens is None and len(answer.chunks_ns) == known:
+            answer.chunk_tokens = [1] * known  # one token a chunk, proved by the count
         before: tuple[Attempt, ...] = ()
         if earlier is not None:
             last = Attempt(sent_ns=earlier.sent_ns, closed_ns=earlier.closed_ns or 0, error=earlier.error or "")
             before = (*earlier.attempts, last)
         return RequestTrace(
-            index=planned.index,
+            index=planned.index + lap * self.total,
             planned_ns=exchange.planned_ns if earlier is None else earlier.planned_ns,
             requested_output_tokens=planned.output_tokens,
             prompt_tokens_asked=planned.prompt_tokens,
-            sent_ns=exchange.sent_ns,
+            sent_ns=exchange.sent_ns if earlier is None or earlier.sent_ns is None else earlier.sent_ns,
             first_byte_ns=first_byte(body, stamps),
             closed_ns=exchange.closed_ns,
             chunks_ns=tuple(answer.chunks_ns),
@@ -176,12 +191,20 @@ def never_sent(planned: PlannedRequest, planned_ns: int) -> RequestTrace:
 
 
 def read_traces(
-    requests: Sequence[PlannedRequest], exchanges: Iterable[Exchange], reader: Reader, summary: Summary | None
+    requests: Sequence[PlannedRequest],
+    exchanges: Iterable[Exchange],
+    reader: Reader,
+    summary: Summary | None,
+    known: dict[int, RequestTrace] | None = None,
 ) -> list[RequestTrace]:
-    """The traces of one client, in the order of its requests; attempts of one request come in the order they were made."""
-    traces: dict[int, RequestTrace] = {}
+    """The traces of one client, in the order of its requests; attempts of one request come in the order they were made.
+
+    ``known`` holds what was read before, and takes up what is new.
+    """
+    traces = {} if known is None else known
     for exchange in exchanges:
-        traces[exchange.index] = reader.trace(requests[exchange.index], exchange, traces.get(exchange.index))
+        lap, place = divmod(exchange.index, len(requests))
+        traces[exchange.index] = reader.trace(requests[place], exchange, traces.get(exchange.index), lap)
     for index, planned_ns in summary.never_sent if summary is not None else ():
-        traces.setdefault(index, never_sent(requests[index], planned_ns))
+        traces.setdefault(index, never_sent(requests[index % len(requests)], planned_ns))
     return sorted(traces.values(), key=lambda trace: trace.index)

@@ -12,6 +12,7 @@ from llmopt.core.metrics import steady_window, warm_up_requests
 from llmopt.core.statistics import MIN_SAMPLES, percentile
 
 MAX_LATENESS_S = 0.005
+MAX_LAG_S = 0.010
 MAX_ERROR_RATE = 0.01
 MAX_TOKEN_DISAGREEMENT = 0.02
 MIN_RATE_SHARE = 0.99
@@ -23,16 +24,21 @@ WARM_UP_FACTOR = 1.1  # slower than the rest by less is no warm-up worth a word
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything that a doubt may look at. ``lateness_p99_s`` is how late the client sent what was due."""
+    """Everything that a doubt may look at. ``lateness_s`` is how late the client sent what was due, ``lag_s`` how late it
+
+    read what the kernel had received; p99, or the largest of few.
+    """
 
     traces: Sequence[RequestTrace]
     workload: Workload
-    lateness_p99_s: float = 0.0
+    lateness_s: float = 0.0
+    lag_s: float = 0.0
     asked_rate: float | None = None
     achieved_rate: float | None = None
     ceiling_share: float | None = None
     user_stamped_share: float = 0.0
     reused_prompts: int = 0
+    until_reached: bool = True
     stopped: str | None = None
     steal_share: float = 0.0
     throttled: bool = False
@@ -75,6 +81,17 @@ def ended_early(e: Evidence) -> Doubt | None:
     )
 
 
+def until_not_reached(e: Evidence) -> Doubt | None:
+    if e.until_reached:
+        return None
+    return Doubt(
+        code="until_not_reached",
+        severity="suspect",
+        message=f"the run ended before {e.workload.until} was reached",
+        remedy="more --requests, or a longer --duration",
+    )
+
+
 def server_restarted(e: Evidence) -> Doubt | None:
     if e.server_survived:
         return None
@@ -97,12 +114,16 @@ def too_few_samples(e: Evidence) -> Doubt | None:
 def no_steady_window(e: Evidence) -> Doubt | None:
     if e.workload.load == "ramp" or not e.good or steady_window(e.traces, e.workload) is not None:
         return None
-    if e.workload.open_loop and warm_up_requests(e.traces, e.workload) is None and len(e.traces) >= MIN_SAMPLES[90]:
+    if warm_up_requests(e.traces, e.workload) is None and len(e.traces) >= MIN_SAMPLES[90]:
+        queue = "the queue grows as long as the load lasts, so " if e.workload.open_loop else ""
+        lower = "a lower --rate; --sweep finds the highest that the server keeps up with"
         return Doubt(
-            code="no_steady_window",
+            code="never_steady",
             severity="suspect",
-            message="latency never settled: the queue grows as long as the load lasts, so the figures depend on its length",
-            remedy="a lower --rate; --sweep finds the highest that the server keeps up with",
+            message=f"latency never settled: {queue}the figures depend on the length of the run",
+            remedy=lower
+            if e.workload.open_loop
+            else "more --warmup, more --requests, or a machine with less beside it",
         )
     users = e.workload.concurrency
     wanted = (
@@ -214,8 +235,8 @@ def not_streamed(e: Evidence) -> Doubt | None:
 
 
 def prefix_cache(e: Evidence) -> Doubt | None:
-    """Hits where the workload meant none; several turns, a data set and a replayed trace repeat themselves by design."""
-    if e.workload.turns > 1 or e.workload.dataset or e.workload.load == "trace":
+    """Hits where the workload meant none; several turns and a replayed trace repeat themselves by design."""
+    if e.workload.turns > 1 or e.workload.load == "trace":
         return None
     prompt, cached = sum(t.prompt_tokens or 0 for t in e.good), sum(t.cached_tokens or 0 for t in e.good)
     if prompt and cached > 0.05 * prompt:
@@ -239,8 +260,10 @@ def client_saturated(e: Evidence) -> Doubt | None:
     """The client is part of what was measured: it sent late, sent less than asked, or is near what it can do."""
     waits = [(t.first_token_ns - t.planned_ns) / 1e9 for t in e.good if t.first_token_ns is not None]
     typical = percentile(waits, 50) if waits else 0.0
-    if e.lateness_p99_s > max(MAX_LATENESS_S, 0.1 * typical):
-        return saturated(f"the client itself sent late, by {e.lateness_p99_s * 1e3:.0f} ms (p99)")
+    if e.lateness_s > max(MAX_LATENESS_S, 0.1 * typical):
+        return saturated(f"the client itself sent late, by {e.lateness_s * 1e3:.0f} ms (p99)")
+    if e.lag_s > max(MAX_LAG_S, 0.1 * typical):
+        return saturated(f"the client itself was {e.lag_s * 1e3:.0f} ms (p99) behind the kernel in reading")
     capped = e.workload.open_loop and e.workload.max_concurrency
     if e.asked_rate and e.achieved_rate and not capped and e.achieved_rate < MIN_RATE_SHARE * e.asked_rate:
         return saturated(f"{e.achieved_rate:.4g} requests/s were sent where {e.asked_rate:.4g} were asked for")
@@ -318,6 +341,7 @@ def shared_gpu(e: Evidence) -> Doubt | None:
 DOUBTS: tuple[Callable[[Evidence], Doubt | None], ...] = (
     errors,
     ended_early,
+    until_not_reached,
     server_restarted,
     too_few_samples,
     no_steady_window,

@@ -18,6 +18,9 @@ UNCALIBRATED_RATE = 5_000.0  # requests a second that one worker is believed to 
 MOST_REQUESTS = 10_000_000
 MOST_WORKERS = 64
 DEFAULT_REQUESTS = 64
+LONGEST_UNTIL_S = 300.0  # where nothing else ends a run that waits for its interval
+LONGEST_S = 1e6
+MOST_BYTES, HEAD_BYTES, TOKEN_BYTES = 4 << 30, 500, 5
 
 
 def make_workload(
@@ -66,8 +69,10 @@ def make_workload(
         rate=rate,
         **rest,
     )
-    if open_ended:
-        workload = replace(workload, load="open", rate=rate or 1.0)
+    if open_ended:  # a sweep or a search sets the rate, from here on or from what it finds
+        workload = replace(workload, load="open", rate=rate if rate is not None else 1.0)
+    elif until is not None and requests is None and duration is None and rate is None and ramp is None:
+        workload = replace(workload, duration_s=LONGEST_UNTIL_S)
     if ramp is not None:
         low, high = parse_ramp(ramp)
         workload = replace(workload, load="ramp", rate=low, rate_to=high)
@@ -102,11 +107,14 @@ def check_workload(workload: Workload, workers: int = 1) -> None:
         raise UsageError(f"--requests must be {MOST_REQUESTS:,} at most", hint="a --duration ends a run by time")
     for name in ("request_timeout_s", "stall_timeout_s", "duration_s", "rate", "rate_to", "burstiness"):
         value = getattr(workload, name)
+        if value is not None and value > LONGEST_S and name.endswith("_s"):
+            flag = "--" + name.removesuffix("_s").replace("_", "-")
+            raise UsageError(f"{flag} must be {LONGEST_S:g} at most, got {value:g}", hint=f"{flag} 600")
         if value is not None and not (value > 0 and math.isfinite(value)):
             ramp = workload.load == "ramp" and name in ("rate", "rate_to")
             flag = "--ramp" if ramp else "--" + name.removesuffix("_s").replace("_", "-")
             raise UsageError(f"{flag} must be more than 0, got {value:g}", hint=f"{flag} {'1:20' if ramp else 60}")
-    if workload.think_s < 0 or not math.isfinite(workload.think_s) or workload.retries < 0:
+    if not 0 <= workload.think_s <= LONGEST_S or workload.retries < 0:
         raise UsageError("--think and --retries must be 0 or more", hint="--think 0.5 --retries 2")
     if workload.warmup_requests is not None and workload.warmup_requests < 0:
         raise UsageError("--warmup must be 0 or more", hint="--warmup 8")
@@ -116,6 +124,9 @@ def check_workload(workload: Workload, workers: int = 1) -> None:
         raise UsageError(f"unknown arrival {workload.arrival!r}", hint=f"--arrival {', '.join(ARRIVALS)}")
     if workload.endpoint not in ("completions", "chat"):
         raise UsageError(f"unknown endpoint {workload.endpoint!r}", hint="--endpoint completions, or --endpoint chat")
+    if workload.load == "trace" and workload.turns > 1:
+        raise UsageError("a replayed trace has no --turns", hint="give each turn its own line in the trace")
+    check_size(workload)
     if workload.max_concurrency is not None and not workload.open_loop:
         raise UsageError("--max-concurrency caps an open loop", hint="with --rate; a closed loop has --concurrency")
     if workload.until and workload.open_loop and workload.requests is None and workload.duration_s is None:
@@ -127,6 +138,18 @@ def check_workload(workload: Workload, workers: int = 1) -> None:
     if workload.until:
         parse_until(workload.until)
     check_rate(workload, workers)
+
+
+def check_size(workload: Workload) -> None:
+    """All requests are made before the run: what does not fit into memory is said now."""
+    seconds = (workload.duration_s or 0.0) * ((workload.rate or 0.0) + (workload.rate_to or workload.rate or 0.0)) / 2
+    count = (workload.requests or seconds) * (workload.turns + 1) / 2
+    size = count * (HEAD_BYTES + TOKEN_BYTES * workload.input_tokens)
+    if size > MOST_BYTES:
+        raise UsageError(
+            f"the requests of this run would take {size / 2**30:.0f} GiB before it begins",
+            hint="fewer --requests, a shorter --duration, or shorter --input-tokens",
+        )
 
 
 def check_rate(workload: Workload, workers: int) -> None:

@@ -135,6 +135,13 @@ def bench_command(
     think: Annotated[float, shape("--think", help="Seconds between an answer and the next turn.")] = 0.0,
     endpoint: Annotated[str, shape("--endpoint", help="completions or chat.")] = "completions",
     seed: Annotated[int, shape("--seed", help="Seed of lengths, prompts and arrivals.")] = 0,
+    salt: Annotated[
+        str | None,
+        shape(
+            "--salt",
+            help="Repeat the prompts to the byte; default: a salt of its own for each run, so that no prefix cache hits.",
+        ),
+    ] = None,
     slo: Annotated[
         list[str] | None,
         limit("--slo", help="Counts goodput: 'ttft_p99<500ms', 'tpot<50ms'; may be repeated."),
@@ -175,7 +182,9 @@ def bench_command(
             hint="llmopt bench DIR, or llmopt bench --url URL --model NAME",
         )
     if sweep or search:
-        loads.check_rates(sweep=sweep, search=search, slos=slo or [], others=(concurrency, ramp, trace, until))
+        loads.check_rates(
+            sweep=sweep, search=search, slos=slo or [], turns=turns, others=(concurrency, ramp, trace, until)
+        )
     workload = make_workload(
         input_tokens=input_tokens, output_tokens=output_tokens, concurrency=concurrency, rate=rate, ramp=ramp, trace=trace,
         requests=requests, duration=duration, until=until, warmup=warmup, workers=workers, arrival=arrival,
@@ -184,7 +193,7 @@ def bench_command(
         stall_timeout_s=stall_timeout, retries=retries, open_ended=sweep or search,
     )  # fmt: skip
     options = measuring.RunOptions(
-        results=results, workers=workers, definitions=measuring.check_definitions(definitions or ())
+        results=results, workers=workers, salt=salt, definitions=measuring.check_definitions(definitions or ())
     )
     report = reporter(quiet=json)
     if url is not None:
@@ -195,7 +204,9 @@ def bench_command(
         subject = measuring.url_subject(
             url, model, results=results, tokenizer=tokenizer, headers=parse_headers(header or [])
         )
-        runs, found = loads.run(subject, workload, options, report, sweep=sweep, search=search, requests=requests)
+        runs, found = loads.run(
+            subject, workload, options, report, sweep=sweep, search=search, requests=requests, rate=rate
+        )
     else:
         assert artifact is not None
         serve = ServeOptions(
@@ -208,7 +219,9 @@ def bench_command(
         with measuring.serving_case(
             case, report, results=results, python=python, port=port, ready_timeout_s=ready_timeout
         ) as subject:
-            runs, found = loads.run(subject, workload, options, report, sweep=sweep, search=search, requests=requests)
+            runs, found = loads.run(
+                subject, workload, options, report, sweep=sweep, search=search, requests=requests, rate=rate
+            )
     show_runs(runs, found, json)
 
 

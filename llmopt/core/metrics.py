@@ -265,28 +265,31 @@ def _gaps(run: Columns) -> dict[str, Any]:
     return {"icl_s": distribution(gaps), "itl_s": itl}
 
 
-def _met(run: Columns, workload: Workload) -> NDArray[np.bool_]:
-    """Which requests met every SLO; one that succeeded but has no value of an SLO's metric meets it."""
+def _met(run: Columns, slo: str) -> NDArray[np.bool_]:
+    """Which requests met an SLO; one that succeeded but has no value of its metric meets it."""
     import numpy as np
 
-    met = run.ok.copy()
-    for limit in map(parse_slo, workload.slos):
-        values = run.of(METRICS[limit.metric])
-        met &= np.array([math.isnan(v) or meets(limit, v) for v in values], bool)
-    return met
+    limit = parse_slo(slo)
+    values = run.of(METRICS[limit.metric])
+    kept: NDArray[np.bool_] = run.ok & np.array([math.isnan(v) or meets(limit, v) for v in values], bool)
+    return kept
 
 
 def _slo_metrics(run: Columns, workload: Workload, steady: Window | None, whole: Window | None) -> dict[str, Any]:
-    names = ("goodput_rps", "goodput_rps_whole", "slo_attainment")
+    import numpy as np
+
+    names = ("goodput_rps", "goodput_rps_whole", "slo_attainment", "slos_met")
     if not workload.slos:
         return dict.fromkeys(names)
-    met = _met(run, workload)
+    each = {slo: _met(run, slo) for slo in workload.slos}
+    met = np.logical_and.reduce(list(each.values()))
     last = run.last_ns[met & run.done]
     result: dict[str, Any] = dict.fromkeys(names)
     for name, window in (("goodput_rps", steady or whole), ("goodput_rps_whole", whole)):
         if window is not None and window.seconds > 0:
             result[name] = int(((window.start_ns < last) & (last <= window.end_ns)).sum()) / window.seconds
     result["slo_attainment"] = float(met.mean()) if len(met) else None
+    result["slos_met"] = {slo: int(kept.sum()) for slo, kept in each.items()}
     return result
 
 
@@ -305,7 +308,8 @@ def run_intervals(traces: Sequence[RequestTrace], workload: Workload) -> dict[st
         result[f"{name}_{statistic}"] = _interval(_request_interval(run, METRICS[name], statistic))
     result["error_rate"] = _share(int((~run.ok).sum()), len(run.ok))
     if workload.slos:
-        result["slo_attainment"] = _share(int(_met(run, workload).sum()), len(run.ok))
+        met = np.logical_and.reduce([_met(run, slo) for slo in workload.slos])
+        result["slo_attainment"] = _share(int(met.sum()), len(run.ok))
     window = _steady(run, workload)
     if window is not None and run.tokens_known:
         spans = _per_span(run, window, "output_tps")

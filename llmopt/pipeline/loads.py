@@ -11,8 +11,7 @@ from llmopt.bench import sweep as sweeping
 from llmopt.bench.sweep import Found, Point
 from llmopt.bench.workload import check_workload
 from llmopt.core.domain import Measurement, Workload
-from llmopt.core.errors import UsageError
-from llmopt.core.limits import parse_limit
+from llmopt.core.errors import ServerError, UsageError
 from llmopt.pipeline.measuring import RunOptions, Subject, measure_and_save
 from llmopt.pipeline.reporter import Reporter
 
@@ -21,7 +20,7 @@ SWEEP_SECONDS = 3.0  # a point lasts at least so long: a queue needs time to sho
 UNLOADED_REQUESTS = 8
 
 
-def check_rates(*, sweep: bool, search: bool, slos: Sequence[str], others: Sequence[object]) -> None:
+def check_rates(*, sweep: bool, search: bool, slos: Sequence[str], turns: int, others: Sequence[object]) -> None:
     """Raise UsageError for options that do not go together with a sweep or a search."""
     if sweep and search:
         raise UsageError("--sweep and --search are different questions", hint="one of them")
@@ -29,8 +28,11 @@ def check_rates(*, sweep: bool, search: bool, slos: Sequence[str], others: Seque
         raise UsageError(
             "a sweep or search sets the rate itself", hint="leave out --concurrency, --ramp, --trace and --until"
         )
+    if turns > 1:
+        raise UsageError("a sweep or search counts requests, and --turns sends conversations", hint="leave out --turns")
     if search and not slos:
         raise UsageError("--search needs to know what must hold", hint="--slo 'ttft_p99<500ms'")
+    sweeping.shares_of(slos if search else [])
 
 
 def run(
@@ -42,19 +44,19 @@ def run(
     sweep: bool = False,
     search: bool = False,
     requests: int | None = None,
+    rate: float | None = None,
 ) -> tuple[list[Measurement], dict[str, Any] | None]:
-    """The runs, and for a sweep or a search the document about them."""
+    """The runs, and for a sweep or a search, which begin at ``rate``, the document about them."""
     if not sweep and not search:
         return [measure_and_save(subject, workload, options, report)], None
     points = Points(subject, workload, options, report, requests)
-    first = workload.rate if workload.rate and workload.rate != 1.0 else points.gentle_rate()
+    first = rate or points.gentle_rate()
     if sweep:
         found = sweeping.sweep(lambda rate: points.measure(rate, requests or SWEEP_REQUESTS), first)
         return points.runs, sweep_document(workload, found)
-    limits = [parse_limit(text, bare_distribution=True) for text in workload.slos]
-    share = sweeping.share_of(limits)
-    count = requests or sweeping.requests_for(share)
-    result = sweeping.search(lambda rate, times: points.measure(rate, count * times), first, share)
+    shares = sweeping.shares_of(workload.slos)
+    count = requests or sweeping.requests_for(max(shares.values()))
+    result = sweeping.search(lambda rate, times: points.measure(rate, count * times), first, shares)
     return points.runs, search_document(workload, result)
 
 
@@ -89,15 +91,25 @@ class Points:
         digits = 1 - math.floor(math.log10(rate))
         return round(rate, digits)
 
-    def measure(self, rate: float, requests: int) -> Point:
+    def measure(self, rate: float, requests: int) -> Point | None:
+        """One point; ``None`` for a rate that this client cannot send. A point at which nothing succeeds is past saturation."""
         lasting = requests if self.requests else max(requests, math.ceil(rate * SWEEP_SECONDS))
-        duration = self.workload.duration_s
-        shape = replace(self.workload, rate=rate, requests=None if duration else lasting)
-        check_workload(shape, self.options.workers)
-        run = measure_and_save(
-            self.subject, shape, self.options, self.report, warm=True, word=f"{rate:.4g} requests/s",
-            stop_when=sweeping.falls_behind(rate, self.unloaded_s),
-        )  # fmt: skip
+        shape = replace(self.workload, rate=rate, requests=None if self.workload.duration_s else lasting)
+        try:
+            check_workload(shape, self.options.workers)
+        except UsageError as error:
+            if not self.runs:
+                raise
+            self.report.say(error.message)
+            return None
+        try:
+            run = measure_and_save(
+                self.subject, shape, self.options, self.report, warm=True, word=f"{rate:.4g} requests/s",
+                stop_when=sweeping.falls_behind(rate, self.unloaded_s),
+            )  # fmt: skip
+        except ServerError as error:
+            self.report.say(f"{rate:.4g} requests/s: {error.message}")
+            return Point(rate=rate, completed_rps=0.0, saturated=True)
         self.runs.append(run)
         return sweeping.point_of(rate, run)
 
@@ -119,7 +131,7 @@ def search_document(workload: Workload, found: Found) -> dict[str, Any]:
         "kind": "search",
         "best": found.best,
         "not_shown_above": found.above,
-        "share": found.share,
+        "shares": found.shares,
         "slos": list(workload.slos),
         "points": [asdict(p) for p in found.points],
     }

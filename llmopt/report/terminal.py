@@ -101,6 +101,8 @@ def run_notes(record: dict[str, Any]) -> list[str]:
     if metrics.get("errors"):
         kinds = ", ".join(f"{n} {kind}" for kind, n in metrics["errors"].items())
         notes.append(f"failed: {kinds}; a failed request is the worst value of every percentile")
+    if tokens.get("prompts", "exact") != "exact":
+        notes.append("prompt lengths are estimated from words: --tokenizer DIR makes them exact")
     if tokens.get("source") == "estimated":
         notes.append("output tokens were counted from the text, not by the server")
     if client.get("lag_s"):
@@ -136,14 +138,18 @@ def print_points(document: dict[str, Any], runs: Sequence[dict[str, Any]], conso
         table.add_column(name, justify="right" if name else "left")
     by_id = {run["run_id"]: run for run in runs}
     for point in document["points"]:
-        m = by_id[point["run_id"]]["metrics"]
+        run = by_id.get(point["run_id"])
+        if run is None:
+            table.add_row(f"{point['rate']:.4g}/s", *["–"] * 6, "nothing succeeded", "–")
+            continue
+        m = run["metrics"]
         attained = m.get("slo_attainment")
         table.add_row(
             f"{point['rate']:.4g}/s", show(point["completed_rps"], "rps"), show(m["output_tps"] or m["output_tps_whole"], "tps"),
             *(show((m.get(name) or {}).get(level), unit) for name, level, unit in
               (("ttft_s", "p50", "s"), ("ttft_s", "p99", "s"), ("tps", "p50", "tps"))),
             "–" if attained is None else f"{attained:.1%}",
-            "past saturation" if point["saturated"] else "", by_id[point["run_id"]]["verdict"]["status"],
+            "past saturation" if point["saturated"] else "", run["verdict"]["status"],
         )  # fmt: skip
     console.print(table)
     console.print(conclusion(document), style="bold", markup=False, soft_wrap=True)
@@ -159,14 +165,12 @@ def conclusion(document: dict[str, Any]) -> str:
         return (
             f"keeps up with {document['keeps_up_to']:.4g} requests/s, falls behind at {document['saturated_from']:.4g}"
         )
-    slos = " and ".join(document["slos"])
+    slos = " and ".join(f"{slo} for {share:.0%} of requests" for slo, share in document["shares"].items())
     if document["best"] is None:
-        return f"no rate was shown to keep {slos} for {document['share']:.0%} of requests"
+        return f"no rate was shown to keep {slos}"
     above = document["not_shown_above"]
     end = f"; not shown at {above:.4g}" if above is not None else ""
-    return (
-        f"{document['best']:.4g} requests/s keep {slos} for {document['share']:.0%} of requests (95 % confidence){end}"
-    )
+    return f"{document['best']:.4g} requests/s keep {slos} (95 % confidence){end}"
 
 
 def print_ceiling(document: dict[str, Any], console: Console | None = None) -> None:

@@ -148,7 +148,9 @@ def test_no_repeats_are_refused(refused):
 
 
 def test_a_workload_takes_the_options_of_bench(load):
-    plan = load(SMALL + "workload: {rate: 20, arrival: poisson, duration: 30, input_tokens: 'uniform:16:64', slos: ['ttft<1s']}")
+    plan = load(
+        SMALL + "workload: {rate: 20, arrival: poisson, duration: 30, input_tokens: 'uniform:16:64', slos: ['ttft<1s']}"
+    )
     w = plan.workload
     assert (w.load, w.rate, w.arrival, w.duration_s, w.input_lengths) == ("open", 20, "poisson", 30, "uniform:16:64")
 

@@ -62,7 +62,7 @@ def test_kernel_stamps_become_monotonic_however_the_clocks_drift(drifts, data):
     right = min(left + 1, len(drifts) - 1)
     drift = drifts[left] + (drifts[right] - drifts[left]) * (at - left * SECOND) / SECOND
     (found,) = Clock(offsets).monotonic(kernel(at + EPOCH + round(drift)))
-    assert abs(found - at) <= 2 + 1e-3 * max(map(abs, drifts))
+    assert abs(found - at) <= 2 + 2e-3 * max(map(abs, drifts))  # the line is read at the kernel's time, not at ours
 
 
 def test_the_kernels_stamps_are_taken_and_ours_give_the_lag():
