@@ -110,12 +110,19 @@ def run_notes(record: dict[str, Any]) -> list[str]:
         stamps = "kernel stamps" if client["stamps"] == "kernel" else "no kernel stamps"
         share = client["ceiling"]["share"]
         notes.append(
-            f"client: {stamps}, lag p99 {show(lag['p99'], 's')} (not in any latency), sends late by p99 {show(late.get('p99'), 's')}"
+            f"client: {stamps}, read {tail(lag)} behind the kernel (in no latency), sent {tail(late)} late"
             + (f", {share:.0%} of its ceiling ({client['ceiling']['source']})" if share is not None else "")
         )
         if client.get("asked_rate") and client.get("achieved_rate"):
             notes.append(f"asked for {client['asked_rate']:.5g} requests/s, sent {client['achieved_rate']:.5g}")
     return notes
+
+
+def tail(spread: dict[str, Any]) -> str:
+    """``p99 0.3 ms``, or the worst of too few."""
+    if spread.get("p99") is not None:
+        return f"p99 {show(spread['p99'], 's')}"
+    return f"at most {show(spread.get('max'), 's')}"
 
 
 def print_definitions(definitions: dict[str, dict[str, Any]], console: Console) -> None:

@@ -100,6 +100,10 @@ def test_a_role_alone_is_no_token():
     assert stamps(read(delta(role="assistant"), delta(role="assistant", content=""), delta(content="x"))) == [(3, None)]
 
 
+def test_a_role_alone_is_no_token_even_if_usage_grows_and_its_growth_is_the_next_chunks():
+    assert stamps(read(delta(used=1, role="assistant", content=""), delta(used=2, content="x"))) == [(2, 2)]
+
+
 def test_a_chunk_counts_the_tokens_by_which_its_usage_grew():
     assert stamps(read(text("ab", 2), text("c", 3))) == [(1, 2), (2, 1)]
 

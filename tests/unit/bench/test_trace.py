@@ -28,7 +28,7 @@ def kernel(*real_ns):
 def exchange(*reads, user=None, real=(), error=None, closed=True, sent=0, **fields):
     user = range(1, len(reads) + 1) if user is None else user
     known = {
-        "index": 0, "attempt": 0, "planned_ns": 0, "due_ns": 0, "connected_ns": None, "sent_ns": sent, "closed_ns": 9 * SECOND,
+        "index": 0, "attempt": 0, "planned_ns": 0, "due_ns": 0, "sent_ns": sent, "closed_ns": 9 * SECOND,
         "error": error, "server_closed": closed, "user_ns": array("q", user).tobytes(), "kernel": kernel(*real),
         "sizes": array("I", map(len, reads)).tobytes(), "raw": b"".join(reads),
     }  # fmt: skip
@@ -82,6 +82,16 @@ def test_where_the_kernel_cannot_be_believed_our_own_stamps_are(real):
     one = reader()
     assert one.stamps(exchange(b"a", b"b", user=[5_000, 9_000], real=real)) == [5_000, 9_000]
     assert (one.lags, one.user_stamped) == ([], 2)
+
+
+@pytest.mark.parametrize(
+    ("user", "kept"), [((100, 200), True), ((100, SECOND + 200), False), ((SECOND + 100, 2 * SECOND - 1), False)]
+)
+def test_a_step_of_the_clock_spoils_the_stamps_of_its_span_alone(user, kept):
+    offsets = [ClockOffset(n * SECOND, EPOCH + (n > 1) * 5 * SECOND, 0) for n in range(4)]
+    one = reader(*offsets)
+    one.stamps(exchange(b"a", b"b", user=user, real=[EPOCH + at for at in user]))
+    assert one.user_stamped == (0 if kept else 2)
 
 
 def test_no_stamp_is_later_than_the_moment_when_it_was_read():
@@ -146,17 +156,41 @@ def test_the_servers_count_goes_before_ours_and_both_are_kept():
     assert (found.output_tokens, found.counted_tokens, found.tokens_estimated) == (1, 5, False)
 
 
-def test_attempts_are_kept_and_time_counts_from_the_first_plan():
-    summary = Summary(0, 9, 0.0, 1, 1, [], [], None)
+def test_attempts_are_kept_and_time_counts_from_the_first_plan_and_the_first_send():
+    summary = Summary(0, 9, 0.0, 1, [], [], None)
     refused = exchange(b"HTTP/1.1 429 Slow\r\n\r\n", planned_ns=1, sent=2, closed_ns=3)
     again = exchange(HEAD, TOKEN, LAST, planned_ns=1, attempt=1, sent=7, user=[8, 9, 10])
     (found,) = read_traces(PLANNED, [refused, again], reader(), summary)
-    assert (found.error, found.planned_ns, found.sent_ns) == (None, 1, 7)
+    assert (found.error, found.planned_ns, found.sent_ns) == (None, 1, 2)
     assert [(a.sent_ns, a.closed_ns, a.error) for a in found.attempts] == [(2, 3, "http_429: no words")]
 
 
+def test_a_count_of_one_token_a_read_proves_the_chunks():
+    last = LAST.replace(b'"completion_tokens":1', b'"completion_tokens":2')
+    assert trace(HEAD, TOKEN, TOKEN, last).chunk_tokens == (1, 1)
+    assert trace(HEAD, TOKEN, last).chunk_tokens == ()
+
+
+def test_a_closed_loop_that_begins_anew_goes_on_counting():
+    """Three of the run's ten requests are this client's; the second lap of its first is number 10 + 0."""
+    again = [exchange(HEAD, TOKEN, LAST, index=index) for index in (0, 3, 5)]
+    assert [t.index for t in read_traces(PLANNED, again, reader(total=10), None)] == [0, 10, 12]
+
+
+def test_what_was_read_before_is_kept_and_added_to():
+    known = {}
+    assert len(read_traces(PLANNED, [exchange(HEAD, TOKEN, LAST)], reader(), None, known)) == 1
+    assert len(read_traces(PLANNED, [exchange(HEAD, TOKEN, LAST, index=1)], reader(), None, known)) == 2
+    assert list(known) == [0, 1]
+
+
+def test_secrets_are_blotted_out_of_what_a_server_says():
+    reads = (b"HTTP/1.1 401 No\r\n\r\n{\"error\": \"bad key sk-secret\"}",)
+    assert reader(secrets=["sk-secret"]).trace(PLANNED[0], exchange(*reads)).error == "http_401: bad key ***"
+
+
 def test_what_was_never_sent_is_a_failure():
-    summary = Summary(0, 9, 0.0, 1, 1, [], [(2, 77), (0, 5)], None)
+    summary = Summary(0, 9, 0.0, 1, [], [(2, 77), (0, 5)], None)
     found = read_traces(PLANNED, [exchange(HEAD, TOKEN, LAST)], reader(), summary)
     assert [(t.index, t.error_kind, t.planned_ns, t.sent_ns) for t in found] == [
         (0, None, 0, 0),

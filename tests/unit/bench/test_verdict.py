@@ -11,7 +11,7 @@ GOOD = closed_loop(64, 4)
 
 def verdict(traces=GOOD, endpoint="completions", **fields):
     workload = Workload(concurrency=4, requests=len(traces), endpoint=endpoint)
-    return judge(Evidence(**{"traces": traces, "workload": workload, "lateness_p99_s": 0.001} | fields))
+    return judge(Evidence(**{"traces": traces, "workload": workload, "lateness_s": 0.001} | fields))
 
 
 def codes(*arguments, **options):
@@ -24,7 +24,7 @@ def test_a_perfect_run_is_valid():
 
 def test_every_doubt_has_words_and_a_remedy():
     bad = [failed()] * 5
-    found = verdict(bad, lateness_p99_s=1.0, foreign_gpu_processes=True, server_survived=False).reasons
+    found = verdict(bad, lateness_s=1.0, foreign_gpu_processes=True, server_survived=False).reasons
     assert len(found) >= 5
     assert all(d.message and d.remedy for d in found)
 
@@ -51,7 +51,7 @@ def test_fifty_eight_requests_are_too_few():
 
 def test_no_steady_window():
     traces = [trace(n + 0.5, n + 1.0, planned_s=n, index=n) for n in range(60)]
-    assert codes([replace(t, planned_ns=0, sent_ns=0) for t in traces][::-1]) == ["no_steady_window"]
+    assert codes([replace(t, planned_ns=0, sent_ns=0) for t in traces][::-1]) == ["never_steady"]
     assert "no_steady_window" in codes(closed_loop(60, 20), workload=Workload(concurrency=20))
 
 
@@ -105,27 +105,41 @@ def test_prompt_tokens_from_a_cache():
     assert codes([replace(t, cached_tokens=0) for t in GOOD]) == []
 
 
-@pytest.mark.parametrize(("lag_s", "found"), [(0.009, []), (0.011, ["client_saturated"])])
-def test_a_late_client_is_judged_against_the_latency_that_it_measured(lag_s, found):
-    assert codes(lateness_p99_s=lag_s) == found
+@pytest.mark.parametrize(("late_s", "found"), [(0.009, []), (0.011, ["client_saturated"])])
+def test_a_late_client_is_judged_against_the_latency_that_it_measured(late_s, found):
+    assert codes(lateness_s=late_s) == found
+
+
+@pytest.mark.parametrize(("first_s", "bound_s"), [(0.02, 0.010), (0.4, 0.040)])
+def test_a_client_behind_the_kernel_is_judged_in_the_same_way(first_s, bound_s):
+    traces = closed_loop(64, 4, first_s=first_s)
+    assert codes(traces, lag_s=bound_s * 0.95) == []
+    (doubt,) = verdict(traces, lag_s=bound_s * 1.05).reasons
+    assert (doubt.code, "behind the kernel" in doubt.message) == ("client_saturated", True)
 
 
 def test_a_queue_that_grows_as_long_as_the_load_lasts():
     growing = [trace(n * 0.1 + 0.5 + n * 0.1, planned_s=n * 0.1, index=n) for n in range(200)]
     workload = Workload(load="open", rate=10.0)
-    (doubt,) = [d for d in verdict(growing, workload=workload).reasons if d.code == "no_steady_window"]
+    (doubt,) = [d for d in verdict(growing, workload=workload).reasons if d.code == "never_steady"]
     assert "never settled" in doubt.message
     assert "--rate" in doubt.remedy
 
 
 def test_a_ramp_has_no_steady_window_and_needs_none():
-    assert "no_steady_window" not in codes(workload=Workload(load="ramp", rate=1.0, rate_to=2.0))
+    assert not {"no_steady_window", "never_steady"} & set(codes(workload=Workload(load="ramp", rate=1.0, rate_to=2.0)))
 
 
 def test_a_run_that_ended_before_its_end():
     found = verdict(stopped="interrupted")
     assert [d.code for d in found.reasons] == ["ended_early"]
     assert "interrupted" in found.reasons[0].message
+
+
+def test_a_run_that_ended_before_its_interval_was_narrow():
+    workload = Workload(until="ttft_p99±5%")
+    assert codes(until_reached=False, workload=workload) == ["until_not_reached"]
+    assert "ttft_p99±5%" in verdict(until_reached=False, workload=workload).reasons[0].message
 
 
 @pytest.mark.parametrize(("achieved", "found"), [(99.5, []), (98.0, ["client_saturated"])])
@@ -161,7 +175,7 @@ def test_heat():
 
 def test_prompts_that_were_sent_twice():
     assert codes(reused_prompts=3) == ["prefix_cache"]
-    assert codes(reused_prompts=3, workload=Workload(dataset="x")) == []
+    assert codes(reused_prompts=3, workload=Workload(turns=2)) == []
 
 
 def test_cache_hits_of_conversations_are_meant():
