@@ -29,7 +29,7 @@ class Connection:
     """``pieces``, ``marks`` and ``kernel`` hold the bytes, our stamps and the kernel's of each read of this request."""
 
     tls = False
-    __slots__ = ("attempt", "connected_ns", "due_ns", "fd", "framing", "index", "kept", "kernel", "marks", "opened_ns", "out",
+    __slots__ = ("attempt", "due_ns", "fd", "framing", "index", "kept", "kernel", "marks", "opened_ns", "out",
                  "pieces", "planned_ns", "recvmsg", "sent_ns", "size", "sock", "state", "streaming")  # fmt: skip
 
     def __init__(self, family: int, now_ns: int) -> None:
@@ -42,7 +42,6 @@ class Connection:
         self.recvmsg = self.sock.recvmsg
         self.state = State.CONNECTING
         self.opened_ns = now_ns
-        self.connected_ns: int | None = None
         self.out: bytes | memoryview = b""
         self.clear()
 

@@ -96,7 +96,6 @@ class Pool:
     def connected(self, c: Connection) -> None:
         if code := c.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             raise OSError(code, os.strerror(code))
-        c.connected_ns = clock()
         if self.plan.tunnel:
             c.state, c.out = State.TUNNEL, self.plan.tunnel
             self.write_rest(c)

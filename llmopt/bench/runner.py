@@ -109,6 +109,7 @@ def result_of(
     target: Target, workload: Workload, schedule: Schedule, load: LoadResult, telemetry: Telemetry, alive: bool
 ) -> RunResult:
     client = client_record(workload, load)
+    narrow = enough(workload)
     evidence = Evidence(
         traces=load.traces,
         workload=workload,
@@ -119,7 +120,7 @@ def result_of(
         ceiling_share=client["ceiling"]["share"],
         user_stamped_share=load.user_stamped / load.reads if load.reads else 0.0,
         reused_prompts=sum(t.index >= len(schedule.requests) for t in load.traces),
-        until_reached=load.enough or not workload.until,
+        until_reached=narrow is None or load.enough or narrow(load.traces),
         stopped=load.stopped,
         steal_share=telemetry.steal_share or 0.0,
         throttled=telemetry.throttled,

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmopt.bench import calibrate
 from llmopt.bench.lengths import parse_lengths
+from llmopt.bench.schedule import FAST_ANSWER_S, MOST_PREPARED
 from llmopt.core.domain import Workload
 from llmopt.core.errors import UsageError
 from llmopt.core.limits import parse_slo, parse_until
@@ -143,7 +144,11 @@ def check_workload(workload: Workload, workers: int = 1) -> None:
 def check_size(workload: Workload) -> None:
     """All requests are made before the run: what does not fit into memory is said now."""
     seconds = (workload.duration_s or 0.0) * ((workload.rate or 0.0) + (workload.rate_to or workload.rate or 0.0)) / 2
-    count = (workload.requests or seconds) * (workload.turns + 1) / 2
+    by_time = MOST_PREPARED if workload.duration_s and not workload.open_loop else 0
+    count = (
+        workload.requests or seconds or min(by_time, workload.concurrency * (workload.duration_s or 0) / FAST_ANSWER_S)
+    )
+    count *= (workload.turns + 1) / 2
     size = count * (HEAD_BYTES + TOKEN_BYTES * workload.input_tokens)
     if size > MOST_BYTES:
         raise UsageError(

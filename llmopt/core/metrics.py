@@ -302,6 +302,8 @@ def run_intervals(traces: Sequence[RequestTrace], workload: Workload) -> dict[st
     Requests of one run are correlated, so these are narrower than what repeated runs
     would show; each says ``over: blocks`` and gives way to one over runs.
     """
+    import numpy as np
+
     run = Columns(traces)
     result: dict[str, Any] = {}
     for name, statistic in (("ttft", "p50"), ("ttft", "p95"), ("tps", "p50"), ("e2e", "p50")):

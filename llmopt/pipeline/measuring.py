@@ -74,7 +74,11 @@ def measure_and_save(
 ) -> Measurement:
     """One run and its record. Interrupted, it keeps what it has and raises Interrupted, which names the file."""
     run_id, started_at = new_run_id(), now()
-    traffic = Traffic(salt=options.salt or run_id, source=read_text(demo.CALIBRATION_TEXT), tokenizer=subject.tokenizer)
+    traffic = Traffic(
+        salt=run_id if options.salt is None else options.salt,
+        source=read_text(demo.CALIBRATION_TEXT),
+        tokenizer=subject.tokenizer,
+    )
     with report.task(word or f"measuring {subject.label}", workload.requests) as work:
         result = measure(
             subject.target,

@@ -63,3 +63,23 @@ def test_an_api_key_is_never_stored_or_printed(
     assert done.returncode == 0
     stored = "".join(f.read_text() for f in (tmp_path / "results").rglob("*.json"))
     assert "sk-very-secret" not in stored + done.stdout + done.stderr
+
+
+def conformance(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [*LLMOPT, "conformance", "--json", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_client_passes_its_own_conformance_suite() -> None:
+    done = conformance()
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert (document["failed"], document["passed"]) == (0, len(document["traps"]))
+
+
+def test_a_tool_that_takes_a_cut_stream_for_a_success_does_not_pass(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"none": {"ok": 3}, "cut-clean": {"ok": 3}}')
+    done = conformance("--result", str(tmp_path / "result.json"))
+    assert done.returncode == 3
+    assert (json.loads(done.stdout)["passed"], json.loads(done.stdout)["failed"]) == (1, 1)
+    assert "1 of 2 traps" in done.stderr

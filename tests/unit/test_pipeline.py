@@ -212,9 +212,32 @@ def test_a_sweep_finds_where_the_server_falls_behind(scripted, bench):
         ({"sweep": True, "search": True}, "different questions"),
         ({"sweep": True, "others": (4,)}, "--concurrency"),
         ({"search": True}, "--slo"),
+        ({"search": True, "slos": ("ttft_mean<1s",)}, "mean is none of them"),
+        ({"sweep": True, "turns": 2}, "--turns"),
     ],
 )
 def test_options_that_do_not_go_with_a_sweep_or_search(how, word):
     with pytest.raises(UsageError) as caught:
-        loads.check_rates(**{"sweep": False, "search": False, "slos": (), "others": (None,)} | how)
+        loads.check_rates(**{"sweep": False, "search": False, "slos": (), "turns": 1, "others": (None,)} | how)
     assert word in caught.value.message + caught.value.hint
+
+
+@pytest.fixture
+def points(scripted, tmp_path):
+    subject = measuring.url_subject(scripted().base_url, "scripted", results=tmp_path)
+    return loads.Points(subject, SMALL, measuring.RunOptions(results=tmp_path), QUIET, 4)
+
+
+def test_a_rate_at_which_nothing_succeeds_is_a_saturated_point_without_a_run(points):
+    broken = replace(points.subject.target, model="scripted?trap=server-error")
+    points.subject = replace(points.subject, target=broken)
+    point = points.measure(50.0, 4)
+    assert (point.saturated, point.completed_rps, point.run_id, points.runs) == (True, 0.0, "", [])
+
+
+def test_a_rate_that_the_client_cannot_send_ends_the_search_and_is_an_error_only_at_its_beginning(points):
+    points.workload = replace(points.workload, load="open")
+    with pytest.raises(UsageError, match="more than"):
+        points.measure(1e6, 4)
+    assert points.measure(50.0, 4) is not None
+    assert points.measure(1e6, 4) is None

@@ -52,10 +52,15 @@ def test_rates_of_a_ceiling():
 
 def test_the_share_of_a_load_is_what_it_costs_of_the_time_there_was():
     keep(ceiling())
-    found = ceiling_of(reads=50_000, requests=1_000, seconds=2.0, cpu_s=9.0, workers=1)
+    found = ceiling_of(reads=50_000, requests=1_000, seconds=2.0, cpu_s=0.1, workers=1)
     assert found["share"] == pytest.approx((50_000 * 1e-5 + 1_000 * 1e-4) / 2.0)
     assert found["source"] == "calibrated"
-    assert ceiling_of(reads=50_000, requests=1_000, seconds=2.0, cpu_s=9.0, workers=2)["share"] == found["share"] / 2
+    assert ceiling_of(reads=50_000, requests=1_000, seconds=2.0, cpu_s=0.1, workers=2)["share"] == found["share"] / 2
+
+
+def test_a_client_that_was_busier_than_its_calibration_says_is_as_busy_as_it_was():
+    keep(ceiling())
+    assert ceiling_of(reads=50_000, requests=1_000, seconds=2.0, cpu_s=1.5, workers=1)["share"] == 0.75
 
 
 def test_without_a_calibration_the_runs_own_processor_time_tells():

@@ -1,6 +1,9 @@
 """The load client against a scripted server: timelines, load shapes, retries, connections."""
 
+import contextlib
 import socket
+import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -93,6 +96,14 @@ def test_a_duration_ends_a_closed_loop_and_awaits_what_is_under_way(server):
     assert 0.3 <= result.seconds < 1.0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_closed_loop_by_time_begins_anew_and_goes_on_counting(server, workers):
+    result = run(server, schedule(4, users=2, duration_s=0.3, again=True), workers=workers)
+    assert len({t.index for t in result.traces}) == len(result.traces) > 8
+    assert {t.index for t in result.traces} >= set(range(8))
+    assert kinds(result) == [None] * len(result.traces)
+
+
 # --- open loops ---------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +178,12 @@ def test_the_turns_after_a_broken_one_are_never_sent(server, trap):
     assert [t.sent_ns is None for t in result.traces] == [False, False, True, True, False]
 
 
+def test_a_place_under_the_cap_is_free_while_a_conversation_thinks(server):
+    plan = schedule(4, first=(0, 2), follower=(1, -1, 3, -1), users=1, think_s=0.3, offsets_ns=(0, 0))
+    first, second, other, _ = run(server, plan).traces
+    assert first.closed_ns <= other.sent_ns < second.sent_ns
+
+
 # --- retries ------------------------------------------------------------------------------------------------------
 
 
@@ -185,8 +202,14 @@ def test_a_retry_waits_as_told_and_its_latency_counts_from_the_first_plan(server
     assert found.ok
     (before,) = found.attempts
     assert before.error.startswith("http_429")
-    assert before.sent_ns < before.closed_ns <= found.sent_ns - ns(1.0)
-    assert METRICS["ttft"].of_request(found) > 1.0 > METRICS["ttft_service"].of_request(found)
+    assert found.sent_ns == before.sent_ns < before.closed_ns <= found.first_byte_ns - ns(1.0)
+    assert METRICS["ttft"].of_request(found) > 1.0
+
+
+def test_a_place_under_the_cap_is_free_while_a_retry_waits(server):
+    retried, other = run(server, schedule([refused(times=1), FAST], users=1, offsets_ns=(0, 0), retries=1)).traces
+    assert retried.attempts[0].closed_ns <= other.sent_ns
+    assert other.closed_ns < retried.first_byte_ns
 
 
 def test_retries_are_counted_and_end(server):
@@ -281,3 +304,33 @@ def test_an_answer_before_the_request_was_read_does_not_spoil_the_next(answering
     result = run(url, replace(schedule(2, request_timeout_s=1.0), requests=large))
     assert kinds(result) == ["http_413", "http_413"]
     assert result.connections == 2
+
+
+@pytest.fixture
+def dropping():
+    """Answers the first request of a connection, and drops the second after it worked on it for 50 ms."""
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(STREAM) + STREAM
+
+    def serve(connection):
+        with connection, contextlib.suppress(OSError):
+            if connection.recv(1 << 16):
+                connection.sendall(answer)
+            if connection.recv(1 << 16):
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_server_that_drops_what_it_worked_on_has_failed_and_is_not_asked_again(dropping):
+    result = run(dropping, schedule(3))
+    assert kinds(result) == [None, "reset", None]
+    assert [t.attempts for t in result.traces] == [(), (), ()]

@@ -1,8 +1,9 @@
 import base64
+import socket
 
 import pytest
 
-from llmopt.bench.endpoint import API_KEY_VARIABLE, Endpoint, parse_headers, proxy_for
+from llmopt.bench.endpoint import API_KEY_VARIABLE, Endpoint, first_that_listens, parse_headers, proxy_for
 from llmopt.core.errors import UsageError
 
 
@@ -68,6 +69,50 @@ def test_an_authorization_of_ones_own_goes_before_the_key(monkeypatch):
 
 def test_headers_from_words():
     assert parse_headers(["X-Tenant: a", "X-Time:  12:30 "]) == {"X-Tenant": "a", "X-Time": "12:30"}
+
+
+@pytest.mark.parametrize(
+    "name", ["Host", "content-type", "Content-Length", "Transfer-Encoding", "Connection", "Expect"]
+)
+def test_headers_that_are_the_clients_own(name):
+    with pytest.raises(UsageError, match=f"the header {name} is the client's own"):
+        parse_headers([f"{name}: x"])
+
+
+def test_accept_and_request_id_of_ones_own_stand_in_place_of_ours():
+    place = Endpoint.of("http://localhost/v1", "chat", {"accept": "*/*", "x-request-id": "mine"})
+    lines = place.request(b"{}", "ours").decode().lower().split("\r\n")
+    assert [line for line in lines if line.startswith(("accept", "x-request-id"))] == [
+        "accept: */*",
+        "x-request-id: mine",
+    ]
+
+
+def test_the_query_of_the_address_stays_behind_the_path_and_is_not_shown():
+    place = Endpoint.of("http://localhost/v1?api-version=1&key=secret", "chat")
+    assert place.request(b"").startswith(b"POST /v1/chat/completions?api-version=1&key=secret HTTP/1.1\r\n")
+    assert "secret" not in repr(place) + place.shown
+
+
+def test_a_login_in_the_address_is_basic_authorization():
+    place = Endpoint.of("http://me:pass%20word@localhost/v1", "chat")
+    assert b"\r\nAuthorization: Basic " + base64.b64encode(b"me:pass word") + b"\r\n" in place.request(b"")
+    assert "me" not in place.shown.split("/v1")[0]
+
+
+def test_secrets_are_all_that_nobody_may_repeat(monkeypatch):
+    monkeypatch.setenv(API_KEY_VARIABLE, "sk-key")
+    monkeypatch.setenv("HTTP_PROXY", "http://me:word@proxy")
+    place = Endpoint.of("http://llm.test/v1?key=query", "chat", {"X-Tenant": "tenant"})
+    login = "Basic " + base64.b64encode(b"me:word").decode()
+    assert set(place.secrets()) == {"sk-key", "tenant", "key=query", login}
+
+
+def test_of_several_addresses_the_first_that_listens_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        found = [(socket.AF_INET, 0, 0, "", s.getsockname()) for s in (deaf, listener, deaf)]
+        assert first_that_listens(found, 1.0) == (socket.AF_INET, listener.getsockname())
 
 
 @pytest.mark.parametrize("word", ["bad", ": x", "a b: x", "X: a\r\nY: b", ""])

@@ -146,6 +146,12 @@ def test_a_head_without_an_end_is_not_kept_for_ever():
         parse_head(b"HTTP/1.1 200 OK\r\nX: " + b"x" * MAX_HEAD_BYTES)
 
 
+@pytest.mark.parametrize("size", [b"", b"+5", b"-5", b"0x5", b"1_0", b"5 5", b"\xd9\xa5"])
+def test_a_chunk_size_is_hex_digits_and_nothing_else(size):
+    with pytest.raises(FramingError, match="bad chunk size"):
+        Chunks().feed(size + b"\r\n")
+
+
 def test_a_chunk_size_without_an_end_is_not_kept_for_ever():
     chunks = Chunks()
     chunks.feed(b"1;" + b"x" * (MAX_LINE_BYTES - 100))

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from llmopt.bench.endpoint import Endpoint
-from llmopt.bench.load import clients, play
+from llmopt.bench.load import clients, play, share
 from llmopt.core.errors import LlmoptError
 from unit.bench.playing import kinds, run, schedule
 from unit.make import ns
@@ -67,6 +67,20 @@ def test_more_clients_than_requests(server):
     assert kinds(run(server, schedule(1, users=4), workers=3)) == [None]
 
 
+def test_a_client_without_a_slot_has_no_part(server):
+    result = run(server, schedule(12, users=2), workers=3)
+    assert (kinds(result), result.workers, result.connections) == ([None] * 12, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("rate", "users", "of", "warm"), [(10, 0, 1, 8), (1000, 0, 1, 50), (1000, 0, 2, 25), (1000, 3, 1, 3)]
+)
+def test_an_open_loop_begins_with_the_connections_of_its_first_moment(rate, users, of, warm):
+    plan = schedule(200, users=users, offsets_ns=tuple(ns(n / rate) for n in range(200)))
+    _, mine = share(plan, Endpoint.of("http://localhost/v1", "chat"), 2, ("127.0.0.1", 1), 0, of, "")
+    assert mine.warm_connections == warm
+
+
 # --- progress and the early end -------------------------------------------------------------------------------------
 
 
@@ -96,7 +110,7 @@ def test_enough_ends_a_run_when_what_is_under_way_has_ended(server):
     result = run(server, schedule([SLOW] * 1000, users=4), enough=enough)
     assert seen[-1] >= 10
     assert seen == sorted(seen)
-    assert result.stopped is None
+    assert (result.enough, result.stopped) == (True, None)
     assert kinds(result) == [None] * len(result.traces)
     assert 10 <= len(result.traces) < 200
 
@@ -106,6 +120,13 @@ def test_enough_of_an_open_loop_leaves_no_failures(server):
     result = run(server, plan, enough=lambda traces: len(traces) >= 20)
     assert kinds(result) == [None] * len(result.traces)
     assert 20 <= len(result.traces) < 300
+
+
+def test_what_waits_behind_a_cap_when_it_is_enough_is_sent_all_the_same(server):
+    plan = schedule(200, users=2, offsets_ns=tuple(ns(0.001 * n) for n in range(200)))
+    result = run(server, plan, enough=lambda traces: len(traces) >= 20)
+    assert result.enough
+    assert kinds(result) == [None] * 200
 
 
 def test_an_interruption_keeps_what_was_measured(server):
@@ -130,16 +151,21 @@ def test_no_client_outlives_its_block():
     assert children() == before
 
 
-@pytest.mark.parametrize("moment", ["before", "during"])
-def test_a_client_that_is_killed_is_an_error_and_no_hang(server, crew, moment):
+def test_a_client_that_is_killed_before_anything_is_recorded_is_an_error_and_no_hang(server, crew):
+    crew[0].process.kill()
+    with pytest.raises(LlmoptError, match="a load client died"):
+        play(crew, schedule([SLOW] * 50), Endpoint.of(server, "completions"))
+
+
+def test_what_a_client_had_finished_when_it_was_killed_is_kept(server, crew):
     def kill(now):
-        if now.finished:
+        if now.finished >= 4:
             crew[0].process.kill()
 
-    if moment == "before":
-        crew[0].process.kill()
-    with pytest.raises(LlmoptError, match="a load client died"):
-        play(crew, schedule([SLOW] * 50), Endpoint.of(server, "completions"), progress=kill)
+    result = play(crew, schedule([SLOW] * 50), Endpoint.of(server, "completions"), progress=kill)
+    assert result.stopped.startswith("a load client died (status -9)")
+    assert kinds(result) == [None] * len(result.traces)
+    assert 3 <= len(result.traces) < 50
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -150,7 +176,7 @@ import sys, time
 sys.path[:0] = {sys.path!r}
 from unit.bench.playing import schedule
 from llmopt.bench.endpoint import Endpoint
-from llmopt.bench.load import clients, play
+from llmopt.bench.load import clients, play, share
 with clients() as crew:
     print(crew[0].process.pid, flush=True)
     if {busy}:
@@ -183,14 +209,9 @@ def test_nothing_is_left_on_disk(server, tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs a limit on open files")
 def test_too_few_open_files_are_failures_with_their_reason(server):
     """Every slot beyond the limit fails at once, and so do thousands after it: no recursion, and what was sent is kept."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-    try:
-        with clients() as crew:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            result = play(crew, schedule([QUICK] * 5000, tokens=1, users=200), Endpoint.of(server, "completions"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with clients() as crew:
+        resource.prlimit(crew[0].process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        result = play(crew, schedule([QUICK] * 5000, tokens=1, users=200), Endpoint.of(server, "completions"))
     assert any("too many open files" in (t.error or "") for t in result.traces)
     assert any(t.sent_ns is not None for t in result.traces)
 

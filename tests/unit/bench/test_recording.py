@@ -48,14 +48,16 @@ def test_the_summary_alone(messages):
 
 
 def finished(kernel):
-    return Finished(
-        0, 0, 1, 2, 3, 9, None, marks=array("q", [5, 6]), kernel=kernel, pieces=[b"ab", b"c"]
-    ).exchange()
+    return Finished(0, 0, 1, 2, 3, 9, None, marks=array("q", [5, 6]), kernel=kernel, pieces=[b"ab", b"c"]).exchange()
 
 
 def test_an_attempt_is_packed_read_by_read():
     packed = finished([b"k" * 48, b"l" * 48])
-    assert (packed.raw, array("I", packed.sizes).tolist(), array("q", packed.user_ns).tolist()) == (b"abc", [2, 1], [5, 6])
+    assert (packed.raw, array("I", packed.sizes).tolist(), array("q", packed.user_ns).tolist()) == (
+        b"abc",
+        [2, 1],
+        [5, 6],
+    )
     assert packed.kernel == b"k" * 48 + b"l" * 48
 
 

@@ -67,8 +67,13 @@ def test_an_answer_in_one_chunk_is_not_streamed(scripted):
     assert result.metrics["tpot_s"] is None
 
 
-def test_without_usage_in_each_chunk_tpot_stands_and_itl_is_unknown(scripted):
+def test_without_usage_in_each_chunk_the_count_at_the_end_proves_one_token_a_read(scripted):
     result = run(scripted("--no-usage-per-chunk", "--tpot-ms", "10"))
+    assert result.metrics["itl_s"]["p50"] == pytest.approx(0.010, abs=0.010)
+
+
+def test_without_usage_in_each_chunk_of_several_tokens_tpot_stands_and_itl_is_unknown(scripted):
+    result = run(scripted("--no-usage-per-chunk", "--tpot-ms", "10", "--tokens-per-chunk", "2"))
     assert result.metrics["itl_s"] is None
     assert result.metrics["tpot_s"]["p50"] == pytest.approx(0.010, abs=0.010)
 
@@ -102,7 +107,8 @@ def test_the_client_tells_about_itself(target):
     client = run(target, requests=32).client
     assert client["stamps"] == "kernel"
     assert client["lag_s"]["n"] == client["reads"] - client["user_stamped_reads"]
-    assert 0 <= client["lateness_s"]["p50"] <= client["lateness_s"]["p99"] <= client["lateness_s"]["max"]
+    assert 0 <= client["lateness_s"]["p50"] <= client["lateness_s"]["p90"] <= client["lateness_s"]["max"]
+    assert client["lateness_s"]["p99"] is None
     assert (client["asked_rate"], client["workers"]) == (None, 1)
     assert client["achieved_rate"] > 0
     assert client["ceiling"]["share"] > 0
@@ -122,14 +128,18 @@ def test_a_rate_is_of_the_gaps():
 
 def test_counts_of_tokens_are_all_kept(target, demo_tokenizer):
     tokens = run(target, requests=4, tokenizer=demo_tokenizer).tokens
-    assert (tokens["requested"], tokens["server"], tokens["source"]) == (32, 32, "server")
+    assert (tokens["requested"], tokens["server"], tokens["source"], tokens["prompts"]) == (32, 32, "server", "exact")
     assert tokens["counted"] > 0
+
+
+def test_prompts_without_a_tokenizer_are_of_estimated_length(target):
+    assert run(target, requests=4).tokens["prompts"] == "estimated from words"
 
 
 def test_a_count_that_is_ours_is_called_an_estimate():
     ours = closed_loop(4, 4, output_tokens=9, counted_tokens=9, tokens_estimated=True)
     assert tokens_record(ours) == {"requested": 40, "server": None, "counted": 36, "source": "estimated"}
-    assert tokens_record([failed()])["source"] == "unknown"
+    assert tokens_record([failed()])["source"] is None
 
 
 # --- ends of a run --------------------------------------------------------------------------------------------------
@@ -165,6 +175,13 @@ def test_until_an_interval_is_narrow(target):
     result = run(target, requests=None, until="e2e_p50±50%", warmup=2, concurrency=8)
     assert result.metrics["requests_failed"] == 0
     assert result.client["seconds"] < 5
+    assert "until_not_reached" not in codes(result)
+
+
+@pytest.mark.parametrize(("width", "doubted"), [("90%", False), ("0.0001%", True)])
+def test_a_run_that_ended_by_its_number_is_judged_by_the_interval_that_it_has(target, width, doubted):
+    result = run(target, requests=100, until=f"e2e_p50±{width}", concurrency=8)
+    assert ("until_not_reached" in codes(result)) is doubted
 
 
 def test_an_interval_is_looked_at_once_there_are_enough_requests():
@@ -211,12 +228,16 @@ def test_an_unknown_model_names_those_of_the_server(server):
     assert "it lists: scripted, truth" in remedy("http_404", "", target, Endpoint.of(server, "chat"))
 
 
+def models_of(base_url):
+    return known_models(Target(base_url=base_url, model="m"), Endpoint.of(base_url, "chat"))
+
+
 @pytest.mark.parametrize(
     "reply", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n[]", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"]
 )
 def test_a_server_that_lists_no_models(answering, reply):
-    assert known_models(answering(reply)[0]) == ()
+    assert models_of(answering(reply)[0]) == ()
 
 
 def test_an_address_with_a_login_is_no_crash():
-    assert known_models("http://user:secret@localhost/v1") == ()
+    assert models_of("http://user:secret@localhost/v1") == ()

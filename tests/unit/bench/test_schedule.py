@@ -187,8 +187,31 @@ def test_prompts_of_a_data_set_with_the_lengths_of_its_answers(tmp_path, demo_to
     file = tmp_path / "data.jsonl"
     file.write_text('{"prompt": "one", "output_tokens": 3}\n{"prompt": "two"}\n')
     schedule = make(demo_tokenizer, dataset=str(file))
-    assert (
-        sorted((body(r)["prompt"], r.output_tokens) for r in schedule.requests) == [("one", 3)] * 2 + [("two", 9)] * 2
-    )
-    assert schedule.reused_prompts == 2
+    said = sorted((body(r)["prompt"].partition(" ")[2], r.output_tokens) for r in schedule.requests)
+    assert said == [("one", 3)] * 2 + [("two", 9)] * 2
     assert {r.output_tokens for r in make(demo_tokenizer, dataset=str(file), output_lengths="5").requests} == {5}
+
+
+def test_a_seed_draws_the_same_rows_in_every_run_behind_another_salt(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"row {n}"}) + "\n" for n in range(50)))
+    one, two = ([body(r)["prompt"] for r in make(dataset=str(file), salt=salt).requests] for salt in ("a", "b"))
+    assert [p.partition(" ")[2] for p in one] == [p.partition(" ")[2] for p in two]
+    assert not {p[:12] for p in one} & {p[:12] for p in two}
+
+
+@pytest.mark.parametrize(
+    ("fields", "again"),
+    [
+        ({"requests": None, "duration_s": 3.0}, True),
+        ({"requests": 4, "duration_s": 3.0}, False),
+        ({"requests": None, "duration_s": 3.0, "load": "open", "rate": 5.0}, False),
+    ],
+)
+def test_a_closed_loop_by_time_begins_anew_after_its_last_request(fields, again):
+    assert make(pool=33, **fields).again is again
+
+
+def test_whether_the_lengths_of_prompts_are_exact(demo_tokenizer):
+    assert make(demo_tokenizer).exact_prompts
+    assert not make().exact_prompts

@@ -185,7 +185,7 @@ def test_what_was_read_before_is_kept_and_added_to():
 
 
 def test_secrets_are_blotted_out_of_what_a_server_says():
-    reads = (b"HTTP/1.1 401 No\r\n\r\n{\"error\": \"bad key sk-secret\"}",)
+    reads = (b'HTTP/1.1 401 No\r\n\r\n{"error": "bad key sk-secret"}',)
     assert reader(secrets=["sk-secret"]).trace(PLANNED[0], exchange(*reads)).error == "http_401: bad key ***"
 
 

@@ -52,7 +52,12 @@ def test_lengths_that_spread_are_kept_as_written_beside_their_mean():
 def test_a_duration_is_an_end_of_its_own():
     assert make_workload(duration=5.0).requests is None
     assert make_workload(duration=5.0, requests=9).requests == 9
-    assert make_workload(until="ttft_p50±5%").requests is None
+
+
+def test_until_alone_ends_after_five_minutes_at_the_latest():
+    made = make_workload(until="ttft_p50±5%")
+    assert (made.requests, made.duration_s) == (None, 300)
+    assert make_workload(until="ttft_p50±5%", requests=500).duration_s is None
 
 
 def test_a_warm_up_is_found_or_told():
@@ -76,6 +81,12 @@ def test_a_warm_up_is_found_or_told():
         ({"concurrency": 0}, "--concurrency must be 1 or more"),
         ({"requests": 0}, "--requests must be 1 or more"),
         ({"requests": 10**9}, "--requests must be"),
+        ({"requests": 10**6, "input_tokens": "1000"}, "would take .* GiB"),
+        ({"duration": 1e6, "rate": 100.0}, "would take .* GiB"),
+        ({"duration": 1e7}, "--duration must be 1e[+]06 at most"),
+        ({"request_timeout_s": 1e7}, "--request-timeout must be 1e[+]06 at most"),
+        ({"think_s": 1e7}, "--think"),
+        ({"trace": Path("x"), "turns": 2}, "a replayed trace has no --turns"),
         ({"duration": -1.0}, "--duration must be more than 0"),
         ({"warmup": "some"}, "--warmup must be"),
         ({"warmup": "-1"}, "--warmup must be"),

@@ -387,6 +387,14 @@ def test_goodput_is_of_the_whole_run_where_none_of_it_was_steady():
     assert found["goodput_rps"] == found["goodput_rps_whole"] == pytest.approx(1 / 3)
 
 
+def test_every_slo_is_counted_by_itself():
+    traces = [trace(0.4, 2.0)] * 8 + [trace(0.6, 0.9)] * 2 + [failed()]
+    found = run_metrics(traces, with_slos("ttft<500ms", "e2e<1s"))
+    assert found["slos_met"] == {"ttft<500ms": 8, "e2e<1s": 2}
+    assert found["slo_attainment"] == 0
+    assert run_metrics(traces, with_slos())["slos_met"] is None
+
+
 def test_slo_attainment_has_a_wilson_interval():
     found = run_intervals([trace(0.4)] * 8 + [trace(0.6)] * 2, with_slos("ttft<500ms"))["slo_attainment"]
     assert (found["low"], found["high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)

@@ -13,7 +13,7 @@ from llmopt.report.document import ranking_document
 from llmopt.report.markdown import ranking_markdown
 from llmopt.report.progress import Reporter
 from llmopt.report.table import columns
-from llmopt.report.terminal import print_ranking, print_run
+from llmopt.report.terminal import conclusion, print_points, print_ranking, print_run
 from unit.make import MACHINE, WORKLOAD, candidate, metrics, run
 
 FAST = candidate("fast", throughput=200, latency_s=2.0)
@@ -131,6 +131,28 @@ def test_one_run_shows_its_figures_and_doubts():
     print_run(record, Console(file=out, width=150))
     assert "123 tok/s" in out.getvalue()
     assert "verdict: suspect\n  p95 is not printed; more requests" in out.getvalue()
+
+
+SEARCH = {
+    "kind": "search",
+    "best": 4.0,
+    "not_shown_above": 4.2,
+    "slos": ["ttft_p99<1s"],
+    "shares": {"ttft_p99<1s": 0.99},
+}
+
+
+def test_the_end_of_a_search_names_the_share_of_each_slo():
+    assert conclusion(SEARCH) == (
+        "4 requests/s keep ttft_p99<1s for 99% of requests (95 % confidence); not shown at 4.2"
+    )
+    assert conclusion(SEARCH | {"best": None}) == "no rate was shown to keep ttft_p99<1s for 99% of requests"
+
+
+def test_a_point_at_which_nothing_succeeded_is_a_row():
+    console = Console(file=io.StringIO(), width=120)
+    print_points(SEARCH | {"points": [{"rate": 8.0, "run_id": ""}]}, [], console)
+    assert "nothing succeeded" in console.file.getvalue()
 
 
 def test_progress_goes_to_stderr(capsys):
