@@ -84,7 +84,7 @@ def rows(name: str) -> Iterable[Any]:
     path = Path(name).expanduser()
     if path.is_file():
         return json_rows(path)
-    if path.suffix in (".json", ".jsonl") or path.is_absolute():  # a file's name: no hub is asked for it
+    if not path.is_dir() and (path.suffix in (".json", ".jsonl") or path.is_absolute()):  # no hub is asked for a file
         raise UsageError(f"no file {name}", hint=HINT)
     try:
         import datasets

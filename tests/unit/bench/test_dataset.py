@@ -139,3 +139,10 @@ def test_no_trace_and_an_empty_one(write, tmp_path):
         load_arrivals(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="is empty"):
         load_arrivals(write())
+
+
+def test_a_data_set_on_disk_is_read_by_its_library(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"prompt": ["hello there", "what is it"], "completion": ["a b", "c"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "set"))
+    assert [p.text for p in load_prompts(str(tmp_path / "set"), None)] == rows["prompt"]
