@@ -3,6 +3,9 @@
 Each read is one ``recvmsg``: its bytes, the kernel's receive stamp (``SO_TIMESTAMPING``) and our own stamp are appended
 to lists, untouched.  Finished requests go to a spool file as they are (``recording``); JSON, tokens and percentiles are
 somebody else's work.  Sends follow absolute times: due = start + planned offset, never a sleep after the last one.
+
+One class of 450 lines, because reading, sending and what follows an answer share the state of one loop and call each
+other between any two reads; connections, framing, packing and the process around it live in modules of their own.
 """
 
 from __future__ import annotations

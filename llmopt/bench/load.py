@@ -156,9 +156,8 @@ def play(
             traces=(), seconds=0.0, client_cpu_s=0.0, workers=len(crew), connections=0, reads=0, user_stamped=0
         )
     family, address = resolve(endpoint, min(CONNECT_S, schedule.request_timeout_s))
-    crew = crew[
-        : min(len(crew), len(schedule.first), schedule.users or len(crew))
-    ]  # a client without a slot has no part
+    # A client without a slot has no part.
+    crew = crew[: min(len(crew), len(schedule.first), schedule.users or len(crew))]
     for number, client in enumerate(crew):
         plan = share(schedule, endpoint, family, address, number, len(crew), request_id)
         client.requests = tuple(schedule.requests[i] for i in plan[0])

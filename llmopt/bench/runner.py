@@ -13,7 +13,7 @@ from llmopt.bench.load import LoadResult, Progress, clients, play
 from llmopt.bench.schedule import MOST_PREPARED, Schedule, make_schedule
 from llmopt.bench.telemetry import Telemetry
 from llmopt.bench.verdict import Evidence, judge
-from llmopt.core.domain import RequestTrace, Verdict, Workload
+from llmopt.core.domain import RequestTrace, Verdict, Workload, stable_hash
 from llmopt.core.errors import ServerError
 from llmopt.core.limits import parse_until
 from llmopt.core.metrics import half_width, run_intervals, run_metrics
@@ -96,7 +96,7 @@ def measure(
         with Telemetry(pid=target.pid) as telemetry:
             load = play(
                 crew, schedule, endpoint, count=traffic.count(), progress=progress, enough=enough(workload),
-                request_id=f"llmopt-{traffic.salt[-8:]}", stop_when=stop_when,
+                request_id=f"llmopt-{stable_hash(traffic.salt, 8)}", stop_when=stop_when,
             )  # fmt: skip
     if not any(t.ok for t in load.traces):
         if load.stopped == "interrupted":
@@ -297,7 +297,7 @@ def remedy(kind: str, reason: str, target: Target, endpoint: Endpoint) -> str:
         if names and target.model not in names:
             return f"the server has no model {target.model!r}; it lists: {', '.join(names)}"
         return f"is the path right (a base URL ends in /v1)? --endpoint {other} asks the other way"
-    if kind == "bad_stream":
+    if kind in ("bad_stream", "http_405", "http_501"):
         return "is this an OpenAI-compatible server, and does the base URL end in /v1?"
     if kind == "http_429":
         return "the server limits its rate: a lower load, or --retries 3"

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from llmopt.bench.endpoint import Endpoint
@@ -241,3 +243,17 @@ def test_a_server_that_lists_no_models(answering, reply):
 
 def test_an_address_with_a_login_is_no_crash():
     assert models_of("http://user:secret@localhost/v1") == ()
+
+
+def test_a_salt_never_reaches_a_header_as_it_is(scripted, truth):
+    target = scripted()
+    workload = Workload(output_tokens=2, concurrency=1, requests=2, warmup_requests=0)
+    result = measure(target, workload, Traffic(salt="a\nX-Evil: 1", source=SOURCE, tokenizer=None))
+    assert [t.error for t in result.traces] == [None, None]
+    assert all(re.fullmatch(r"llmopt-[0-9a-f]{8}-\d", row["request_id"]) for row in truth(target))
+
+
+def test_a_server_that_takes_no_post_is_no_openai_server():
+    endpoint = Endpoint.of("http://127.0.0.1:9/v1", "completions")
+    words = remedy("http_501", "http_501: x", Target(base_url="http://127.0.0.1:9/v1", model="m"), endpoint)
+    assert "OpenAI-compatible" in words
