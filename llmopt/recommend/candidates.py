@@ -15,6 +15,7 @@ from llmopt.core.statistics import bootstrap, relative_spread
 
 NOISY_SPREAD = 0.10
 PEAKS = ("peak_rss_bytes", "peak_vram_bytes")
+STEADY_RATES = ("output_tps", "total_tps", "requests_per_s")
 INTERVALS = ("output_tps", "ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "peak_rss_bytes", "peak_vram_bytes")
 
 
@@ -79,7 +80,7 @@ def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
     same = [run for run in runs if run.backend.get("version") == version]
     usable = [run for run in same if run.verdict.status != "invalid"] or same
     newest = usable[-1]
-    metrics = {name: median_of([run.metrics.get(name) for run in usable]) for name in newest.metrics}
+    metrics = {name: median_of([run.metrics.get(name) for run in having(name, usable)]) for name in newest.metrics}
     for (
         name
     ) in PEAKS:  # a peak is the highest of all runs: engines' caches grow, and memory must suffice for the last run too
@@ -99,6 +100,15 @@ def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
         verdict=merged_verdict(usable),
         runs=len(usable),
     )
+
+
+def having(name: str, runs: Sequence[Measurement]) -> Sequence[Measurement]:
+    """The runs that tell of a figure.
+
+    A run that never got steady has no steady rate: its repeats still have theirs, and the doubt stays in the merged
+    verdict.  Any other figure that one run lacks is unknown: a tail that is missing may be missing because it is bad.
+    """
+    return [run for run in runs if name not in STEADY_RATES or run.metrics.get(name) is not None] or runs
 
 
 def short(backend: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +140,7 @@ def interval(name: str, runs: Sequence[Measurement]) -> dict[str, Any] | None:
     """Bootstrap over runs where there are three or more; else the widest of the runs' own block intervals."""
     base, _, statistic = name.rpartition("_")
     metric, stat = (METRICS[base], statistic) if base in METRICS else (METRICS[name], None)
+    runs = having(name, runs)
     values = [v for run in runs if (v := value_of(run.metrics, metric, stat)) is not None]
     if len(values) == len(runs) and (bounds := bootstrap(values, max if name in PEAKS else st.median)) is not None:
         return {"low": bounds[0], "high": bounds[1], "over": "runs"}

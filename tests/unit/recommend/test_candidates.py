@@ -44,9 +44,21 @@ def test_medians_reach_into_distributions():
 
 
 def test_unknown_in_one_run_is_unknown():
-    runs = [run(), run(metrics=metrics() | {"output_tps": None, "ttft_s": None})]
-    assert only(runs).value("output_tps") is None
+    runs = [run(), run(metrics=metrics() | {"ttft_s": None})]
     assert only(runs[::-1]).value("ttft", "p50") is None
+
+
+def test_a_run_that_was_never_steady_leaves_the_rate_to_its_repeats():
+    unsteady = Verdict.of((Doubt(code="never_steady", severity="suspect", message="m", remedy="r"),))
+    runs = [*repeats(100, 110, 120), run(metrics=metrics() | {"output_tps": None}, verdict=unsteady)]
+    found = only(runs)
+    assert found.value("output_tps") == 110
+    assert found.intervals["output_tps"]["over"] == "runs"
+    assert "never_steady" in codes(found)
+
+
+def test_a_rate_that_no_run_has_is_unknown():
+    assert only([run(metrics=metrics() | {"output_tps": None})] * 3).value("output_tps") is None
 
 
 def test_memory_is_the_highest_peak_of_all_runs():
