@@ -31,11 +31,11 @@ def recommend_command(
 ) -> None:
     """Rank measured configurations: constraints first, then the Pareto front, then the objective."""
     from llmopt.core.store import load_runs
-    from llmopt.pipeline import making, plans
+    from llmopt.pipeline import plans, proving
     from llmopt.recommend.constraints import make_goal
 
     goal = make_goal(slo or [], max_memory=max_memory, max_kl=max_kl, optimize=optimize)
-    runs = [making.with_known_quality(run) for run in load_runs(results)]
+    runs = [proving.with_known_quality(run) for run in load_runs(results)]
     show_ranking(plans.rank_runs(runs, goal), out, json)
 
 

@@ -1,4 +1,4 @@
-"""``llmopt quantize``, ``llmopt quality``: make an artifact, and prove it."""
+"""``llmopt quantize``: make an artifact."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def quantize_command(
     """Quantize a model, prove the result against its base, and write a manifest beside the weights."""
     from llmopt import demo
     from llmopt.core.artifacts import open_model, read_manifest
-    from llmopt.pipeline import making
+    from llmopt.pipeline import making, proving
     from llmopt.report.terminal import print_artifact
 
     quantization_checked(quant)
@@ -44,12 +44,12 @@ def quantize_command(
         samples=samples,
         python=python,
     )
-    compare = making.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
+    compare = proving.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
     artifact, there = making.quantize(request, out, reporter(quiet=json), proof=compare)
     document = {
         "already_there": there,
         **(read_manifest(out) or {}),
-        "quality": making.read_quality(making.quality_file(artifact)),
+        "quality": proving.read_quality(proving.quality_file(artifact)),
     }
     print_json(document) if json else print_artifact(document)
 
@@ -59,31 +59,3 @@ def quantization_checked(name: str) -> None:
     from llmopt.quantize import method
 
     method(name)
-
-
-@app.command("quality")
-@for_people
-def quality_command(
-    artifact: Annotated[
-        Path, typer.Argument(help="Artifact that llmopt quantize made; 'demo' for the bundled model itself.")
-    ],
-    text: TextOption = None,
-    tokens: TokensOption = 16_384,
-    python: PythonOption = None,
-    json: Json = False,
-) -> None:
-    """Perplexity, KL divergence and top-1 agreement of an artifact against its base."""
-    from llmopt import demo
-    from llmopt.core.artifacts import open_artifact
-    from llmopt.core.environments import home
-    from llmopt.pipeline import making
-    from llmopt.report.terminal import print_quality
-
-    found = making.prove(
-        open_artifact(demo.MODEL if str(artifact) == "demo" else artifact),
-        making.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens),
-        reporter(quiet=json),
-        log_folder=home() / "logs",
-        python=python,
-    )
-    print_json(found) if json else print_quality(found)

@@ -11,6 +11,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+# How quantized weights lie on disk; ``in-memory`` is quantized anew each time it is loaded.
+Format = Literal["plain", "compressed-tensors", "gptq", "awq", "auto-round", "bitsandbytes", "gguf", "in-memory"]
 Evidence = Literal["measured", "interpolated", "estimated"]
 Comparison = Literal["<", "<=", ">", ">="]
 OPEN_LOOP_SEQUENCES = 16  # of an engine that we start for a load without a cap of its own
@@ -40,7 +42,7 @@ class Quantization:
 
     name: str
     method: str
-    format: Literal["plain", "compressed-tensors", "bitsandbytes", "gguf"]
+    format: Format
     bits: float
     group_size: int | None = None
 

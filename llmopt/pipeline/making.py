@@ -1,15 +1,14 @@
-"""Make an artifact, and prove it against its base before it is called done."""
+"""Make an artifact; it gets its name only after its proof (``proving``)."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import llmopt
-from llmopt import demo, quality
+from llmopt import demo
 from llmopt.core import environments
 from llmopt.core.artifacts import (
     MANIFEST,
@@ -21,12 +20,12 @@ from llmopt.core.artifacts import (
     safetensors_header,
     weight_files,
 )
-from llmopt.core.domain import Artifact, Measurement, ModelRef, stable_hash
+from llmopt.core.domain import Artifact, ModelRef, stable_hash
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ModelError, UsageError
 from llmopt.core.files import disk_errors, folder_bytes, partial_folder, read_text, write_atomic
-from llmopt.core.store import with_quality
 from llmopt.core.worker import run_job
+from llmopt.pipeline.proving import QualityText, prove
 from llmopt.pipeline.reporter import Reporter
 from llmopt.quantize import Method, method
 
@@ -37,17 +36,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "generation_config.json",
 )
-# An artifact this far from its base is broken, not quantized: even 2-bit weights stay well below.
-BROKEN_KL = 2.0
-QUALITY_FILE = "quality.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class QualityText:
-    """The text that artifacts are proven on, and how many tokens of it."""
-
-    path: Path = demo.HELD_OUT_TEXT
-    tokens: int = quality.MAX_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,62 +199,3 @@ def describe(request: QuantizeRequest, folder: Path, details: dict[str, Any]) ->
 def tensor_bytes(file: Path) -> int:
     header = safetensors_header(file)
     return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values())
-
-
-def prove(
-    artifact: Artifact, text: QualityText, report: Reporter, *, log_folder: Path, python: str | None = None
-) -> dict[str, Any]:
-    """Quality against the base, measured once per artifact and text; raises ModelError for a broken artifact."""
-    if not Path(artifact.base).is_dir():
-        raise ModelError(
-            f"the base of {artifact.path} is gone: {artifact.base}", hint="put the base model back, or quantize again"
-        )
-    file, key = quality_file(artifact), stable_hash([artifact.key, read_text(text.path), text.tokens])
-    if (known := read_quality(file, key)) is not None:
-        return known
-    with report.task(f"comparing {artifact.label} with its base") as work:
-        job = run_job(
-            environments.find(quality.needs(artifact), python),
-            quality.FUNCTION,
-            quality.arguments(artifact, text.path.resolve(), text.tokens),
-            log=log_folder / f"quality-{artifact.label}.log",
-            progress=work.at,
-        )
-    result: dict[str, Any] = job.value
-    if result["kl_mean"] > BROKEN_KL:
-        raise ModelError(
-            f"{artifact.label} is broken: its mean KL divergence to the base is {result['kl_mean']:.2f} nats",
-            hint="this quantizer does not work for this model; try another",
-        )
-    write_atomic(file, json.dumps({"key": key, "quality": result}, indent=1).encode())
-    return result
-
-
-def quality_file(artifact: Artifact) -> Path:
-    """Beside the weights; for a base, which is not ours to write to, in llmopt's own folder."""
-    folder = Path(artifact.path)
-    if (folder / MANIFEST).exists():
-        return folder / QUALITY_FILE
-    return environments.home() / "quality" / f"{artifact.key}.json"
-
-
-def read_quality(file: Path, key: str | None = None) -> dict[str, Any] | None:
-    """Stored quality, of that key where one is given; ``None`` when there is none."""
-    try:
-        stored = json.loads(file.read_text())
-        found: dict[str, Any] | None = stored["quality"] if key in (None, stored["key"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found
-
-
-def with_known_quality(run: Measurement) -> Measurement:
-    """The run with the quality that lies with its artifact, where it was measured only after the run."""
-    path = run.artifact.get("path")
-    if run.quality is not None or path is None:
-        return run
-    try:
-        artifact = open_artifact(path)
-    except ModelError:
-        return run
-    return with_quality(run, read_quality(quality_file(artifact))) if artifact.key == run.artifact["key"] else run

@@ -14,8 +14,9 @@ from llmopt.core.errors import MissingEnvironment, UsageError
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import load_runs, with_quality
-from llmopt.pipeline.making import QualityText, prove, quantize, quantize_request
+from llmopt.pipeline.making import quantize, quantize_request
 from llmopt.pipeline.measuring import bench_artifact, engine_version
+from llmopt.pipeline.proving import QualityText, prove
 from llmopt.pipeline.reporter import Reporter
 from llmopt.quantize import UNQUANTIZED, method
 from llmopt.recipe import Plan

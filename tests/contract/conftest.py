@@ -9,7 +9,7 @@ import pytest
 from llmopt import demo
 from llmopt.core.artifacts import open_model, unquantized
 from llmopt.core.domain import Artifact
-from llmopt.pipeline import making
+from llmopt.pipeline import making, proving
 from llmopt.report.progress import Reporter
 
 PROOF_TOKENS = 4096
@@ -27,7 +27,7 @@ class Workshop:
         return making.quantize_request(self.model, name, samples=SAMPLES)
 
     def make(self, name: str) -> tuple[Artifact, bool]:
-        proof = making.QualityText(tokens=PROOF_TOKENS)
+        proof = proving.QualityText(tokens=PROOF_TOKENS)
         return making.quantize(self.request(name), self.folder / name, Reporter(quiet=True), proof=proof)
 
     def artifact(self, name: str) -> Artifact:

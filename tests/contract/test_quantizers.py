@@ -10,7 +10,7 @@ import pytest
 
 from llmopt.core.artifacts import MANIFEST, open_artifact
 from llmopt.core.errors import UsageError
-from llmopt.pipeline import making
+from llmopt.pipeline import making, proving
 from llmopt.quantize import METHODS
 from llmopt.report.progress import Reporter
 from tests.contract.conftest import Workshop
@@ -43,7 +43,7 @@ def test_real_bits_lie_between_the_nominal_and_the_base(workshop: Workshop, name
 
 @EVERY
 def test_stays_close_to_its_base(workshop: Workshop, name: str) -> None:
-    quality = making.read_quality(making.quality_file(workshop.artifact(name)))
+    quality = proving.read_quality(proving.quality_file(workshop.artifact(name)))
     assert quality is not None
     low, high = quality["kl_mean_interval"]
     assert 0 < low <= quality["kl_mean"] <= high < 0.2
@@ -67,7 +67,7 @@ def test_second_time_it_is_already_there_at_once(workshop: Workshop, name: str) 
 
 
 def test_eight_bits_are_closer_than_four(workshop: Workshop) -> None:
-    kl = {n: (making.read_quality(making.quality_file(workshop.artifact(n))) or {})["kl_mean"] for n in METHODS}
+    kl = {n: (proving.read_quality(proving.quality_file(workshop.artifact(n))) or {})["kl_mean"] for n in METHODS}
     assert kl["gguf-q8_0"] < 0.2 * kl["gguf-q4_k_m"]
 
 

@@ -10,7 +10,7 @@ from llmopt.core.artifacts import MANIFEST, open_model
 from llmopt.core.domain import Case, Measurement, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, ModelError, UsageError
 from llmopt.core.store import load_runs
-from llmopt.pipeline import loads, making, measuring, plans
+from llmopt.pipeline import loads, making, measuring, plans, proving
 from llmopt.report.progress import Reporter
 from unit.make import artifact, model
 
@@ -117,20 +117,20 @@ def test_a_quantizer_that_fails_leaves_nothing_behind(tmp_path):
 
 def test_a_base_that_is_gone_cannot_prove_anything(tmp_path):
     with pytest.raises(ModelError, match="the base of"):
-        making.prove(artifact(tmp_path), making.QualityText(), QUIET, log_folder=tmp_path)
+        proving.prove(artifact(tmp_path), proving.QualityText(), QUIET, log_folder=tmp_path)
 
 
 def test_stored_quality_is_of_its_own_key(tmp_path):
     (tmp_path / "q.json").write_text('{"key": "k", "quality": {"kl_mean": 1}}')
-    assert making.read_quality(tmp_path / "q.json", "k") == {"kl_mean": 1}
-    assert making.read_quality(tmp_path / "q.json", "other") is None
-    assert making.read_quality(tmp_path / "nowhere.json") is None
+    assert proving.read_quality(tmp_path / "q.json", "k") == {"kl_mean": 1}
+    assert proving.read_quality(tmp_path / "q.json", "other") is None
+    assert proving.read_quality(tmp_path / "nowhere.json") is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", '{"key": "k"}'])
 def test_damaged_quality_is_measured_again(tmp_path, text):
     (tmp_path / "q.json").write_text(text)
-    assert making.read_quality(tmp_path / "q.json", "k") is None
+    assert proving.read_quality(tmp_path / "q.json", "k") is None
 
 
 def test_a_running_server_is_measured_and_recorded_without_secrets(scripted, tmp_path):
