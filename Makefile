@@ -4,17 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check docs format clean
+.PHONY: setup engines demo test check docs format clean
 
 setup: $(READY)
 
 # torch goes first and alone (see llmopt/core/environments.py); the marker is written last, so a cut set-up starts over.
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(wildcard llmopt/core/locks/local-*)
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	$(BIN)/llmopt env create local --here
 	touch $@
+
+# Engines that share no environment with the others, in the user's home: made once, taken up where they were left, and
+# brought up to date.  Tests that need one skip without it.
+engines: setup
+	$(BIN)/llmopt env create vllm
+	$(BIN)/llmopt env create llamacpp --build
+	$(BIN)/llmopt env create eval
 
 demo: setup
 	$(BIN)/llmopt demo

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -13,11 +14,12 @@ from llmopt import demo
 from llmopt.bench.workload import make_workload
 from llmopt.core.domain import Goal, ServeOptions, Workload
 from llmopt.core.errors import UsageError
-from llmopt.quantize import quantization
+from llmopt.quantize import method, quantization
 from llmopt.recommend.constraints import make_goal
 from llmopt.serve import require_loadable
 
 BUILTIN = "builtin"
+T = TypeVar("T")
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -25,11 +27,32 @@ NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 class Calibration(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     text: str = BUILTIN
     samples: Positive | None = None
+    sample_tokens: Positive | None = None
+    seed: NotNegative | None = None
 
 
 class QualityText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     text: str = BUILTIN
     tokens: Positive = 16_384
+
+
+class QuantizationText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, rename={"engine": "for"}):
+    """One quantization with the options of ``llmopt quantize`` under the same names; its name alone will do too."""
+
+    name: str
+    format: str | None = None
+    engine: str | None = None
+    imatrix: str | None = None
+
+
+class QuantizeRecipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """What ``llmopt quantize --recipe`` makes: several quantizations of one model, alike calibrated and proven."""
+
+    name: str
+    model: str
+    quantizations: list[QuantizationText | str]
+    calibration: Calibration = Calibration()
+    quality: QualityText = QualityText()
 
 
 class CaseGroup(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -98,7 +121,7 @@ class Plan:
 
     name: str
     model: Path
-    calibration_text: Path
+    calibration: str
     calibration_samples: int | None
     quality_text: Path
     quality_tokens: int
@@ -108,12 +131,34 @@ class Plan:
     goal: Goal
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuantizePlan:
+    """A recipe of quantizations whose every name was checked."""
+
+    name: str
+    model: Path
+    quantizations: tuple[QuantizationText, ...]
+    calibration: str
+    samples: int | None
+    sample_tokens: int | None
+    seed: int | None
+    quality_text: Path
+    quality_tokens: int
+
+
 def load(path: Path) -> Plan:
-    """Read and check a recipe; raises UsageError that names the place in the file."""
+    """Read and check a recipe of cases; raises UsageError that names the place in the file."""
+    return read(path, lambda document: plan(msgspec.convert(document, Recipe), path.parent))
+
+
+def load_quantizations(path: Path) -> QuantizePlan:
+    """Read and check a recipe of quantizations; raises UsageError that names the place in the file."""
+    return read(path, lambda document: quantize_plan(msgspec.convert(document, QuantizeRecipe), path.parent))
+
+
+def read(path: Path, checked: Callable[[Any], T]) -> T:
     try:
-        document: Any = yaml.safe_load(path.read_text())
-        recipe = msgspec.convert(document, Recipe)
-        return plan(recipe, path.parent)
+        return checked(yaml.safe_load(path.read_text()))
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", hint=error.hint) from error
     except OSError as error:
@@ -147,7 +192,7 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     return Plan(
         name=recipe.name,
         model=resolve(recipe.model, folder, demo.MODEL),
-        calibration_text=resolve(recipe.calibration.text, folder, demo.CALIBRATION_TEXT),
+        calibration=found_text(recipe.calibration.text, folder),
         calibration_samples=recipe.calibration.samples,
         quality_text=resolve(recipe.quality.text, folder, demo.HELD_OUT_TEXT),
         quality_tokens=recipe.quality.tokens,
@@ -156,6 +201,31 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         repeats=recipe.repeats,
         goal=make_goal(goal.slos, max_memory=goal.max_memory, max_kl=goal.max_kl, optimize=goal.optimize),
     )
+
+
+def quantize_plan(recipe: QuantizeRecipe, folder: Path) -> QuantizePlan:
+    wanted = tuple(QuantizationText(name=q) if isinstance(q, str) else q for q in recipe.quantizations)
+    if not wanted:
+        raise UsageError(f"the recipe {recipe.name!r} has no quantization", hint="add names under quantizations:")
+    for q in wanted:
+        method(q.name).route(q.format)
+    return QuantizePlan(
+        name=recipe.name,
+        model=resolve(recipe.model, folder, demo.MODEL),
+        quantizations=wanted,
+        calibration=found_text(recipe.calibration.text, folder),
+        samples=recipe.calibration.samples,
+        sample_tokens=recipe.calibration.sample_tokens,
+        seed=recipe.calibration.seed,
+        quality_text=resolve(recipe.quality.text, folder, demo.HELD_OUT_TEXT),
+        quality_tokens=recipe.quality.tokens,
+    )
+
+
+def found_text(name: str, folder: Path) -> str:
+    """A file beside the recipe where there is one; else the name as it stands, ``builtin`` or a data set's."""
+    near = folder / Path(name).expanduser()
+    return str(near) if name != BUILTIN and near.exists() else name
 
 
 def resolve(name: str, folder: Path, builtin: Path) -> Path:

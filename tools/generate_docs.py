@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from llmopt import serve
 from llmopt.core.metrics import METRICS
 from llmopt.quantize import METHODS, UNQUANTIZED
+from llmopt.quantize.gguf_types import FILE_TYPES
+from llmopt.quantize.loading import entries
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NOTE = "<!-- Written by tools/generate_docs.py; change the code, then run `make docs`. -->\n\n"
@@ -53,17 +54,36 @@ def metrics() -> str:
 
 
 def quantizations() -> str:
-    engines = [name for name in serve.BACKENDS if name != "scripted"]
     lines = ["# Quantizations and the engines that load them", ""]
-    lines += ["| name | method | layout | made with | calibrated | loaded by |", "|---|---|---|---|---|---|"]
-    for q in [*UNQUANTIZED.values(), *(m.quantization for m in METHODS.values())]:
-        made = METHODS.get(q.name)
-        able = ", ".join(name for name in engines if serve.backend(name).refusal(q) is None)
-        library, calibrated = (made.distribution, "yes" if made.calibrated else "no") if made else ("–", "–")
-        lines.append(f"| `{q.name}` | {q.method} | {q.format} | {library} | {calibrated} | {able} |")
-    replaced = [(m.replaces, m.quantization.name) for m in METHODS.values() if m.replaces]
-    lines += ["", "Successors of libraries that are no longer kept:", ""]
-    lines += [f"- instead of {old}: `llmopt quantize MODEL --quant {name} -o DIR`" for old, name in replaced]
+    lines += ["How to make one, and what is checked: [quantize.md](quantize.md).", ""]
+    lines += [
+        "| name | method | bits | layouts (first: default) | made with | calibrated |",
+        "|---|---|---:|---|---|---|",
+    ]
+    for q in UNQUANTIZED.values():
+        lines.append(f"| `{q.name}` | {q.method} | {q.bits:g} | {q.format} | – | – |")
+    for m in METHODS.values():
+        made = ", ".join(dict.fromkeys(route.distribution for route in m.routes))
+        calibrated = "yes" if m.routes[0].calibrated else "no"
+        if m.method == "gguf":
+            kind = FILE_TYPES[m.name.removeprefix("gguf-")]
+            calibrated = "importance matrix" if kind.needs_imatrix else "`--imatrix`"
+        lines.append(f"| `{m.name}` | {m.method} | {m.bits:g} | {', '.join(m.formats)} | {made} | {calibrated} |")
+    lines += [
+        "",
+        "Bits are those of a linear weight, of a GGUF the average over its mix; the artifact says the real number.",
+    ]
+    lines += ["", "## Which engine loads what", ""]
+    lines += ["What was seen, with which version; `--for ENGINE` chooses by it and refuses by it.", ""]
+    lines += [
+        "| engine | device | quantizations | layouts | loads | evidence | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for e in entries():
+        names, layouts = ", ".join(f"`{name}`" for name in e.quantizations), ", ".join(e.formats)
+        lines.append(
+            f"| {e.engine} | {e.device} | {names} | {layouts} | {'yes' if e.loads else 'no'} | {e.evidence} | {e.note} |"
+        )
     return "\n".join(lines) + "\n"
 
 

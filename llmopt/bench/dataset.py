@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmopt.bench.prompts import Prompt
 from llmopt.core.errors import UsageError
+from llmopt.core.rows import ROWS_HINT, json_rows, rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-HINT = "one JSON object a line with 'prompt', 'messages' or ShareGPT's 'conversations'"
 ASKERS = ("human", "user")
 MOST_ROWS = 100_000
 
@@ -39,7 +38,7 @@ def load_prompts(name: str, tokenizer: Tokenizer | None) -> list[Prompt]:
         if len(found) == MOST_ROWS:
             break
     if not found:
-        raise UsageError(f"no prompt in {name}", hint=HINT)
+        raise UsageError(f"no prompt in {name}", hint=ROWS_HINT)
     if tokenizer is None:
         return [Prompt(text=q, tokens=None, answer_tokens=n) for q, _, n in found]
     questions = tokenizer.encode_batch([q for q, _, _ in found])
@@ -77,47 +76,6 @@ def question_of(row: Any) -> tuple[str | None, str | None, int | None]:
 
 def whole(value: Any) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
-
-
-def rows(name: str) -> Iterable[Any]:
-    """Of a file, or of a data set that the ``datasets`` library finds under that name. Raises UsageError."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return json_rows(path)
-    if not path.is_dir() and (path.suffix in (".json", ".jsonl") or path.is_absolute()):  # no hub is asked for a file
-        raise UsageError(f"no file {name}", hint=HINT)
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            f"no file {name}, and the 'datasets' library is not installed here", hint=f"{HINT}; or pip install datasets"
-        ) from error
-    try:
-        loaded = datasets.load_from_disk(name) if path.is_dir() else datasets.load_dataset(name)
-        return next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
-    except Exception as error:  # the library raises of every kind
-        words = " ".join(str(error).split())[:160]
-        raise UsageError(f"no data set {name!r}: {words}", hint=HINT) from error
-
-
-def json_rows(path: Path) -> Iterator[Any]:
-    """A JSON array, or one JSON value a line. Raises UsageError that names the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint=HINT) from error
-    if text.lstrip()[:1] == "[":
-        try:
-            yield from json.loads(text)
-        except ValueError as error:
-            raise UsageError(f"{path} is no JSON: {error}", hint=HINT) from error
-        return
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() also cuts at U+2028, which JSON allows
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UsageError(f"{path}, line {number}: no JSON: {error}", hint=HINT) from error
 
 
 def load_arrivals(path: Path) -> list[Arrival]:

@@ -1,61 +1,157 @@
-"""``llmopt quantize``: make an artifact."""
+"""``llmopt quantize``: make one artifact, or all of a recipe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmopt.cli.shell import Json, PythonOption, TextOption, TokensOption, app, for_people, print_json, reporter
+from llmopt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmopt.pipeline.making import Options
+
+CALIBRATION, LARGE, PROOF = "Calibration", "Large models", "Proof"
 
 
 @app.command("quantize")
 @for_people
 def quantize_command(
     model: Annotated[
-        str, typer.Argument(help="Model folder (config.json, *.safetensors), or 'demo' for the bundled one.")
-    ],
-    quant: Annotated[str, typer.Option("--quant", "-q", help="Name of the quantization; see docs/quantizations.md.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; must not hold anything else.")],
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="Text to calibrate on; default: the bundled one.")
+        str | None, typer.Argument(help="Model folder (config.json, *.safetensors), or 'demo' for the bundled one.")
     ] = None,
-    samples: Annotated[int | None, typer.Option("--samples", help="Calibration samples.")] = None,
+    quant: Annotated[
+        str | None, typer.Option("--quant", "-q", help="Name of the quantization; see docs/quantizations.md.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to make; must not hold anything else.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option("--format", help="Layout, where a method has several: compressed-tensors, gptq, awq, auto-round."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--for", help="Engine that will serve it: chooses the layout, and the proof runs in it."),
+    ] = None,
+    imatrix: Annotated[
+        str | None,
+        typer.Option(
+            "--imatrix", help="Importance matrix of a GGUF: auto (kept only if it measures better), none, or a file."
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Make every quantization of a recipe, each in a folder below --out.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say whether it will work, how large it will be and what it will take.")
+    ] = False,
+    calibration: Annotated[
+        str, typer.Option("--calibration", help="Text, JSONL, data set, or builtin.", rich_help_panel=CALIBRATION)
+    ] = "builtin",
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Samples; default 64.", rich_help_panel=CALIBRATION)
+    ] = None,
+    sample_tokens: Annotated[
+        int | None,
+        typer.Option("--sample-tokens", help="Tokens of a sample; default 256.", rich_help_panel=CALIBRATION),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Which samples; default 0.", rich_help_panel=CALIBRATION)
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option("--max-memory", help="Memory that the quantizer may take, like 16GiB.", rich_help_panel=LARGE),
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option("--shard-size", help="Largest file of the result, like 5GB.", rich_help_panel=LARGE)
+    ] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option("--device-map", help="Passed to the library: auto spreads over GPUs.", rich_help_panel=LARGE),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Start although the forecast says that it will not fit.", rich_help_panel=LARGE),
+    ] = False,
+    proof: Annotated[
+        bool,
+        typer.Option(
+            help="Reload the result and compare it with its base before calling it done.", rich_help_panel=PROOF
+        ),
+    ] = True,
     text: TextOption = None,
     tokens: TokensOption = 4096,
-    proof: Annotated[
-        bool, typer.Option(help="Reload the result and compare it with its base before calling it done.")
-    ] = True,
+    kv_cache_dtype: Annotated[
+        str,
+        typer.Option(
+            "--kv-cache-dtype",
+            help="Type of the KV cache during the proof, as it will be served.",
+            rich_help_panel=PROOF,
+        ),
+    ] = "auto",
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max-kl", help="Refuse a result farther from its base, nats.", rich_help_panel=PROOF),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option("--min-top1", help="Refuse one that keeps fewer top tokens, 0 to 1.", rich_help_panel=PROOF),
+    ] = None,
     python: PythonOption = None,
     json: Json = False,
 ) -> None:
-    """Quantize a model, prove the result against its base, and write a manifest beside the weights."""
+    """Quantize a model, prove the result against its base, and write a manifest and a card beside the weights."""
     from llmopt import demo
-    from llmopt.core.artifacts import open_model, read_manifest
-    from llmopt.pipeline import making, proving
-    from llmopt.report.terminal import print_artifact
+    from llmopt.core.units import parse_quantity
+    from llmopt.pipeline import making, proving, recipes
+    from llmopt.report.artifacts import print_artifact, print_forecast
 
-    quantization_checked(quant)
-    request = making.quantize_request(
-        open_model(demo.MODEL if model == "demo" else Path(model)),
-        quant,
-        calibration=calibration or demo.CALIBRATION_TEXT,
-        samples=samples,
-        python=python,
-    )
+    if out is None:
+        raise UsageError("no folder to make", hint="-o DIR")
+    bounds = {"max_kl": max_kl, "min_top1": min_top1}
+    limits = proving.ProofLimits(**{name: value for name, value in bounds.items() if value is not None})
+    if recipe is not None:
+        if model is not None or quant is not None:
+            raise UsageError("a recipe names its model and its quantizations", hint="--recipe FILE -o DIR alone")
+        documents = recipes.quantize_all(recipe, out, reporter(quiet=json), limits=limits, dry_run=dry_run, force=force)
+        if json:
+            print_json(documents)
+            return
+        for document in documents:
+            print_forecast(document) if dry_run else print_artifact(document)
+        return
+    if model is None or quant is None:
+        raise UsageError(
+            "no model" if model is None else "no quantization",
+            hint="llmopt quantize MODEL --quant NAME -o DIR; names: docs/quantizations.md",
+        )
+    options = making.Options(
+        layout=layout, engine=engine, imatrix=imatrix, calibration=calibration, samples=samples,
+        sample_tokens=sample_tokens, seed=seed, device_map=device_map, python=python,
+        max_memory_bytes=round(parse_quantity(max_memory, "bytes")) if max_memory else None,
+        shard_bytes=round(parse_quantity(shard_size, "bytes")) if shard_size else None,
+    )  # fmt: skip
+    request = asked(demo.MODEL if model == "demo" else Path(model), quant, options)
     compare = proving.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
-    artifact, there = making.quantize(request, out, reporter(quiet=json), proof=compare)
-    document = {
-        "already_there": there,
-        **(read_manifest(out) or {}),
-        "quality": proving.read_quality(proving.quality_file(artifact)),
-    }
+    if dry_run:
+        document = making.prepared(request, out.resolve(), compare.path if compare else None, force=force).document(out)
+        print_json(document) if json else print_forecast(document)
+        return
+    artifact, there = making.quantize(
+        request, out, reporter(quiet=json), proof=compare, limits=limits, kv_cache_dtype=kv_cache_dtype, force=force
+    )
+    document = making.made_document(artifact, there)
     print_json(document) if json else print_artifact(document)
 
 
-def quantization_checked(name: str) -> None:
-    """A wrong name fails before anything else is looked at."""
+def asked(model: Path, quant: str, options: Options) -> Any:
+    """The checked request; a wrong name fails before the model is looked at."""
+    from llmopt.core.artifacts import open_model
+    from llmopt.pipeline import making
     from llmopt.quantize import method
 
-    method(name)
+    method(quant)
+    return making.quantize_request(open_model(model), quant, options)

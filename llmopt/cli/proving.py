@@ -3,36 +3,139 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmopt.cli.shell import Json, PythonOption, TextOption, TokensOption, app, for_people, print_json, reporter
+
+if TYPE_CHECKING:
+    from llmopt.core.domain import Artifact
+
+LIMITS, TASKS = "Limits", "Task scores"
 
 
 @app.command("quality")
 @for_people
 def quality_command(
     artifact: Annotated[
-        Path, typer.Argument(help="Artifact that llmopt quantize made; 'demo' for the bundled model itself.")
+        str,
+        typer.Argument(
+            help="Artifact that llmopt quantize made; with --against also any quantized checkpoint or GGUF file; "
+            "'demo' for the bundled model itself."
+        ),
     ],
+    against: Annotated[
+        str | None, typer.Option("--against", help="Base model to compare with; default: the one it was made from.")
+    ] = None,
     text: TextOption = None,
     tokens: TokensOption = 16_384,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="Engine of the proof: hf, llamacpp or vllm; default: by format.")
+    ] = None,
+    kv_cache_dtype: Annotated[
+        str, typer.Option("--kv-cache-dtype", help="KV cache as it will be served, in the engine's words: q8_0, fp8.")
+    ] = "auto",
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max-kl", help="Fail (exit 3) above this mean KL, in nats.", min=0, rich_help_panel=LIMITS),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1",
+            help="Fail (exit 3) below this share of kept top tokens.",
+            min=0,
+            max=1,
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help="Also run these lm-eval tasks: NAME or FILE.yaml, …", rich_help_panel=TASKS),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Server for the tasks; default: one is started.", rich_help_panel=TASKS)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name of the model at --url.", rich_help_panel=TASKS)
+    ] = None,
     python: PythonOption = None,
     json: Json = False,
 ) -> None:
     """Perplexity, KL divergence and top-1 agreement of an artifact against its base."""
     from llmopt import demo
-    from llmopt.core.artifacts import open_artifact
     from llmopt.core.environments import home
     from llmopt.pipeline import proving
     from llmopt.report.terminal import print_quality
 
+    report = reporter(quiet=json)
+    subject = opened(artifact, against)
     found = proving.prove(
-        open_artifact(demo.MODEL if str(artifact) == "demo" else artifact),
+        subject,
         proving.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens),
-        reporter(quiet=json),
+        report,
         log_folder=home() / "logs",
         python=python,
+        # A limit of the user's own is judged below, after its figures were printed.
+        limits=proving.ProofLimits(
+            max_kl=None if max_kl is not None else proving.MAX_KL,
+            min_top1=None if min_top1 is not None else proving.MIN_TOP1,
+        ),
+        engine=known_engine(backend),
+        kv_cache_dtype=kv_cache_dtype,
     )
+    if tasks:
+        from llmopt.pipeline.scoring import score
+
+        found = found | {"tasks": score(subject, tasks, report, log_folder=home() / "logs", url=url, model=model)}
     print_json(found) if json else print_quality(found)
+    require_limits(found, proving.ProofLimits(max_kl=max_kl, min_top1=min_top1))
+
+
+def known_engine(name: str | None) -> str | None:
+    """A wrong name fails before anything is looked at; raises UsageError with the nearest ones."""
+    from llmopt.core.errors import UsageError, nearest
+    from llmopt.quality import ENGINES
+
+    if name is not None and name not in ENGINES:
+        raise UsageError(f"no proof runs in {name!r}", hint=nearest(name, list(ENGINES)))
+    return name
+
+
+def opened(name: str, against: str | None) -> Artifact:
+    """The artifact, of the base that was named where one was: made by llmopt, a plain model, or somebody else's."""
+    from dataclasses import replace
+
+    from llmopt import demo
+    from llmopt.core.artifacts import MANIFEST, open_artifact, open_model
+    from llmopt.core.errors import UsageError
+    from llmopt.quality.declared import foreign_artifact
+
+    path = demo.MODEL if name == "demo" else Path(name)
+    base = None if against is None else demo.MODEL if against == "demo" else Path(against)
+    if (path / MANIFEST).exists() or base is None:
+        if base is None and (path.is_file() or is_quantized(path)):
+            raise UsageError(f"{path} does not say what it was made from", hint="name its base: --against MODEL")
+        artifact = open_artifact(path)
+        return artifact if base is None else replace(artifact, base=open_model(base).path)
+    return foreign_artifact(path, base)
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether a folder that llmopt did not make holds a quantized checkpoint."""
+    from llmopt.core.artifacts import MANIFEST, read_config
+
+    if (folder / MANIFEST).exists() or not folder.is_dir():
+        return False
+    if any(folder.glob("*.gguf")):
+        return True
+    return bool(read_config(folder).get("quantization_config"))
+
+
+def require_limits(found: dict[str, Any], limits: Any) -> None:
+    """Raises GoalNotMet for the user's own limits."""
+    from llmopt.core.errors import GoalNotMet
+
+    if broken := limits.broken(found):
+        raise GoalNotMet("; ".join(broken), hint="another quantization, or another limit")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llmopt.core.domain import Artifact, ModelRef, Quantization, stable_hash
 from llmopt.core.errors import ModelError
+from llmopt.core.weights import check_shards
+from llmopt.core.weights import count_parameters as count_parameters
+from llmopt.core.weights import safetensors_header as safetensors_header
 
 MANIFEST = "llmopt.json"
 WEIGHTS = ("*.safetensors", "*.gguf")
@@ -37,6 +39,7 @@ def open_model(path: str | Path) -> ModelRef:
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise ModelError(f"{folder} is already quantized ({method})", hint="name the unquantized base model")
+    check_shards(folder)
     architectures = config.get("architectures") or ["unknown"]
     parameters = sum(count_parameters(file) for file in weights)
     if not parameters:
@@ -66,37 +69,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not config.get("model_type"):
         raise ModelError(f"{folder / 'config.json'} names no model_type", hint="name a Hugging Face model folder")
     return config
-
-
-def safetensors_header(file: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: name → {dtype, shape, data_offsets}. Raises ModelError."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > 100 << 20:
-                raise ValueError("its header claims more than 100 MB")
-            header: dict[str, Any] = json.loads(stream.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("its header is no table of tensors")
-        header.pop("__metadata__", None)
-        if any(not {"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values()):
-            raise ValueError("a tensor has no dtype, shape or place")
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if file.stat().st_size < 8 + length + end:
-            raise ValueError(f"{8 + length + end:,} bytes expected, {file.stat().st_size:,} found")
-    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
-        raise ModelError(f"{file} is not a whole safetensors file: {error}", hint="fetch or copy it again") from error
-    return header
-
-
-def count_parameters(file: Path) -> int:
-    total = 0
-    for entry in safetensors_header(file).values():
-        size = 1
-        for extent in entry["shape"]:
-            size *= extent
-        total += size
-    return total
 
 
 def fingerprint(files: list[Path]) -> str:
@@ -143,6 +115,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads(file.read_text())
         artifact_of(manifest, folder)
+        if manifest.get("seal", sealed := seal(manifest["artifact"])) != sealed:
+            raise ValueError("what it says of the artifact was edited")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file} is damaged: {error}", hint="remove the folder and quantize again") from error
     return manifest
@@ -174,5 +148,15 @@ def artifact_of(manifest: dict[str, Any], folder: Path) -> Artifact:
     return Artifact(**fields | {"quantization": Quantization(**fields["quantization"])})
 
 
+def seal(fields: dict[str, Any]) -> str:
+    """A hash of what a manifest says of its artifact: a hand that relabels it breaks the seal.
+
+    Places are left out, for they may change; the key is compared with the request that it answers.
+    """
+    return stable_hash({name: value for name, value in fields.items() if name not in ("path", "base", "key")})
+
+
 def manifest_of(artifact: Artifact, **more: Any) -> bytes:
-    return (json.dumps({"schema": 1, "artifact": asdict(artifact), **more}, indent=1, default=str) + "\n").encode()
+    fields = asdict(artifact)
+    document = {"schema": 1, "artifact": fields, "seal": seal(fields), **more}
+    return (json.dumps(document, indent=1, default=str) + "\n").encode()

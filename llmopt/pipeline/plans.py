@@ -14,7 +14,7 @@ from llmopt.core.errors import MissingEnvironment, UsageError
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import load_runs, with_quality
-from llmopt.pipeline.making import quantize, quantize_request
+from llmopt.pipeline.making import Options, quantize, quantize_request
 from llmopt.pipeline.measuring import bench_artifact, engine_version
 from llmopt.pipeline.proving import QualityText, prove
 from llmopt.pipeline.reporter import Reporter
@@ -59,7 +59,7 @@ def artifact_of(plan: Plan, model: ModelRef, name: str, folder: Path, report: Re
                 f"{model.path} is in {base.quantization.name}, not {name}", hint=f"write {base.quantization.name}"
             )
         return base
-    request = quantize_request(model, name, calibration=plan.calibration_text, samples=plan.calibration_samples)
+    request = quantize_request(model, name, Options(calibration=plan.calibration, samples=plan.calibration_samples))
     out = folder / "artifacts" / f"{name}-{request.key[:8]}"
     artifact, there = quantize(request, out, report, proof=text)
     if there:

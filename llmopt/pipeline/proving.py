@@ -1,4 +1,8 @@
-"""Prove an artifact against its base: measured once per artifact and text, kept beside the weights."""
+"""Prove an artifact against its base: files, weights, token ids, then figures in the engine that it is for.
+
+Measured once per artifact, text, engine and KV cache, and kept beside the weights. The look at the files is quick and
+repeated each time: an artifact whose description was edited since is not believed for its stored figures.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,52 @@ from typing import Any
 
 from llmopt import demo, quality
 from llmopt.core import environments
-from llmopt.core.artifacts import MANIFEST, open_artifact
+from llmopt.core.artifacts import MANIFEST, open_artifact, weight_files
 from llmopt.core.domain import Artifact, Measurement, stable_hash
-from llmopt.core.errors import ModelError
+from llmopt.core.errors import LlmoptError, ModelError
 from llmopt.core.files import read_text, write_atomic
 from llmopt.core.store import with_quality
+from llmopt.core.weights import check_shards, require_finite, require_matching_tokenizer
 from llmopt.core.worker import run_job
 from llmopt.pipeline.reporter import Reporter
+from llmopt.quality.structure import check_structure
 
-# An artifact this far from its base is broken, not quantized: even 2-bit weights stay well below.
-BROKEN_KL = 2.0
+# Where garbage begins, not where quality ends. The garbage seen in the field had KL 3.47 and top-1 .002; an honest 2-bit
+# GGUF of the small bundled model, about the worst that is still of use, stays below a nat and keeps half of the top tokens.
+MAX_KL = 2.0
+MIN_TOP1 = 0.2
 QUALITY_FILE = "quality.json"
+
+
+class ProofFailed(ModelError):
+    """The result loads and is not good enough; ``figures`` is its whole quality record."""
+
+    def __init__(self, message: str, *, hint: str | None = None, figures: dict[str, Any]) -> None:
+        super().__init__(message, hint=hint)
+        self.figures = figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofLimits:
+    """What a result must keep: mean KL in nats at most, top-1 agreement at least (a share); ``None`` asks nothing."""
+
+    max_kl: float | None = MAX_KL
+    min_top1: float | None = MIN_TOP1
+
+    @classmethod
+    def none(cls) -> ProofLimits:
+        """For a trial whose figures are wanted whatever they are."""
+        return cls(max_kl=None, min_top1=None)
+
+    def broken(self, figures: dict[str, Any]) -> list[str]:
+        """The limits that these figures do not keep, in words."""
+        kl, top1 = figures["kl_mean"], figures["top1_agreement"]
+        words = []
+        if self.max_kl is not None and kl > self.max_kl:
+            words.append(f"its mean KL divergence to the base is {kl:.4g} nats, above {self.max_kl:g}")
+        if self.min_top1 is not None and top1 < self.min_top1:
+            words.append(f"{top1:.1%} of the base's top tokens are kept, below {self.min_top1:.0%}")
+        return words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,50 +70,130 @@ class QualityText:
 
 
 def prove(
-    artifact: Artifact, text: QualityText, report: Reporter, *, log_folder: Path, python: str | None = None
+    artifact: Artifact,
+    text: QualityText,
+    report: Reporter,
+    *,
+    log_folder: Path,
+    python: str | None = None,
+    limits: ProofLimits | None = None,
+    engine: str | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> dict[str, Any]:
-    """Quality against the base, measured once per artifact and text; raises ModelError for a broken artifact."""
+    """The quality record of an artifact. Raises ModelError for files that are not what they say, ProofFailed for figures.
+
+    ``engine``: hf, llamacpp or vllm; another engine's artifact is proven in the one that reads its format.
+    """
+    limits = limits or ProofLimits()
     if not Path(artifact.base).is_dir():
         raise ModelError(
             f"the base of {artifact.path} is gone: {artifact.base}", hint="put the base model back, or quantize again"
         )
-    file, key = quality_file(artifact), stable_hash([artifact.key, read_text(text.path), text.tokens])
-    if (known := read_quality(file, key)) is not None:
-        return known
-    with report.task(f"comparing {artifact.label} with its base") as work:
+    chosen = engine_of_proof(artifact, engine, kv_cache_dtype, report)
+    structure = check_files(artifact)
+    file = quality_file(artifact)
+    key = stable_hash([artifact.key, read_text(text.path), text.tokens, chosen.name, kv_cache_dtype])
+    found = stored_quality(file, key, report)
+    if found is None:
+        found = measure(artifact, text, report, chosen, kv_cache_dtype, log_folder, python) | {"structure": structure}
+        write_atomic(file, json.dumps({"key": key, "quality": found}, indent=1).encode())
+    if broken := limits.broken(found):
+        raise ProofFailed(
+            f"{artifact.label} is broken: {'; '.join(broken)}",
+            hint="this quantizer does not work for this model; try another",
+            figures=found,
+        )
+    return found
+
+
+def engine_of_proof(artifact: Artifact, name: str | None, kv_cache_dtype: str, report: Reporter) -> quality.Engine:
+    """The engine asked for, or the nearest thing to it that a proof runs in."""
+    if name is not None and name not in quality.ENGINES:
+        instead = quality.engine_for(artifact, None, "auto").name
+        report.say(f"no proof runs in {name}: {artifact.label} is proven in {instead}")
+        name, kv_cache_dtype = None, "auto"
+    return quality.engine_for(artifact, name, kv_cache_dtype)
+
+
+def check_files(artifact: Artifact) -> dict[str, Any]:
+    """Shards whole, tokenizer and embedding of one model, and the structure that the artifact's name promises."""
+    path = Path(artifact.path)
+    if path.is_dir():
+        check_shards(path)
+        if artifact.quantization.format not in ("gguf", "in-memory"):
+            require_matching_tokenizer(path)
+    return check_structure(path, artifact.quantization, Path(artifact.base))
+
+
+def measure(
+    artifact: Artifact,
+    text: QualityText,
+    report: Reporter,
+    engine: quality.Engine,
+    kv_cache_dtype: str,
+    log_folder: Path,
+    python: str | None,
+) -> dict[str, Any]:
+    """Every weight finite, then base and artifact compared in a fresh worker."""
+    environment = environments.find(quality.needs(artifact, engine), python)
+    with report.task(f"comparing {artifact.label} with its base in {engine.name}") as work:
+        if Path(artifact.path).is_dir():
+            require_finite(weight_files(Path(artifact.path)))
+        log_folder.mkdir(parents=True, exist_ok=True)
         job = run_job(
-            environments.find(quality.needs(artifact), python),
+            environment,
             quality.FUNCTION,
-            quality.arguments(artifact, text.path.resolve(), text.tokens),
+            quality.arguments(
+                artifact,
+                text.path.resolve(),
+                text.tokens,
+                engine=engine,
+                kv_cache_dtype=kv_cache_dtype,
+                scratch=log_folder.resolve(),
+            ),
             log=log_folder / f"quality-{artifact.label}.log",
             progress=work.at,
         )
-    result: dict[str, Any] = job.value
-    if result["kl_mean"] > BROKEN_KL:
-        raise ModelError(
-            f"{artifact.label} is broken: its mean KL divergence to the base is {result['kl_mean']:.2f} nats",
-            hint="this quantizer does not work for this model; try another",
-        )
-    write_atomic(file, json.dumps({"key": key, "quality": result}, indent=1).encode())
-    return result
+    return dict(job.value)
 
 
 def quality_file(artifact: Artifact) -> Path:
-    """Beside the weights; for a base, which is not ours to write to, in llmopt's own folder."""
+    """Beside the weights; for a base or a foreign checkpoint, which is not ours to write to, in llmopt's own folder."""
     folder = Path(artifact.path)
     if (folder / MANIFEST).exists():
         return folder / QUALITY_FILE
     return environments.home() / "quality" / f"{artifact.key}.json"
 
 
+def stored_quality(file: Path, key: str, report: Reporter) -> dict[str, Any] | None:
+    """Stored quality of that key; says so when the file is there and cannot be used."""
+    if file.exists() and (found := read_quality(file)) is None:
+        report.say(f"{file} is damaged: measured again")
+        return None
+    found = read_quality(file, key)
+    if found is not None and not is_whole(found):
+        report.say(f"{file} lacks figures: measured again")
+        return None
+    return found
+
+
+def is_whole(figures: dict[str, Any]) -> bool:
+    """Whether every figure that a reader counts on is there and is a number."""
+    single = [figures.get(name) for name in ("kl_mean", "kl_p99", "top1_agreement", "perplexity")]
+    pairs = [figures.get(name) for name in ("kl_mean_interval", "top1_interval", "perplexity_interval")]
+    return all(isinstance(value, (int, float)) for value in single) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    )
+
+
 def read_quality(file: Path, key: str | None = None) -> dict[str, Any] | None:
-    """Stored quality, of that key where one is given; ``None`` when there is none."""
+    """Stored quality, of that key where one is given; ``None`` when there is none that can be read."""
     try:
         stored = json.loads(file.read_text())
         found: dict[str, Any] | None = stored["quality"] if key in (None, stored["key"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def with_known_quality(run: Measurement) -> Measurement:
@@ -84,6 +203,6 @@ def with_known_quality(run: Measurement) -> Measurement:
         return run
     try:
         artifact = open_artifact(path)
-    except ModelError:
+    except LlmoptError:
         return run
     return with_quality(run, read_quality(quality_file(artifact))) if artifact.key == run.artifact["key"] else run

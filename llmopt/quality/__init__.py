@@ -1,127 +1,133 @@
-"""The proof of an artifact: how far it is from its base on the same token ids, in the engine's own arithmetic.
+"""The proof of an artifact: how far it is from its base on the same token ids, in the engine that will serve it.
 
-``compare`` runs in a worker.  Both models read the same windows of the same token ids,
-teacher-forced; per token it keeps the negative log-likelihood of each, the KL
-divergence of the artifact's full next-token distribution from the base's, and whether
-the most likely token is the same.  Intervals are paired bootstraps over windows.
+``structure`` looks at the files (no engine), ``comparison`` runs base and artifact in a worker, ``tasks`` hands over to
+lm-eval.  How to add an engine:
+
+1. Write a function ``FORMAT_logits(source: Source) -> Logits`` in ``llmopt/quality/``; it runs in a worker and imports the
+   engine inside.
+2. Add one line to ``ENGINES``: what its environment must have, and where that function lies.
+3. Run ``make test``: the contract tests prove artifacts in every line of the table.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmopt.core.domain import Artifact, Quality
+from llmopt.core.domain import Artifact
 from llmopt.core.environments import Needs
-from llmopt.core.errors import ModelError, UsageError
-from llmopt.core.files import read_text
-from llmopt.core.statistics import bootstrap, percentile
+from llmopt.core.errors import UsageError, nearest
 
 WINDOW_TOKENS = 512
 MAX_TOKENS = 16_384
-FUNCTION = "llmopt.quality:compare"
+FUNCTION = "llmopt.quality.comparison:compare"
+TRANSFORMERS = ("torch", "transformers")
 
 
-def needs(artifact: Artifact) -> Needs:
-    """GGUF is read by llama.cpp itself, everything else by transformers, the base always by transformers."""
-    modules = {
-        "gguf": ("torch", "transformers", "cyllama"),
-        "compressed-tensors": ("torch", "transformers", "compressed_tensors"),
-        "bitsandbytes": ("torch", "transformers", "bitsandbytes"),
-    }.get(artifact.quantization.format, ("torch", "transformers"))
-    return Needs(modules=modules, extra="local")
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One line of the table. ``reference``: the engine that runs the base, so that the difference is the quantization's.
+
+    ``formats`` are those it reads, each with the modules that this takes beside ``modules``.
+    """
+
+    name: str
+    logits: str
+    reference: str
+    distribution: str
+    extra: str
+    modules: tuple[str, ...]
+    formats: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    kv_cache_dtypes: tuple[str, ...] = ("auto",)
 
 
-def arguments(artifact: Artifact, text: Path, tokens: int = MAX_TOKENS) -> dict[str, Any]:
+LLAMA_CPP_KV = ("auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+VLLM_KV = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine(
+            name="hf",
+            logits="llmopt.quality.logits:hf_logits",
+            reference="hf",
+            distribution="transformers",
+            extra="local",
+            modules=TRANSFORMERS,
+            formats={
+                "plain": (),
+                "in-memory": (),
+                "compressed-tensors": ("compressed_tensors",),
+                "bitsandbytes": ("bitsandbytes",),
+                "gptq": ("optimum", "gptqmodel"),
+                "awq": ("gptqmodel",),
+                "auto-round": ("auto_round",),
+            },
+        ),
+        Engine(
+            name="llamacpp",
+            logits="llmopt.quality.logits:llamacpp_logits",
+            reference="hf",
+            distribution="cyllama",
+            extra="local",
+            modules=(*TRANSFORMERS, "cyllama"),
+            formats={"gguf": ()},
+            kv_cache_dtypes=LLAMA_CPP_KV,
+        ),
+        Engine(
+            name="vllm",
+            logits="llmopt.quality.vllm:vllm_logits",
+            reference="vllm",
+            distribution="vllm",
+            extra="vllm",
+            modules=("torch", "vllm"),
+            formats={"plain": (), "compressed-tensors": (), "gptq": (), "awq": (), "auto-round": ()},
+            kv_cache_dtypes=VLLM_KV,
+        ),
+    )
+}
+
+
+def engine_for(artifact: Artifact, name: str | None = None, kv_cache_dtype: str = "auto") -> Engine:
+    """The engine of the proof: the one asked for, else llama.cpp for GGUF and transformers for everything else.
+
+    Raises UsageError for an engine that is none, does not read this format or has no such KV cache.
+    """
+    format = artifact.quantization.format
+    chosen = name or ("llamacpp" if format == "gguf" else "hf")
+    if chosen not in ENGINES:
+        raise UsageError(f"no proof runs in {chosen!r}", hint=nearest(chosen, list(ENGINES)))
+    engine = ENGINES[chosen]
+    if format not in engine.formats:
+        able = [e.name for e in ENGINES.values() if format in e.formats]
+        raise UsageError(
+            f"{chosen} does not prove {artifact.label}: it reads no {format}", hint=f"--backend {' or '.join(able)}"
+        )
+    if kv_cache_dtype not in engine.kv_cache_dtypes:
+        raise UsageError(
+            f"{chosen} has no KV cache of type {kv_cache_dtype!r}",
+            hint=f"known there: {', '.join(engine.kv_cache_dtypes)}",
+        )
+    return engine
+
+
+def needs(artifact: Artifact, engine: Engine | None = None) -> Needs:
+    """What an environment must have to run the proof of this artifact."""
+    engine = engine or engine_for(artifact)
+    return Needs(modules=(*engine.modules, *engine.formats[artifact.quantization.format]), extra=engine.extra)
+
+
+def arguments(
+    artifact: Artifact, text: Path, tokens: int, *, engine: Engine, kv_cache_dtype: str, scratch: Path
+) -> dict[str, Any]:
     """The arguments of ``compare`` for this artifact, ready for the worker."""
     return {
         "base": artifact.base,
         "artifact": artifact.path,
         "format": artifact.quantization.format,
+        "engine": engine.name,
+        "kv_cache_dtype": kv_cache_dtype,
         "text": str(text),
         "max_tokens": tokens,
+        "scratch": str(scratch),
     }
-
-
-def compare(base: str, artifact: str, format: str, text: str, max_tokens: int) -> dict[str, Any]:
-    """``Quality`` of one artifact, as a dict. Raises ModelError when it does not load or its numbers are not finite."""
-    from llmopt.quality.logits import hf_logits, llamacpp_logits
-
-    windows = token_windows(base, text, max_tokens)
-    reference = hf_logits(base)
-    candidate = None if artifact == base else llamacpp_logits(artifact) if format == "gguf" else hf_logits(artifact)
-    rows = []
-    for number, window in enumerate(windows, 1):
-        print(f"({number}/{len(windows)}): comparing", flush=True)
-        own = reference(window)
-        rows.append(window_figures(own, own if candidate is None else candidate(window), window))
-    return asdict(summary(rows, sum(len(r["kl"]) for r in rows), Path(text)))
-
-
-def token_windows(base: str, text: str, max_tokens: int) -> list[list[int]]:
-    """Disjoint windows of token ids, all of the same length; shape (windows, WINDOW_TOKENS)."""
-    from tokenizers import Tokenizer
-
-    ids = Tokenizer.from_file(str(Path(base) / "tokenizer.json")).encode(read_text(Path(text))).ids[:max_tokens]
-    windows = [ids[i : i + WINDOW_TOKENS] for i in range(0, len(ids) - WINDOW_TOKENS + 1, WINDOW_TOKENS)]
-    if len(windows) < 3:
-        raise UsageError(
-            f"{text} has {len(ids)} tokens, three windows need {3 * WINDOW_TOKENS}", hint="give a longer text"
-        )
-    return windows
-
-
-def window_figures(base: Any, candidate: Any, window: Sequence[int]) -> dict[str, list[float]]:
-    """Per predicted token: nll of base and candidate, KL(base ‖ candidate) in nats, same argmax.
-
-    ``base`` and ``candidate`` are logits of shape (tokens, vocabulary); the last row predicts nothing that is known.
-    """
-    import torch
-
-    if base.shape != candidate.shape:
-        raise ModelError(
-            f"the artifact's logits have the shape {tuple(candidate.shape)}, the base's {tuple(base.shape)}",
-            hint="it is not a quantization of this base",
-        )
-    p, q = torch.log_softmax(base[:-1], -1), torch.log_softmax(candidate[:-1], -1)
-    if not bool(torch.isfinite(q).all()):
-        raise ModelError("the artifact's logits are not finite", hint="the weights are broken: quantize again")
-    following = torch.tensor(window[1:]).unsqueeze(-1)
-    return {
-        "base_nll": (-p.gather(-1, following).squeeze(-1)).tolist(),
-        "nll": (-q.gather(-1, following).squeeze(-1)).tolist(),
-        "kl": (p.exp() * (p - q)).sum(-1).clamp(min=0).tolist(),
-        "same": (p.argmax(-1) == q.argmax(-1)).float().tolist(),
-    }
-
-
-def summary(rows: Sequence[dict[str, list[float]]], tokens: int, text: Path) -> Quality:
-    """Pool the windows; the bootstrap draws windows, and base and candidate always together."""
-    import math
-
-    def pooled(
-        name: str, of: Callable[[float], float] = lambda x: x
-    ) -> Callable[[Sequence[dict[str, list[float]]]], float]:
-        return lambda some: of(sum(sum(r[name]) for r in some) / sum(len(r[name]) for r in some))
-
-    def interval(statistic: Callable[[Sequence[dict[str, list[float]]]], float]) -> tuple[float, float]:
-        found = bootstrap(rows, statistic)
-        if found is None:
-            raise ModelError("the quality figures are not finite", hint="the weights are broken: quantize again")
-        return found
-
-    return Quality(
-        tokens=tokens,
-        text_sha256=hashlib.sha256(text.read_bytes()).hexdigest(),
-        perplexity=pooled("nll", math.exp)(rows),
-        base_perplexity=pooled("base_nll", math.exp)(rows),
-        kl_mean=pooled("kl")(rows),
-        kl_p99=percentile([kl for r in rows for kl in r["kl"]], 99),
-        top1_agreement=pooled("same")(rows),
-        kl_mean_interval=interval(pooled("kl")),
-        top1_interval=interval(pooled("same")),
-        perplexity_interval=interval(pooled("nll", math.exp)),
-    )

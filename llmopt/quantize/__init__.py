@@ -2,81 +2,199 @@
 
 How to add one:
 
-1. Write ``llmopt/quantize/FAMILY.py`` with ``run(model, out, settings, calibration)``:
-   it runs in a worker of an environment that meets its ``Needs``, imports its library
-   inside the function, writes the weights into the folder ``out`` and returns a dict
-   of what the manifest should keep.
-2. Add one line to ``METHODS``.
-3. Run ``make test``: the contract tests quantize, reload and compare every line of the table.
+1. Write ``llmopt/quantize/FAMILY.py`` with ``run(model, out, settings, samples)``: it runs in a worker of an environment
+   that meets its ``Needs``, imports its library inside the function, prints its progress through ``steps.step``, writes
+   the weights into the folder ``out`` and returns a dict of what the manifest should keep.
+2. Add one line to ``METHODS``: its name and its routes, the first of which is taken when nobody asks for a layout.
+3. Run ``make test``: the contract tests quantize, reload, compare and serve every line of the table.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmopt.core.domain import Quantization
+from llmopt.core.domain import Format, Quantization
 from llmopt.core.environments import Needs
 from llmopt.core.errors import UsageError, nearest
+from llmopt.quantize.gguf_types import FILE_TYPES
 
 LLM_COMPRESSOR = Needs(modules=("torch", "transformers", "llmcompressor"), extra="quant")
+GPTQ_MODEL = Needs(modules=("torch", "transformers", "gptqmodel", "optimum"), extra="quant")
+AUTO_ROUND = Needs(modules=("torch", "transformers", "auto_round"), extra="quant")
 BITSANDBYTES = Needs(modules=("torch", "transformers", "bitsandbytes"), extra="quant")
+TORCH = Needs(modules=("torch", "transformers"), extra="hf")
 LLAMA_CPP = Needs(modules=("torch", "transformers", "cyllama"), extra="llamacpp", converter=True)
+# gptqmodel 7.6.0 keeps checkpoints of these model types alone (validate_checkpoint_support).
+GPTQ_MODEL_RESUMES = ("llama", "qwen3_moe")
+CALIBRATED = {"samples": 64, "sample_tokens": 256, "seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """One line of the table. ``distribution`` is the package whose version goes into the artifact's key."""
+class Route:
+    """One library that makes a quantization, and the layout that it writes.
 
-    quantization: Quantization
+    ``distribution`` is the package whose version goes into the artifact's key; ``resumes``: model types of which a killed
+    run goes on where it stopped; ``grouped``: input widths must be multiples of the group size.
+    """
+
+    format: Format
     function: str
     needs: Needs
     distribution: str
     settings: dict[str, Any] = field(default_factory=dict)
-    calibrated: bool = False
+    resumes: tuple[str, ...] = ()
+    grouped: bool = False
+
+    @property
+    def calibrated(self) -> bool:
+        return "samples" in self.settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One line of the table. ``replaces``: the call of a library that is no longer kept."""
+
+    name: str
+    method: str
+    bits: float
+    routes: tuple[Route, ...]
+    group_size: int | None = None
     replaces: str = ""
 
+    @property
+    def quantization(self) -> Quantization:
+        return self.as_written(self.routes[0])
 
-def _llmcompressor(name: str, method: str, modifier: str) -> Method:
-    return Method(
-        quantization=Quantization(name=name, method=method, format="compressed-tensors", bits=4, group_size=128),
+    @property
+    def needs(self) -> Needs:
+        return self.routes[0].needs
+
+    @property
+    def formats(self) -> list[Format]:
+        return [route.format for route in self.routes]
+
+    def as_written(self, route: Route) -> Quantization:
+        return Quantization(
+            name=self.name, method=self.method, format=route.format, bits=self.bits, group_size=self.group_size
+        )
+
+    def route(self, layout: str | None) -> Route:
+        """The route that writes this layout, or the first; raises UsageError with the layouts that there are."""
+        if layout is None:
+            return self.routes[0]
+        for route in self.routes:
+            if route.format == layout:
+                return route
+        raise UsageError(
+            f"{self.name} is not made in the layout {layout!r}", hint=f"--format {' or '.join(self.formats)}"
+        )
+
+
+def _llmcompressor(calibrated: bool = True, **settings: Any) -> Route:
+    return Route(
+        format="compressed-tensors",
         function="llmopt.quantize.llmcompressor:run",
         needs=LLM_COMPRESSOR,
         distribution="llmcompressor",
-        settings={"modifier": modifier, "samples": 64, "sample_tokens": 256, "seed": 0},
-        calibrated=True,
-        replaces={"gptq": "AutoGPTQ", "awq": "AutoAWQ"}[method],
+        settings=settings | (CALIBRATED if calibrated else {}),
+        grouped=bool(settings.get("group_size")),
     )
 
 
-def _gguf(name: str, bits: float) -> Method:
+def _gptqmodel(layout: Format, **settings: Any) -> Route:
+    return Route(
+        format=layout,
+        function="llmopt.quantize.gptqmodel:run",
+        needs=GPTQ_MODEL,
+        distribution="GPTQModel",
+        settings=settings | CALIBRATED,
+        resumes=GPTQ_MODEL_RESUMES if layout == "gptq" else (),
+        grouped=True,
+    )
+
+
+def _autoround(layout: Format) -> Route:
+    return Route(
+        format=layout,
+        function="llmopt.quantize.autoround:run",
+        needs=AUTO_ROUND,
+        distribution="auto-round",
+        settings={"bits": 4, "group_size": 128, "symmetric": True, "iterations": 200} | CALIBRATED,
+        grouped=True,
+    )
+
+
+def _bitsandbytes(name: str, bits: float, **settings: Any) -> Method:
+    route = Route(
+        format="bitsandbytes",
+        function="llmopt.quantize.bitsandbytes:run",
+        needs=BITSANDBYTES,
+        distribution="bitsandbytes",
+        settings=settings,
+    )
     return Method(
-        quantization=Quantization(name=name, method="gguf", format="gguf", bits=bits),
+        name=name, method="bitsandbytes", bits=bits, group_size=64 if bits == 4 else None, routes=(route,),
+        replaces="BitsAndBytesConfig(load_in_4bit=True)" if name == "nf4" else "",
+    )  # fmt: skip
+
+
+def _gguf(kind: str) -> Method:
+    route = Route(
+        format="gguf",
         function="llmopt.quantize.gguf:run",
         needs=LLAMA_CPP,
         distribution="cyllama",
-        settings={"type": name.removeprefix("gguf-").upper()},
+        settings={"type": kind, "imatrix": "auto" if FILE_TYPES[kind].needs_imatrix else "none"},
     )
+    return Method(name=f"gguf-{kind}", method="gguf", bits=FILE_TYPES[kind].average, routes=(route,))
+
+
+def _gptq(name: str, bits: int, group_size: int | None, replaces: str = "") -> Method:
+    settings: dict[str, Any] = {"method": "gptq", "bits": bits, "group_size": group_size, "symmetric": True}
+    routes = (_llmcompressor(**settings), _gptqmodel("gptq", **settings | {"desc_act": False}))
+    return Method(name=name, method="gptq", bits=bits, group_size=group_size, routes=routes, replaces=replaces)
 
 
 METHODS: dict[str, Method] = {
-    m.quantization.name: m
+    m.name: m
     for m in (
-        _llmcompressor("gptq-int4-g128", "gptq", "GPTQModifier"),
-        _llmcompressor("awq-int4-g128", "awq", "AWQModifier"),
+        _gptq("gptq-int4-g128", 4, 128, replaces="AutoGPTQForCausalLM….quantize(examples)"),
+        _gptq("gptq-int4-g32", 4, 32),
+        _gptq("gptq-int8", 8, 128),
         Method(
-            quantization=Quantization(
-                name="nf4-dq", method="bitsandbytes", format="bitsandbytes", bits=4, group_size=64
+            name="awq-int4-g128", method="awq", bits=4, group_size=128,
+            routes=(
+                _llmcompressor(method="awq", bits=4, group_size=128, symmetric=False),
+                _gptqmodel("awq", method="awq", bits=4, group_size=128, symmetric=False),
             ),
-            function="llmopt.quantize.bitsandbytes:run",
-            needs=BITSANDBYTES,
-            distribution="bitsandbytes",
-            settings={"type": "nf4", "double_quantization": True},
+            replaces="AutoAWQForCausalLM….quantize(tokenizer, quant_config)",
         ),
-        _gguf("gguf-q8_0", 8),
-        _gguf("gguf-q4_k_m", 4),
+        Method(
+            name="autoround-int4", method="autoround", bits=4, group_size=128,
+            routes=(_autoround("auto-round"), _autoround("gptq"), _autoround("awq")),
+        ),
+        Method(
+            name="w4a16", method="rtn", bits=4, group_size=128,
+            routes=(_llmcompressor(False, method="rtn", bits=4, group_size=128, symmetric=True),),
+        ),
+        Method(name="w8a8-int8", method="w8a8", bits=8, routes=(_llmcompressor(method="w8a8", bits=8),)),
+        Method(name="fp8", method="fp8", bits=8, routes=(_llmcompressor(False, method="fp8", bits=8),)),
+        _bitsandbytes("nf4", 4, type="nf4", double_quantization=False),
+        _bitsandbytes("nf4-dq", 4, type="nf4", double_quantization=True),
+        _bitsandbytes("int8", 8, type="int8"),
+        Method(
+            name="dynamic-int8", method="dynamic", bits=8,
+            routes=(
+                Route(
+                    format="in-memory", function="llmopt.quantize.torch_dynamic:run", needs=TORCH, distribution="torch",
+                ),
+            ),
+            replaces="torch.quantization.quantize_dynamic(model, {nn.Linear})",
+        ),
+        *(_gguf(kind) for kind in FILE_TYPES),
     )
-}
+}  # fmt: skip
 
 # The unquantized base, by the name of its number format: served as it is, nothing to make.
 UNQUANTIZED = {
@@ -96,9 +214,12 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
-def quantization(name: str) -> Quantization:
-    """The quantization of that name, made or not; raises UsageError."""
-    return UNQUANTIZED[name] if name in UNQUANTIZED else method(name).quantization
+def quantization(name: str, layout: str | None = None) -> Quantization:
+    """The quantization of that name, made or not, in that layout or its first; raises UsageError."""
+    if name in UNQUANTIZED:
+        return UNQUANTIZED[name]
+    found = method(name)
+    return replace(found.quantization, format=found.route(layout).format)
 
 
 def names() -> list[str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from llmopt.core.environments import CONVERTER_FOLDER
-from llmopt.core.errors import ModelError, UsageError, WorkerError, nearest
+from llmopt.core.errors import ModelError, WorkerError
+from llmopt.quantize.gguf_types import FALLBACK, FILE_TYPES
+from llmopt.quantize.steps import step
 
 # The split of a tokenizer.json → llama.cpp's name for it. The converter knows published
 # tokenizers by a hash over their whole vocabulary, so it refuses a tokenizer of one's own
@@ -20,31 +24,92 @@ KNOWN_SPLITS = {
 }
 
 
-def run(model: str, out: str, settings: dict[str, Any], calibration: str) -> dict[str, Any]:
-    """Convert ``model`` to GGUF in bf16, then quantize it to ``settings["type"]`` as ``out``/model.gguf."""
+def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[str, Any]:
+    """Convert ``model`` to GGUF, then quantize it to ``settings["type"]`` as ``out``/model.gguf; runs in a worker.
+
+    ``settings["imatrix"]``: ``none``, ``auto`` or a file.  With ``auto`` and a type that can do without, two files are
+    left, model.gguf without and imatrix.gguf with the importance matrix: the caller measures which is better.
+    ``tools`` holds the paths of llama.cpp's own programs, where they are; without them cyllama quantizes.
+    """
     from llmopt.quantize.checks import require_causal_lm
 
     require_causal_lm(model)
     sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))  # before the registry's older gguf
-    number = file_type(settings["type"])
-    whole, result = Path(out) / "base.gguf", Path(out) / "model.gguf"
+    kind, tools = settings["type"], settings.get("tools") or {}
+    folder = Path(out)
+    whole, result = folder / "base.gguf", folder / "model.gguf"
+    steps = 3 if settings["imatrix"] == "none" else 4
+    step(0, steps, "converting to GGUF")
     convert(Path(model), whole)
-    quantize(whole, result, number)
+    details: dict[str, Any] = {}
+    matrix = importance_matrix(settings["imatrix"], whole, Path(samples) if samples else None, tools, steps, details)
+    step(steps - 2, steps, f"quantizing to {kind.upper()}")
+    if matrix is None or not FILE_TYPES[kind].needs_imatrix:
+        quantize(whole, result, kind, tools.get("llama-quantize"))
+    if matrix is not None:
+        other = result if FILE_TYPES[kind].needs_imatrix else folder / "imatrix.gguf"
+        with_matrix(whole, other, kind, matrix, tools["llama-quantize"])
+        if settings["imatrix"] != "auto":
+            other.replace(result)
+    step(steps - 1, steps, "checking token ids")
     whole.unlink()
-    require_same_ids(Path(model), result, Path(calibration))
-    types, weight_bytes = tensors(result)
-    asked = settings["type"].split("_")[0]
-    return {"weight_bytes": weight_bytes, "tensor_types": types, "fallback_types": fallbacks(types, asked)}
+    require_same_ids(Path(model), result, Path(settings["check_text"]))
+    return details | facts(result, kind)
 
 
-def file_type(name: str) -> int:
-    """llama.cpp's number of a file type; raises UsageError with the nearest names."""
-    from gguf.constants import LlamaFileType
+def facts(file: Path, kind: str) -> dict[str, Any]:
+    types, weight_bytes = tensors(file)
+    return {
+        "weight_bytes": weight_bytes,
+        "tensor_types": types,
+        "fallback_types": fallbacks(types, FILE_TYPES[kind].main),
+    }
 
-    known = {t.name.removeprefix("MOSTLY_"): int(t) for t in LlamaFileType if t.name.startswith("MOSTLY_")}
-    if name not in known:
-        raise UsageError(f"llama.cpp has no file type {name}", hint=nearest(name, list(known)))
-    return known[name]
+
+def importance_matrix(
+    wanted: str, whole: Path, samples: Path | None, tools: dict[str, str], steps: int, details: dict[str, Any]
+) -> Path | None:
+    """The matrix file: the one named, or one computed by llama-imatrix from the calibration; ``None`` without one."""
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        details["imatrix"] = {"file": wanted}
+        return Path(wanted)
+    if not {"llama-imatrix", "llama-quantize"} <= tools.keys() or samples is None:
+        details["imatrix"] = {"left_out": "llama.cpp's own tools are not here"}
+        return None
+    step(1, steps, "computing the importance matrix")
+    text, matrix = whole.with_name("calibration.txt"), whole.with_name("imatrix.dat.gguf")
+    content = json.loads(samples.read_text())
+    text.write_text(content["text"], encoding="utf-8")
+    length = max(len(ids) for ids in content["input_ids"])
+    command = [
+        tools["llama-imatrix"], "-m", str(whole), "-f", str(text), "-o", str(matrix), "-c", str(max(32, length)),
+        "--chunks", str(len(content["input_ids"])), "-ngl", "0" if not has_gpu() else "99", "--no-ppl",
+    ]  # fmt: skip
+    tool(command)
+    details["imatrix"] = {"computed_from": "calibration", "chunk_tokens": length, "chunks": len(content["input_ids"])}
+    return matrix
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def tool(command: list[str]) -> None:
+    """Run one of llama.cpp's programs; its output goes to the job's log. Raises WorkerError with its last error."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
+    print(done.stdout, flush=True)
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        words = (
+            [line for line in lines if re.search(r"error|fail|missing|required", line, re.I)] or lines or ["no output"]
+        )
+        raise WorkerError(f"{Path(command[0]).name} ended with status {done.returncode}: {words[-1]}")
 
 
 def convert(model: Path, out: Path) -> None:
@@ -108,15 +173,25 @@ def require_same_ids(model: Path, file: Path, text: Path) -> None:
         )
 
 
-def quantize(source: Path, target: Path, number: int) -> None:
+def quantize(source: Path, target: Path, kind: str, program: str | None) -> None:
+    """By the user's own llama-quantize where there is one, else by cyllama. Raises WorkerError."""
+    if program is not None:
+        tool([program, str(source), str(target), kind.upper()])
+        return
     import cyllama.llama.llama_cpp as llama
 
     params = llama.LlamaModelQuantizeParams()
-    params.ftype = number
+    params.ftype = FILE_TYPES[kind].number
     try:
         llama.model_quantize(str(source), str(target), params)
     except RuntimeError as error:
-        raise WorkerError(f"llama.cpp's quantizer failed: {error}") from error
+        raise WorkerError(
+            f"llama.cpp's quantizer failed on {kind.upper()}: {error}", hint="its own reason is in the log"
+        ) from error
+
+
+def with_matrix(source: Path, target: Path, kind: str, matrix: Path, program: str) -> None:
+    tool([program, "--imatrix", str(matrix), str(source), str(target), kind.upper()])
 
 
 def tensors(file: Path) -> tuple[dict[str, int], int]:
@@ -131,7 +206,6 @@ def tensors(file: Path) -> tuple[dict[str, int], int]:
     return types, total
 
 
-def fallbacks(types: dict[str, int], asked: str) -> list[str]:
-    """Types that are there because a row did not divide: wider than asked, and not the mix that K-quants choose."""
-    expected = {asked, f"{asked}_K", f"{asked}_0", f"{asked}_1", "Q5_K", "Q6_K", "F32"}
-    return sorted(t for t in types if t not in expected)
+def fallbacks(types: dict[str, int], main: str) -> list[str]:
+    """Types that are there because a row did not divide: the main type's substitute, or 16 bits."""
+    return sorted(t for t in types if t in {FALLBACK.get(main), "F16"} - {main})

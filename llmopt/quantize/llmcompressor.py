@@ -1,68 +1,249 @@
-"""GPTQ and AWQ through llm-compressor, the living successor of AutoGPTQ and AutoAWQ; output in compressed-tensors."""
+"""GPTQ, AWQ, rounding and FP8 through llm-compressor, the living successor of AutoGPTQ and AutoAWQ; in compressed-tensors.
+
+Calibrated methods go through the model layer by layer: what a layer gives to the next is kept, the rest is not.
+Methods without calibration can go shard by shard through the files, so that a model larger than the memory is no obstacle.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from llmopt.core.errors import UsageError
+from llmopt.core.errors import ModelError, UsageError
+from llmopt.quantize.checks import (
+    in_our_words,
+    load_model,
+    read_samples,
+    require_causal_lm,
+    shard_size,
+    used,
+    weights_bytes,
+)
+from llmopt.quantize.steps import step, without_bars
+
+CALIBRATED = ("gptq", "awq", "w8a8")
+DATA_FREE = ("rtn", "fp8")
+# The head and the embeddings stay in 16 bits, as engines expect them.
+IGNORED = ["lm_head"]
+IGNORED_BY_NAME = ["re:.*lm_head$", "re:.*embed[^.]*$", "re:.*wte$", "re:.*wpe$"]
+# Tokens of samples that go through a layer together; more costs memory and gains nothing.
+BATCH_TOKENS = 2048
 
 
-def run(model: str, out: str, settings: dict[str, Any], calibration: str) -> dict[str, Any]:
-    """Quantize ``model`` into the folder ``out``. Runs in a worker."""
+def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[str, Any]:
+    """Quantize ``model`` into the folder ``out``. Runs in a worker.
+
+    ``settings["method"]`` is one of ``gptq awq w8a8 rtn fp8``; ``bits``, ``group_size`` (0: one scale per row) and
+    ``symmetric`` say the rest.  Raises UsageError, ModelError and WorkerError with a next step.
+    """
+    without_bars()
+    require_causal_lm(model)
+    method = settings["method"]
+    if method not in CALIBRATED + DATA_FREE:
+        raise UsageError(f"llm-compressor makes no {method!r}", hint=f"known: {', '.join(CALIBRATED + DATA_FREE)}")
+    limit = settings.get("max_memory_bytes")
+    with in_our_words("llm-compressor"):
+        if method in DATA_FREE and limit is not None and limit < weights_bytes(model):
+            return by_shards(model, out, settings)
+        return by_layers(model, out, settings, samples)
+
+
+def by_layers(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[str, Any]:
+    """Load the model, quantize it layer by layer, save it."""
     import torch
     from llmcompressor import oneshot
 
-    from llmopt.quantize.checks import load_model, require_causal_lm
-
-    require_causal_lm(model)
-    torch.manual_seed(settings["seed"])
-    samples = calibration_samples(model, calibration, settings["samples"], settings["sample_tokens"], settings["seed"])
-    network = load_model(model)
+    calibrated = settings["method"] in CALIBRATED
+    ids = read_samples(samples) if calibrated else []
+    torch.manual_seed(settings.get("seed", 0))
     if not torch.cuda.is_available():
         keep_memory_unpinned()
-    oneshot(
-        model=network,
-        dataset=samples,
-        recipe=[modifier(settings["modifier"])],
-        max_seq_length=settings["sample_tokens"],
-        num_calibration_samples=len(samples),
-        shuffle_calibration_samples=False,
-    )
-    network.save_pretrained(out, save_compressed=True)
-    return {"calibration_samples": len(samples), "calibration_tokens": sum(len(s["input_ids"]) for s in samples)}
-
-
-def modifier(name: str) -> Any:
-    """The recipe; the output head stays in 16 bits, as engines expect it."""
-    if name == "GPTQModifier":
-        from llmcompressor.modifiers.gptq import GPTQModifier
-
-        return GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
-    from llmcompressor.modifiers.awq import AWQModifier
-
-    return AWQModifier(targets=["Linear"], scheme="W4A16_ASYM", ignore=["lm_head"])
-
-
-def calibration_samples(model: str, text: str, count: int, length: int, seed: int) -> Any:
-    """``count`` windows of ``length`` tokens at seeded places of the text, as a dataset; shape (count, length).
-
-    Raises UsageError when the text is shorter than one window.
-    """
-    import random
-    from pathlib import Path
-
-    from datasets import Dataset
-    from tokenizers import Tokenizer
-
-    ids = Tokenizer.from_file(str(Path(model) / "tokenizer.json")).encode(Path(text).read_text(encoding="utf-8")).ids
-    if len(ids) < length:
-        raise UsageError(
-            f"the calibration text has {len(ids)} tokens, one sample needs {length}", hint="give a longer text"
+    with tempfile.TemporaryDirectory(prefix="offload-", dir=Path(out).parent) as offload:
+        network = load(model, settings, offload)
+        modifiers = recipe(settings)
+        losses = watch(network, modifiers, calibrated)
+        oneshot(model=network, recipe=modifiers, **(calibration(ids) if calibrated else {}))
+        fallbacks = [name for m in modifiers for name in getattr(m, "_rtn_fallback_module_names", [])]
+        count = quantized_layers(network)
+        network.save_pretrained(out, save_compressed=True, **shard_size(settings))
+    if fallbacks and len(fallbacks) == count:
+        raise ModelError(
+            "no layer could be quantized by its activations (no Hessian can be inverted)",
+            hint="more and more varied calibration text: --samples 256 --calibration FILE",
         )
-    starts = list(range(0, len(ids) - length + 1, length))
-    random.Random(seed).shuffle(starts)
-    windows = [ids[start : start + length] for start in starts[:count]]
-    return Dataset.from_dict({"input_ids": windows, "attention_mask": [[1] * length for _ in windows]})
+    found = {"quantized_layers": count, "losses": losses, "rounded_instead": fallbacks}
+    return {name: value for name, value in found.items() if value} | (used(ids) if calibrated else {})
+
+
+def load(model: str, settings: dict[str, Any], offload: str) -> Any:
+    """The model in memory; with ``max_memory_bytes`` only so much of it, the rest stays in files under ``offload``."""
+    own = {"device_map": settings["device_map"]} if settings.get("device_map") else {}
+    limit = settings.get("max_memory_bytes")
+    if limit is None or limit >= weights_bytes(model):
+        return load_model(model, **own)
+    from compressed_tensors.offload import load_offloaded_model
+
+    with load_offloaded_model():
+        return load_model(
+            model, **({"device_map": "auto_offload"} | own), max_memory={"cpu": limit}, offload_folder=offload
+        )
+
+
+def scheme(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a linear layer becomes, in compressed-tensors' words."""
+    method = settings["method"]
+    if method == "fp8":
+        weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+        activations = {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}
+        return {"weights": weights, "input_activations": activations | {"observer": None}}
+    weights = {"num_bits": settings["bits"], "type": "int", "symmetric": settings.get("symmetric", True)}
+    if settings.get("observer"):
+        weights["observer"] = settings["observer"]
+    if method == "w8a8":
+        activations = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+        return {
+            "weights": weights | {"strategy": "channel"},
+            "input_activations": activations | {"observer": None},
+        }
+    groups = settings.get("group_size") or 0
+    strategy = {"strategy": "group", "group_size": groups} if groups > 0 else {"strategy": "channel"}
+    return {"weights": weights | strategy}
+
+
+def recipe(settings: dict[str, Any]) -> list[Any]:
+    """The modifiers, in order."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform import AWQModifier
+
+    groups = {"config_groups": {"group_0": {"targets": ["Linear"], **scheme(settings)}}, "ignore": IGNORED}
+    method = settings["method"]
+    if method in ("gptq", "w8a8"):
+        # "static" orders columns by activation while quantizing and stores them in their own order: free at run time.
+        order = "group" if settings.get("desc_act") else "static"
+        return [GPTQModifier(dampening_frac=settings.get("damping", 0.01), actorder=order, **groups)]
+    if method == "awq":
+        return [AWQModifier(n_grid=settings.get("grid", 20)), QuantizationModifier(**groups)]
+    return [QuantizationModifier(**groups)]
+
+
+def calibration(samples: list[list[int]]) -> dict[str, Any]:
+    """``oneshot``'s arguments for token ids as they are; samples of one length go through the layers in batches."""
+    from datasets import Dataset
+
+    rows = {"input_ids": samples, "attention_mask": [[1] * len(sample) for sample in samples]}
+    longest = max(map(len, samples))
+    alike = all(len(sample) == longest for sample in samples)
+    return {
+        "dataset": Dataset.from_dict(rows),
+        "max_seq_length": longest,
+        "num_calibration_samples": len(samples),
+        "shuffle_calibration_samples": False,
+        "batch_size": max(1, BATCH_TOKENS // longest) if alike else 1,
+    }
+
+
+def watch(network: Any, modifiers: list[Any], calibrated: bool) -> dict[str, float]:
+    """Print a step after each layer; returns a dict that fills with the loss of each, where the method has one."""
+    from llmcompressor.core import LifecycleCallbacks
+    from llmcompressor.modifiers.gptq import base
+    from llmcompressor.utils.pytorch.module import infer_sequential_targets
+
+    names = {module: name for name, module in network.named_modules()}
+    targets = infer_sequential_targets(network) if calibrated else []
+    total = 1 + sum(type(module).__name__ in targets for module in names)
+    layers: dict[str, float] = {}
+    pending: list[float] = []
+    smoothed: list[float] = []
+    done = 0
+
+    class Losses(base.CompressionLogger):  # type: ignore[misc]
+        """llm-compressor logs a loss with two decimals; here it is as it was."""
+
+        def set_results(self, name: str | None = None, loss: float | None = None) -> None:
+            pending.append(loss or 0.0)
+            super().set_results(name=name, loss=loss)
+
+    ended = LifecycleCallbacks.sequential_epoch_end
+
+    def layer_ended(modules: list[Any], **rest: Any) -> Any:
+        nonlocal done
+        value = ended(modules, **rest)
+        for modifier in modifiers:
+            pending.extend(smoothing_losses(modifier, seen=smoothed))
+        quantized = [names[m] for m in modules if hasattr(m, "quantization_scheme") and m in names]
+        what = os.path.commonprefix(quantized).rstrip(".") if calibrated and quantized else "the rest of the model"
+        loss = sum(pending) if pending else None
+        pending.clear()
+        if loss is not None:
+            layers[what] = loss
+        done += 1
+        step(done, total, what, loss)
+        return value
+
+    base.CompressionLogger = Losses
+    LifecycleCallbacks.sequential_epoch_end = layer_ended
+    return layers
+
+
+def smoothing_losses(modifier: Any, seen: list[float]) -> list[float]:
+    """The losses that AWQ found since the last call; raises ModelError when it knows no layer of this architecture.
+
+    For such an architecture llm-compressor logs a line and rounds to nearest, under the name of AWQ.
+    """
+    if not hasattr(modifier, "_error_metrics"):
+        return []
+    if not modifier._resolved_mappings:
+        raise ModelError(
+            "AWQ does not know which layers of this architecture belong together",
+            hint="use gptq-int4-g128, which needs no such table",
+        )
+    new = [float(found["best_error"]) for found in modifier._error_metrics[len(seen) :]]
+    seen.extend(new)
+    return new
+
+
+def quantized_layers(network: Any) -> int:
+    return sum(hasattr(module, "quantization_scheme") for module in network.modules())
+
+
+def by_shards(model: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Quantize file by file; no more than one shard is ever in memory."""
+    from compressed_tensors.entrypoints.convert import Converter
+    from compressed_tensors.quantization import QuantizationScheme
+    from llmcompressor import model_free_ptq
+
+    total = len(list(Path(model).glob("*.safetensors")))
+    done = 0
+
+    class Counting(Converter):  # type: ignore[misc]
+        """Changes nothing; is asked once for each shard."""
+
+        def process(self, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal done
+            done += 1
+            step(done, total, "shards")
+            return tensors
+
+        def validate(self, tensors: dict[str, Any]) -> dict[str, Any]:
+            return tensors
+
+        def update_config(self, config: Any) -> Any:
+            return config
+
+        def get_dependencies(self, weight_name: str) -> set[str]:
+            return set()
+
+    model_free_ptq(
+        model_stub=model,
+        save_directory=out,
+        scheme=QuantizationScheme(targets=["Linear"], **scheme(settings)),
+        ignore=IGNORED_BY_NAME,
+        converter=Counting(),
+    )
+    return {"shards": total}
 
 
 def keep_memory_unpinned() -> None:

@@ -5,26 +5,40 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task, TaskID
 
+LINE_S = 10.0
+
 
 class Work:
-    """A running piece of work: ``advance`` by one part, or say ``at`` which part of how many it is."""
+    """A running piece of work: ``advance`` by one part, or say ``at`` which part of how many it is.
 
-    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
-        self.progress, self.task = progress, task
+    Where nothing is live (a pipe, CI), ``line`` is told where the work is every ``LINE_S`` seconds, with the time left.
+    """
+
+    def __init__(
+        self, progress: Progress | None, task: TaskID | None, line: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.progress, self.task, self.line = progress, task, line
+        self.started = self.last = time.monotonic()
 
     def advance(self) -> None:
         if self.progress is not None and self.task is not None:
             self.progress.advance(self.task)
 
-    def at(self, done: int, total: int | None) -> None:
+    def at(self, done: int, total: int | None, what: str = "") -> None:
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=done, total=total)
+            self.progress.update(self.task, completed=done, total=total, what=what)
+            return
+        now = time.monotonic()
+        if total and now - self.last >= LINE_S:
+            self.last = now
+            left = f", about {(now - self.started) / done * (total - done):.0f} s left" if done else ""
+            self.line(f"  {done}/{total}{f' {what}' if what else ''}{left}")
 
 
 class Reporter:
@@ -47,10 +61,10 @@ class Reporter:
         started = time.monotonic()
         if not self.live:
             self.say(f"{text} …")
-            yield Work(None, None)
+            yield Work(None, None, self.say)
         else:
             with bar() as progress:
-                yield Work(progress, progress.add_task(text, total=total))
+                yield Work(progress, progress.add_task(text, total=total, what=""))
         seconds = time.monotonic() - started
         if self.live or seconds >= 1:
             self.say(f"{text}: {seconds:.1f} s")
@@ -78,6 +92,7 @@ def bar() -> Progress:
                 return Text(f"{task.completed:.0f}" if task.completed else "")
             return Text(f"{task.completed:.0f}/{task.total:.0f}" + (f" {task.speed:.1f}/s" if task.speed else ""))
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), Rate())
+    words, what = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[what]}", markup=False)
+    columns = (SpinnerColumn(), words, BarColumn(bar_width=24), Rate(), what)
     console = Console(stderr=True, highlight=False)
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)

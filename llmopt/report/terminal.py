@@ -256,37 +256,41 @@ def print_verdict(verdict: dict[str, Any], console: Console) -> None:
         console.print(f"  {doubt['message']}; {doubt['remedy']}", markup=False, soft_wrap=True)
 
 
-def print_artifact(document: dict[str, Any], console: Console | None = None) -> None:
-    console = console or stdout_console()
-    artifact = document["artifact"]
-    there = " (already there)" if document["already_there"] else ""
-    console.print(
-        f"{artifact['quantization']['name']}{there}: {artifact['path']}", style="bold", markup=False, soft_wrap=True
-    )
-    console.print(
-        f"{show(artifact['size_bytes'], 'bytes')}, {artifact['bits_per_weight']:.2f} bits per weight, "
-        f"{document['seconds']:.1f} s, peak memory {show(document['peak_memory_bytes'], 'bytes')}",
-        markup=False,
-    )
-    if document["quality"]:
-        print_quality(document["quality"], console)
-
-
 def print_quality(quality: dict[str, Any], console: Console | None = None) -> None:
     console = console or stdout_console()
     low, high = quality["kl_mean_interval"]
-    console.print(
-        f"KL to the base   {quality['kl_mean']:.5f} [{low:.5f}, {high:.5f}] nats, p99 {quality['kl_p99']:.4f}",
-        markup=False,
-    )
+    lines = [f"KL to the base   {quality['kl_mean']:.5f} [{low:.5f}, {high:.5f}] nats, p99 {quality['kl_p99']:.4f}"]
     low, high = quality["top1_interval"]
-    console.print(f"top-1 agreement  {quality['top1_agreement']:.2%} [{low:.2%}, {high:.2%}]", markup=False)
+    lines.append(f"top-1 agreement  {quality['top1_agreement']:.2%} [{low:.2%}, {high:.2%}]")
     low, high = quality["perplexity_interval"]
-    console.print(
+    lines.append(
         f"perplexity       {quality['perplexity']:.3f} [{low:.3f}, {high:.3f}], base {quality['base_perplexity']:.3f}, "
-        f"on {quality['tokens']:,} tokens",
-        markup=False,
+        f"on {quality['tokens']:,} tokens"
     )
+    if quality.get("engine"):
+        version = f" {quality['engine_version']}" if quality.get("engine_version") else ""
+        lines.append(
+            f"proven in        {quality['engine']}{version}, KV cache {quality['kv_cache_dtype']}, "
+            f"base in {quality['reference']}"
+        )
+    if layers := (quality.get("structure") or {}).get("quantized_layers"):
+        structure = quality["structure"]
+        fallen = structure["fallback_tensors"]
+        lines.append(
+            f"in the files     {layers} layers quantized, {structure['bits_per_weight']:.2f} bits per weight"
+            + (f", {len(structure['unquantized_linears'])} left as they were" if structure["unquantized_linears"] else "")
+            + (f", {len(fallen)} tensors of another type than asked: {', '.join(fallen[:3])} …" if fallen else "")
+        )
+    if (tokenizer := quality.get("tokenizer")) and not tokenizer["same"]:
+        lines.append(
+            f"doubt            {tokenizer['reader']} reads {tokenizer['artifact_tokens']:,} token ids where tokenizer.json "
+            f"gives {tokenizer['base_tokens']:,}, of the base too"
+        )
+    for task in quality.get("tasks") or []:
+        error = "" if task["stderr"] is None else f" ± {task['stderr']:.4f}"
+        lines.append(f"{task['task']:<16} {task['metric']} {task['value']:.4f}{error}, {task['samples']:,} questions")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def stdout_console() -> Console:

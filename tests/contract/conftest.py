@@ -24,11 +24,15 @@ class Workshop:
         self.model = open_model(demo.MODEL)
 
     def request(self, name: str) -> making.QuantizeRequest:
-        return making.quantize_request(self.model, name, samples=SAMPLES)
+        """``name`` may carry a layout: ``gptq-int4-g128:gptq``."""
+        quant, _, layout = name.partition(":")
+        return making.quantize_request(self.model, quant, making.Options(layout=layout or None, samples=SAMPLES))
 
     def make(self, name: str) -> tuple[Artifact, bool]:
         proof = proving.QualityText(tokens=PROOF_TOKENS)
-        return making.quantize(self.request(name), self.folder / name, Reporter(quiet=True), proof=proof)
+        return making.quantize(
+            self.request(name), self.folder / name.replace(":", "-"), Reporter(quiet=True), proof=proof
+        )
 
     def artifact(self, name: str) -> Artifact:
         return unquantized(self.model) if name == "bf16" else self.make(name)[0]

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from llmopt.core import environments
 from llmopt.core.artifacts import MANIFEST, open_artifact
+from llmopt.core.domain import ServeOptions, Workload
 from llmopt.core.errors import UsageError
-from llmopt.pipeline import making, proving
-from llmopt.quantize import METHODS
+from llmopt.pipeline import making, plans, proving
+from llmopt.pipeline.measuring import bench_artifact
+from llmopt.quantize import METHODS, quantization
+from llmopt.quantize.gguf_types import FILE_TYPES
 from llmopt.report.progress import Reporter
 from tests.contract.conftest import Workshop
 
 pytestmark = pytest.mark.engine
-EVERY = pytest.mark.parametrize("name", list(METHODS))
+# Every method in its default layout, every other layout, and a GGUF of each kind (plain, K-quant, IQ); the other file
+# types are made below, from one conversion.
+LAYOUTS = [f"{m.name}:{route.format}" for m in METHODS.values() for route in m.routes[1:]]
+NAMES = (
+    [name for name in METHODS if not name.startswith("gguf-")] + LAYOUTS + ["gguf-q8_0", "gguf-q4_k_m", "gguf-iq4_xs"]
+)
+EVERY = pytest.mark.parametrize("name", NAMES)
+SMALL = Workload(input_tokens=32, output_tokens=8, concurrency=2, requests=8, warmup_requests=1)
+
+
+def plain(name: str) -> str:
+    return name.partition(":")[0]
 
 
 @EVERY
 def test_makes_an_artifact_that_opens_and_knows_what_it_is(workshop: Workshop, name: str) -> None:
     artifact = workshop.artifact(name)
     assert open_artifact(artifact.path) == artifact
-    assert artifact.quantization.name == name
+    assert artifact.quantization == quantization(plain(name), name.partition(":")[2] or None)
 
 
 @EVERY
@@ -32,13 +48,33 @@ def test_manifest_says_how_it_was_made(workshop: Workshop, name: str) -> None:
     assert manifest["seconds"] > 0
     assert manifest["peak_memory_bytes"] > 100 << 20
     assert manifest["base"]["fingerprint"] == workshop.model.fingerprint
-    assert METHODS[name].distribution in manifest["versions"]
+    assert manifest["versions"][manifest["library"]["name"]] == manifest["library"]["version"]
 
 
 @EVERY
-def test_real_bits_lie_between_the_nominal_and_the_base(workshop: Workshop, name: str) -> None:
+def test_real_bits_are_what_was_forecast(workshop: Workshop, name: str) -> None:
     artifact = workshop.artifact(name)
-    assert artifact.quantization.bits < artifact.bits_per_weight < 10
+    coming = making.prepared(workshop.request(name), Path(artifact.path), None).forecast
+    assert artifact.bits_per_weight == pytest.approx(coming.bits_per_weight, rel=0.03)
+    assert artifact.quantization.bits < artifact.bits_per_weight < 11
+
+
+@EVERY
+def test_card_holds_the_figures_and_the_command(workshop: Workshop, name: str) -> None:
+    artifact = workshop.artifact(name)
+    text = (Path(artifact.path) / "README.md").read_text()
+    quality = proving.read_quality(proving.quality_file(artifact))
+    assert quality is not None
+    assert f"{quality['kl_mean']:.5f}" in text
+    assert f"--quant {plain(name)} --format {artifact.quantization.format}" in text
+
+
+@EVERY
+def test_is_served_and_measured(workshop: Workshop, name: str, tmp_path: Path) -> None:
+    case = plans.open_case(Path(workshop.artifact(name).path), ServeOptions(backend="", max_num_seqs=2), SMALL)
+    (run,) = bench_artifact(case, Reporter(quiet=True), results=tmp_path, repeats=1)
+    assert run.metrics["requests_ok"] == SMALL.requests
+    assert run.metrics["output_tps_whole"] > 0
 
 
 @EVERY
@@ -48,6 +84,7 @@ def test_stays_close_to_its_base(workshop: Workshop, name: str) -> None:
     low, high = quality["kl_mean_interval"]
     assert 0 < low <= quality["kl_mean"] <= high < 0.2
     assert quality["top1_agreement"] > 0.8
+    assert quality["structure"]["quantized_layers"] == 56
 
 
 @EVERY
@@ -66,9 +103,41 @@ def test_second_time_it_is_already_there_at_once(workshop: Workshop, name: str) 
     assert time.monotonic() - started < 2
 
 
-def test_eight_bits_are_closer_than_four(workshop: Workshop) -> None:
-    kl = {n: (proving.read_quality(proving.quality_file(workshop.artifact(n))) or {})["kl_mean"] for n in METHODS}
+def test_more_bits_are_closer(workshop: Workshop) -> None:
+    kl = {n: (proving.read_quality(proving.quality_file(workshop.artifact(n))) or {})["kl_mean"] for n in NAMES}
     assert kl["gguf-q8_0"] < 0.2 * kl["gguf-q4_k_m"]
+    assert kl["gptq-int8"] < 0.2 * kl["gptq-int4-g32"]
+    assert kl["gptq-int4-g32"] < kl["gptq-int4-g128"] < kl["w4a16"]
+
+
+EVERY_TYPE = """
+import json, sys
+from pathlib import Path
+from llmopt.core.environments import CONVERTER_FOLDER
+from llmopt.quantize import gguf
+folder, made = Path(sys.argv[2]), {}
+sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))
+kinds = sys.argv[3:]
+gguf.convert(Path(sys.argv[1]), folder / "base.gguf")
+for kind in kinds:
+    gguf.quantize(folder / "base.gguf", folder / f"{kind}.gguf", kind, None)
+    made[kind] = gguf.facts(folder / f"{kind}.gguf", kind)
+(folder / "made.json").write_text(json.dumps(made))
+"""
+
+
+def test_every_file_type_that_needs_no_matrix_is_written_as_its_name_says(workshop: Workshop, tmp_path: Path) -> None:
+    environment = environments.find(METHODS["gguf-q8_0"].needs)
+    kinds = [kind for kind, t in FILE_TYPES.items() if not t.needs_imatrix]
+    argv = [str(environment.python), "-c", EVERY_TYPE, workshop.model.path, str(tmp_path), *kinds]
+    subprocess.run(argv, check=True, capture_output=True, timeout=200)
+    made = json.loads((tmp_path / "made.json").read_text())
+    assert list(made) == kinds
+    for kind, found in made.items():
+        types = {t: n for t, n in found["tensor_types"].items() if t != "F32" or kind == "f32"}
+        expected = "Q8_0" if kind == "mxfp4_moe" else FILE_TYPES[kind].main  # the bundled model has no experts
+        assert max(types, key=lambda t: types[t]) == expected
+        assert found["fallback_types"] == []
 
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(workshop: Workshop, tmp_path: Path) -> None:
@@ -80,6 +149,6 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(workshop: Worksh
 
 def test_other_settings_do_not_pass_for_the_same_artifact(workshop: Workshop) -> None:
     made = workshop.artifact("gptq-int4-g128")
-    other = making.quantize_request(workshop.model, "gptq-int4-g128", samples=4)
+    other = making.quantize_request(workshop.model, "gptq-int4-g128", making.Options(samples=4))
     with pytest.raises(UsageError, match="other settings"):
         making.quantize(other, Path(made.path), Reporter(quiet=True))

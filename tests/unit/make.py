@@ -184,3 +184,46 @@ def artifact(folder: Path, name: str = "nf4-dq", format: str = "bitsandbytes") -
     )
     (folder / MANIFEST).write_bytes(manifest_of(made))
     return made
+
+
+def weights(file: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
+    """A safetensors file of zeros with these tensors of two-byte numbers."""
+    header, place = {}, 0
+    for name, shape in shapes.items():
+        size = 2
+        for extent in shape:
+            size *= extent
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(place))
+    return file
+
+
+def decoder(
+    folder: Path, hidden: int = 256, inner: int = 512, layers: int = 2, vocabulary: int = 512, **config: Any
+) -> Path:
+    """A folder with the tensors of a small Qwen2, all zero, and the bundled tokenizer."""
+    from llmopt import demo
+
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": hidden,
+        "vocab_size": vocabulary,
+    }
+    (folder / "config.json").write_text(json.dumps(known | config))
+    (folder / "tokenizer.json").write_bytes((demo.MODEL / "tokenizer.json").read_bytes())
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for layer in range(layers):
+        shapes |= {f"model.layers.{layer}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"} | {
+            f"model.layers.{layer}.mlp.up_proj.weight": (inner, hidden),
+            f"model.layers.{layer}.mlp.down_proj.weight": (hidden, inner),
+            f"model.layers.{layer}.input_layernorm.weight": (hidden,),
+        }
+    weights(folder / "model.safetensors", shapes)
+    return folder

@@ -12,7 +12,7 @@ from llmopt.core.errors import Interrupted, ModelError, UsageError
 from llmopt.core.store import load_runs
 from llmopt.pipeline import loads, making, measuring, plans, proving
 from llmopt.report.progress import Reporter
-from unit.make import artifact, model
+from unit.make import artifact, decoder
 
 QUIET = Reporter(quiet=True)
 SMALL = Workload(input_tokens=16, output_tokens=4, concurrency=2, requests=6, warmup_requests=1)
@@ -64,21 +64,24 @@ def test_an_artifact_on_an_engine_that_does_not_load_it(tmp_path):
 
 
 def test_no_calibration_text(tmp_path):
-    with pytest.raises(UsageError, match="cannot read"):
-        making.quantize_request(open_model(model(tmp_path)), "nf4-dq", calibration=tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="no file"):
+        making.quantize_request(
+            open_model(decoder(tmp_path)), "nf4-dq", making.Options(calibration=str(tmp_path / "nowhere.txt"))
+        )
 
 
 def test_no_calibration_samples(tmp_path):
     with pytest.raises(UsageError, match="--samples"):
-        making.quantize_request(open_model(model(tmp_path)), "gptq-int4-g128", samples=0)
+        making.quantize_request(open_model(decoder(tmp_path)), "gptq-int4-g128", making.Options(samples=0))
 
 
 def request(tmp_path):
     from llmopt.core.environments import current
     from llmopt.quantize import method
 
+    nf4 = method("nf4-dq")
     return making.QuantizeRequest(
-        model=open_model(model(tmp_path / "base")), method=method("nf4-dq"), settings={}, calibration=tmp_path,
+        model=open_model(decoder(tmp_path / "base", vocabulary=4096)), method=nf4, route=nf4.routes[0], settings=nf4.routes[0].settings,
         environment=current(),
     )  # fmt: skip
 
@@ -109,7 +112,7 @@ def test_what_is_there_already_is_taken_up(tmp_path):
 
 def test_a_quantizer_that_fails_leaves_nothing_behind(tmp_path):
     asked = request(tmp_path)
-    broken = replace(asked, method=replace(asked.method, function="llmopt.quantize:method"))
+    broken = replace(asked, route=replace(asked.route, function="llmopt.quantize:method"))
     with pytest.raises(Exception, match="unexpected keyword"):
         making.quantize(broken, tmp_path / "out", QUIET)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "logs"]

@@ -44,11 +44,57 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_loads(path):
-    plan = recipe.load(path)
-    assert plan.cases
+    if "cases:" in path.read_text():
+        plan = recipe.load(path)
+        assert plan.cases
+    else:
+        plan = recipe.load_quantizations(path)
+        assert plan.quantizations
     assert plan.model.exists()
-    assert plan.calibration_text.exists()
+    assert plan.calibration == "builtin" or Path(plan.calibration).exists()
     assert plan.quality_text.exists()
+
+
+MADE = """
+name: made
+model: builtin
+quantizations:
+  - nf4
+  - {name: gptq-int4-g128, format: gptq, for: hf}
+"""
+
+
+def test_quantizations_are_names_or_names_with_options(tmp_path):
+    (tmp_path / "r.yaml").write_text(MADE)
+    first, second = recipe.load_quantizations(tmp_path / "r.yaml").quantizations
+    assert (first.name, first.format) == ("nf4", None)
+    assert (second.name, second.format, second.engine) == ("gptq-int4-g128", "gptq", "hf")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("nf4", "nf5", "unknown quantization 'nf5'"),
+        ("format: gptq", "format: gguf", "not made in the layout"),
+        ("for: hf", "fro: hf", "fro"),
+        ("- nf4\n", "- 4\n", r"quantizations\[0\]"),
+        ("model: builtin", "", "model"),
+    ],
+)
+def test_a_recipe_of_quantizations_that_makes_no_sense(tmp_path, old, new, match):
+    (tmp_path / "r.yaml").write_text(MADE.replace(old, new))
+    with pytest.raises(UsageError, match=match) as caught:
+        recipe.load_quantizations(tmp_path / "r.yaml")
+    assert "r.yaml" in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_calibration_beside_the_recipe_is_found_and_a_data_sets_name_stays(tmp_path):
+    (tmp_path / "mine.txt").write_text("text")
+    (tmp_path / "r.yaml").write_text(MADE + "calibration: {text: mine.txt}")
+    assert recipe.load_quantizations(tmp_path / "r.yaml").calibration == str(tmp_path / "mine.txt")
+    (tmp_path / "r.yaml").write_text(MADE + "calibration: {text: some/set}")
+    assert recipe.load_quantizations(tmp_path / "r.yaml").calibration == "some/set"
 
 
 def test_the_demos_recipe_is_found():

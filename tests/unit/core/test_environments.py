@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from llmopt.core.environments import Needs, create, created, current, find, freeze, home, named_by_user, requirements
+from llmopt.core.blueprints import requirements
+from llmopt.core.environments import Needs, create, created, current, find, freeze, home, named_by_user
 from llmopt.core.errors import MissingEnvironment, UsageError
 
 NOTHING = Needs(modules=("no_such_module", "json"), extra="hf")
@@ -16,7 +17,7 @@ def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMOPT_HOME", str(tmp_path / "home"))
 
 
-@pytest.mark.parametrize("extra", ["torch", "hf", "quant", "llamacpp", "local"])
+@pytest.mark.parametrize("extra", ["torch", "hf", "quant", "gptq", "llamacpp", "local", "vllm", "vllm-cpu"])
 def test_requirements_are_whole_and_without_ourselves(extra):
     found = [Requirement(line) for line in requirements((extra,))]
     assert "torch" in {r.name for r in found}
@@ -24,7 +25,9 @@ def test_requirements_are_whole_and_without_ourselves(extra):
     assert all(r.specifier and r.marker is None for r in found)
 
 
-@pytest.mark.parametrize("name", ["torch", "transformers", "llmcompressor", "bitsandbytes", "cyllama", "xllamacpp"])
+@pytest.mark.parametrize(
+    "name", ["torch", "transformers", "llmcompressor", "bitsandbytes", "cyllama", "xllamacpp", "auto-round", "optimum"]
+)
 def test_engines_and_quantizers_are_pinned_exactly(name):
     found = [Requirement(line) for line in requirements(("local",))]
     pins = {str(r.specifier) for r in found if r.name == name}

@@ -1,0 +1,182 @@
+"""Base and artifact on the same windows of token ids, teacher-forced; runs in a worker.
+
+The base reads everything first and is gone before the artifact is loaded: memory holds one model at a time, and a
+library that patches transformers when a quantized model is loaded (gptqmodel) cannot reach the base. The base's logits
+wait on disk, window by window, in the type that the engine gave them.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llmopt.core.domain import Quality
+from llmopt.core.errors import ModelError
+from llmopt.core.statistics import bootstrap, percentile
+from llmopt.quality import ENGINES, Engine
+from llmopt.quality.logits import Source
+from llmopt.quality.tokens import same_ids, token_windows
+
+# Logits of so many numbers at once become probabilities: 64 MB in float32, a hundred rows of a vocabulary of 150,000.
+NUMBERS_AT_ONCE = 1 << 24
+Rows = Sequence[dict[str, list[float]]]
+
+
+def compare(
+    base: str,
+    artifact: str,
+    format: str,
+    engine: str,
+    kv_cache_dtype: str,
+    text: str,
+    max_tokens: int,
+    scratch: str,
+) -> dict[str, Any]:
+    """``Quality`` of one artifact, as a dict. Raises ModelError when it does not load or its numbers are not finite."""
+    windows = token_windows(base, text, max_tokens)
+    chosen = ENGINES[engine]
+    own_ids = same_ids(base, artifact, format, text)
+    reading = Progress(len(windows) * (1 if artifact == base and kv_cache_dtype == "auto" else 2))
+    with tempfile.TemporaryDirectory(prefix="llmopt-logits-", dir=scratch) as folder:
+        kept = list(kept_logits(ENGINES[chosen.reference], Source(path=base), windows, Path(folder), reading))
+        gc.collect()
+        if reading.total == len(windows):
+            rows = [window_figures(load(file), load(file), window) for file, window in zip(kept, windows, strict=True)]
+        else:
+            source = Source(path=artifact, base=base, format=format, kv_cache_dtype=kv_cache_dtype)
+            rows = []
+            with opened(chosen, source) as logits:
+                for file, window in zip(kept, windows, strict=True):
+                    rows.append(window_figures(load(file), logits(window), window))
+                    file.unlink()
+                    reading.step()
+    figures = summary(rows, sum(len(r["kl"]) for r in rows), Path(text))
+    reference = ENGINES[chosen.reference]
+    return asdict(
+        replace(
+            figures,
+            engine=engine,
+            engine_version=engine_version(chosen),
+            kv_cache_dtype=kv_cache_dtype,
+            reference=f"{reference.name} {engine_version(reference) or ''}".strip(),
+            tokenizer=own_ids,
+        )
+    )
+
+
+class Progress:
+    """Prints ``(3/16): …`` lines, which the parent reads."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total = 0, total
+
+    def step(self) -> None:
+        self.done += 1
+        print(f"({self.done}/{self.total}): comparing", flush=True)
+
+
+def opened(engine: Engine, source: Source) -> Any:
+    """The engine's ``with`` block over one model."""
+    module, _, name = engine.logits.partition(":")
+    return getattr(importlib.import_module(module), name)(source)
+
+
+def kept_logits(
+    engine: Engine, source: Source, windows: Sequence[Sequence[int]], folder: Path, reading: Progress
+) -> Iterator[Path]:
+    """Run a model over all windows; one file of logits for each."""
+    from safetensors.torch import save_file
+
+    with opened(engine, source) as logits:
+        for number, window in enumerate(windows):
+            file = folder / f"{number}.safetensors"
+            save_file({"logits": logits(window).contiguous()}, file)
+            reading.step()
+            yield file
+
+
+def load(file: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(file)["logits"]
+
+
+def window_figures(base: Any, candidate: Any, window: Sequence[int]) -> dict[str, list[float]]:
+    """Per predicted token: nll of base and candidate, KL(base ‖ candidate) in nats, same argmax.
+
+    ``base`` and ``candidate`` are logits of shape (tokens, vocabulary), in which row i predicts token i + 1; a row for the
+    last token predicts nothing that is known and may be absent. Raises ModelError for other shapes, NaN and infinity.
+    """
+    import torch
+
+    count = len(window) - 1
+    if base.shape[-1] != candidate.shape[-1] or min(len(base), len(candidate)) < count:
+        raise ModelError(
+            f"the artifact's logits have the shape {tuple(candidate.shape)}, the base's {tuple(base.shape)}",
+            hint="it is not a quantization of this base",
+        )
+    following = torch.tensor(window[1:]).unsqueeze(-1)
+    figures: dict[str, list[float]] = {"base_nll": [], "nll": [], "kl": [], "same": []}
+    step = max(1, NUMBERS_AT_ONCE // base.shape[-1])
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        p = torch.log_softmax(base[rows].float(), -1)
+        q = torch.log_softmax(candidate[rows].float(), -1)
+        # A logit of -inf is a token that the engine rules out for both; anything else unbounded is a broken weight.
+        ruled_out = torch.isneginf(p) & torch.isneginf(q)
+        if not bool((torch.isfinite(q) | ruled_out).all()):
+            raise ModelError("the artifact's logits are not finite", hint="the weights are broken: quantize again")
+        p_or_0, q_or_0 = p.masked_fill(ruled_out, 0), q.masked_fill(ruled_out, 0)
+        figures["base_nll"] += (-p.gather(-1, following[rows]).squeeze(-1)).tolist()
+        figures["nll"] += (-q.gather(-1, following[rows]).squeeze(-1)).tolist()
+        figures["kl"] += (p.exp() * (p_or_0 - q_or_0)).sum(-1).clamp(min=0).tolist()
+        figures["same"] += (p.argmax(-1) == q.argmax(-1)).float().tolist()
+    return figures
+
+
+def summary(rows: Rows, tokens: int, text: Path) -> Quality:
+    """Pool the windows; the bootstrap draws windows, and base and candidate always together."""
+
+    def pooled(name: str, of: Callable[[float], float] = lambda x: x) -> Callable[[Rows], float]:
+        return lambda some: of(sum(sum(r[name]) for r in some) / sum(len(r[name]) for r in some))
+
+    def interval(statistic: Callable[[Rows], float]) -> tuple[float, float]:
+        found = bootstrap(rows, statistic)
+        if found is None:
+            raise ModelError("the quality figures are not finite", hint="the weights are broken: quantize again")
+        return found
+
+    def perplexity(mean_nll: float) -> float:
+        """Of garbage the mean may exceed what a float's exponential holds; such a figure is as good as this one."""
+        return math.exp(min(mean_nll, 700.0))
+
+    return Quality(
+        tokens=tokens,
+        text_sha256=hashlib.sha256(text.read_bytes()).hexdigest(),
+        perplexity=pooled("nll", perplexity)(rows),
+        base_perplexity=pooled("base_nll", perplexity)(rows),
+        kl_mean=pooled("kl")(rows),
+        kl_p99=percentile([kl for r in rows for kl in r["kl"]], 99),
+        top1_agreement=pooled("same")(rows),
+        kl_mean_interval=interval(pooled("kl")),
+        top1_interval=interval(pooled("same")),
+        perplexity_interval=interval(pooled("nll", perplexity)),
+    )
+
+
+def engine_version(engine: Engine) -> str | None:
+    """The version in this environment; vLLM's builds for the CPU have another distribution's name."""
+    for name in (engine.distribution, f"{engine.distribution}-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,261 @@
+"""Before anything starts: can it work, how large will it be, what will it take?  Reads headers and sources, no weights.
+
+Sizes follow from the tensors' shapes and each layout's bits per weight.  Memory and time are rough and say so: they are
+scaled from an earlier run of the same method on this machine, else from runs of the bundled model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmopt.core.artifacts import read_config, safetensors_header
+from llmopt.core.domain import ModelRef
+from llmopt.core.environments import Environment, home
+from llmopt.core.errors import ModelError, StoreError, UsageError
+from llmopt.core.units import show
+from llmopt.quantize import Method, Route, libraries
+from llmopt.quantize.costs import Cost, cost_of
+from llmopt.quantize.gguf_types import BITS, FALLBACK, FILE_TYPES, written_type
+
+NOT_LINEAR = ("embed", "lm_head", "norm", "wte", "wpe", "ln_", "layernorm", "router", "mlp.gate.weight")
+HEADS = ("lm_head", "embed_tokens", "embed_out", "wte")
+HISTORY = "quantize-history.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+
+    @property
+    def linear(self) -> bool:
+        """A weight that quantizers take: a matrix, or a stack of them (experts), but no embedding, head or norm."""
+        wanted = len(self.shape) >= 2 and not any(word in self.name.lower() for word in NOT_LINEAR)
+        return wanted and self.name.endswith(("weight", "_proj"))
+
+    @property
+    def row(self) -> int:
+        return self.shape[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a run will give and take. Sizes in bytes, ``seconds`` rough; ``fallbacks``: tensors that get another type."""
+
+    size_bytes: int
+    bits_per_weight: float
+    linears: int
+    fallbacks: dict[str, str]
+    disk_bytes: int
+    memory_bytes: int
+    seconds: float
+    evidence: str
+    doubts: list[str] = field(default_factory=list)
+
+
+def forecast(model: ModelRef, method: Method, route: Route, settings: dict[str, Any], tokens: int) -> Forecast:
+    """Sizes from the shapes, costs from history. ``tokens``: of the calibration, 0 without one."""
+    found = tensors(Path(model.path))
+    linears = [t for t in found if t.linear]
+    bits = {t.name: bits_of(t, method, route, settings) for t in found}
+    size = round(sum(t.elements * bits[t.name] for t in found) / 8)
+    size += 4096 if route.format == "gguf" else 0
+    fallbacks = gguf_fallbacks(linears, settings) if route.format == "gguf" else {}
+    cost, evidence = scaled(cost_of(method, route), method.name, route, model.parameters, tokens)
+    whole = model.parameters * 2  # the 16-bit GGUF that the quantizer reads
+    doubts = [f"{len(fallbacks)} tensors get a wider type: their rows are no multiple of 256"] if fallbacks else []
+    return Forecast(
+        size_bytes=0 if route.format == "in-memory" else size,
+        bits_per_weight=round(size * 8 / model.parameters, 3),
+        linears=len(linears),
+        fallbacks=fallbacks,
+        disk_bytes=(size if route.format != "in-memory" else 0) + (whole if route.format == "gguf" else 0),
+        memory_bytes=cost.memory_bytes(model.parameters),
+        seconds=cost.seconds(model.parameters, tokens),
+        evidence=evidence,
+        doubts=doubts,
+    )
+
+
+def tensors(folder: Path) -> list[Tensor]:
+    """Of every shard, from the headers."""
+    found = []
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, entry in safetensors_header(file).items():
+            elements = 1
+            for extent in entry["shape"]:
+                elements *= extent
+            found.append(Tensor(name=name, shape=tuple(entry["shape"]), elements=elements))
+    return found
+
+
+def bits_of(tensor: Tensor, method: Method, route: Route, settings: dict[str, Any]) -> float:
+    """Bits that one weight of this tensor takes in that layout, with its scales and zero points."""
+    if route.format == "gguf":
+        return gguf_bits(tensor, settings["type"])
+    if not tensor.linear:
+        return 32 if route.format == "in-memory" else 16
+    if (
+        route.format == "bitsandbytes"
+    ):  # QLoRA, section 3: one float32 a block of 64, in double quantization 8 bits of it
+        if method.bits == 8:
+            return 8 + 32 / tensor.row
+        return 4 + (8 / 64 + 32 / (64 * 256) if settings["double_quantization"] else 32 / 64)
+    if route.format == "in-memory":
+        return 8.0
+    group = method.group_size or tensor.row
+    scale = 16 / group
+    zero = (
+        method.bits / group
+        if route.format in ("gptq", "awq", "auto-round") or settings.get("symmetric") is False
+        else 0.0
+    )
+    return method.bits + scale + zero
+
+
+def gguf_bits(tensor: Tensor, kind: str) -> float:
+    file_type = FILE_TYPES[kind]
+    if len(tensor.shape) < 2 or "norm" in tensor.name:
+        return 32
+    wanted = file_type.head if any(head in tensor.name for head in HEADS) else file_type.main
+    written = written_type(wanted, tensor.row)
+    return file_type.average if written == file_type.main else BITS[written]
+
+
+def gguf_fallbacks(linears: Iterable[Tensor], settings: dict[str, Any]) -> dict[str, str]:
+    main = FILE_TYPES[settings["type"]].main
+    return {t.name: written for t in linears if (written := written_type(main, t.row)) != main}
+
+
+# --- what cannot work -------------------------------------------------------------------------------------------
+
+
+def require_possible(model: ModelRef, method: Method, route: Route, environment: Environment, tools: bool) -> None:
+    """Raise what would be raised hours later: an unknown architecture, rows that no group divides, a missing tool.
+
+    ``tools``: llama.cpp's own programs are here, which can compute and use an importance matrix.
+    """
+    linears = [t for t in tensors(Path(model.path)) if t.linear]
+    if not linears:
+        raise ModelError(f"{model.path} has no linear layer to quantize", hint="is this a language model's folder?")
+    if route.format == "gguf":
+        require_convertible(model, method, environment, tools)
+        return
+    types = libraries.causal_lm_types(environment)
+    if types is not None and model.model_type not in types:
+        raise ModelError(
+            f"transformers knows no causal language model of type {model.model_type!r}",
+            hint="check model_type in config.json; custom code is not run unless asked for",
+        )
+    if method.method == "awq" and route.format == "compressed-tensors":
+        known = libraries.awq_architectures(environment)
+        if known is not None and model.architecture not in known and not llama_like(linears):
+            raise ModelError(
+                f"llm-compressor has no AWQ mapping for {model.architecture}: it does not know which layers to scale",
+                hint="--quant gptq-int4-g128 needs none",
+            )
+    if route.grouped and method.group_size:
+        require_groups(model, method, linears)
+
+
+def llama_like(linears: Sequence[Tensor]) -> bool:
+    """Whether the layers are named as in llm-compressor's default AWQ mapping, which unknown architectures get."""
+    return all(any(f".{part}_proj." in t.name for t in linears) for part in ("q", "k", "v", "o", "up", "down"))
+
+
+def require_groups(model: ModelRef, method: Method, linears: Sequence[Tensor]) -> None:
+    size = method.group_size or 1
+    odd = [t for t in linears if t.row % size]
+    if odd:
+        other = next((s for s in (32,) if not any(t.row % s for t in linears)), None)
+        raise ModelError(
+            f"{odd[0].name} of {model.path} has rows of {odd[0].row}, which groups of {size} do not divide"
+            + (f" ({len(odd)} layers in all)" if len(odd) > 1 else ""),
+            hint="--quant gptq-int4-g32, or gguf-q4_k_m" if other else "--quant nf4, w8a8-int8 or gguf-q8_0",
+        )
+
+
+def require_convertible(model: ModelRef, method: Method, environment: Environment, tools: bool) -> None:
+    known = libraries.gguf_architectures(environment)
+    if known is not None and model.architecture not in known:
+        raise ModelError(
+            f"llama.cpp's converter does not know {model.architecture}",
+            hint="use a safetensors quantization (gptq-int4-g128, awq-int4-g128, nf4) for this model",
+        )
+    if FILE_TYPES[method.name.removeprefix("gguf-")].needs_imatrix and not tools:
+        raise UsageError(
+            f"{method.name} cannot be made without an importance matrix, and llama.cpp's own tools are not here",
+            hint="llmopt env create llamacpp --build   (or llama-imatrix and llama-quantize on PATH)",
+        )
+
+
+def require_room(coming: Forecast, out: Path, max_memory: int | None, name: str) -> None:
+    """Raise before work starts when disk or memory will not do, by the forecast."""
+    import shutil
+
+    import psutil
+
+    place = next(p for p in (out, *out.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if coming.disk_bytes > free:
+        raise StoreError(
+            f"{name} needs about {show(coming.disk_bytes, 'bytes')} of disk, {place} has {show(free, 'bytes')} free",
+            hint="free space, name another folder (-o DIR), or start all the same: --force",
+        )
+    available = psutil.virtual_memory().available
+    limit = min(available, max_memory) if max_memory else available
+    if coming.memory_bytes > limit:
+        whose = "--max-memory allows" if limit == max_memory else "are free"
+        raise ModelError(
+            f"{name} needs about {show(coming.memory_bytes, 'bytes')} of memory ({coming.evidence}),"
+            f" {show(limit, 'bytes')} {whose}",
+            hint="another method (gguf-* and bitsandbytes need least), a larger machine, or start all the same: --force",
+        )
+
+
+def special_rows(model: Path) -> str | None:
+    """A word on rows that K-quants cannot take, for the dry run; ``None`` when all divide."""
+    config = read_config(model)
+    hidden = config.get("hidden_size")
+    if isinstance(hidden, int) and hidden % 256:
+        return f"rows of {hidden} are no multiple of 256: K-quants fall back to {FALLBACK['Q4_K']}, {FALLBACK['Q6_K']}"
+    return None
+
+
+# --- history ----------------------------------------------------------------------------------------------------
+
+
+def remember(name: str, route: Route, *, parameters: int, tokens: int, seconds: float, memory_bytes: int) -> None:
+    """Keep what a run took, for the next forecast on this machine. A folder that cannot be written is no reason to fail."""
+    row = {
+        "name": name, "format": route.format, "parameters": parameters, "tokens": tokens,
+        "seconds": round(seconds, 2), "memory_bytes": memory_bytes,
+    }  # fmt: skip
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        with (home() / HISTORY).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError:
+        return
+
+
+def scaled(cost: Cost, name: str, route: Route, parameters: int, tokens: int) -> tuple[Cost, str]:
+    """The cost corrected by the run of this method whose size is nearest, and in words where it comes from."""
+    runs = [r for r in history() if r.get("name") == name and r.get("format") == route.format]
+    if not runs:
+        return cost, "rough: from the bundled model"
+    near = min(runs, key=lambda r: (abs(r["parameters"] - parameters), abs(r["tokens"] - tokens)))
+    return cost.corrected(near), f"from {len(runs)} earlier run{'s' * (len(runs) > 1)} on this machine"
+
+
+def history() -> list[dict[str, Any]]:
+    try:
+        lines = (home() / HISTORY).read_text().splitlines()
+        return [row for line in lines if isinstance(row := json.loads(line), dict)]
+    except (OSError, ValueError):
+        return []
