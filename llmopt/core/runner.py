@@ -36,16 +36,17 @@ def make_llmopt_importable() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident set of this process (getrusage: KiB on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Peak resident set of this process, or of the largest program that it ran (getrusage: KiB on Linux, bytes on macOS)."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def describe(error: Exception) -> dict[str, str | None]:
+def describe(error: Exception) -> dict[str, str | bool | None]:
     """What the parent raises again: our own errors as they are, a full disk and exhausted memory by their own name."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if hasattr(error, "hint"):
-        return {"kind": type(error).__name__, "error": str(error), "hint": error.hint}
+        own = {"kind": type(error).__name__, "error": str(error), "hint": error.hint}
+        return own | {"cause_in_log": bool(getattr(error, "cause_in_log", False))}
     if any(
         word in text
         for word in ("No space left on device", "os error 28", "File too large", "os error 27", " requested and ")

@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from llmopt.core.process import KeptProcess
 
 RUNNER = Path(__file__).with_name("runner.py")
 POLL_S = 0.1
+TRACEBACK = "Traceback (most recent call last):"
+CAUSE = re.compile(r"\b(error|failed|assert\w*|abort\w*|exception|terminate|out of memory|cannot|requires)\b", re.I)
 STEP = re.compile(rb"\((\d+)/(\d+)\):([^\r\n]*)")
 # Spinning OpenMP threads of two processes on shared cores cost a factor of ten; nothing here may reach a hub.
 QUIET_ENGINES = {
@@ -81,10 +83,11 @@ def run_job(
             if not output.exists():
                 raise WorkerError(death(process, function), hint=f"its output: {log}")
         answer = json.loads(output.read_text())
+        cause = root_cause(process.log_tail(200)) if answer.get("cause_in_log") else None
     if "error" in answer:
         kind = getattr(errors, answer["kind"], WorkerError)
         kind = kind if issubclass(kind, LlmoptError) else WorkerError
-        raise kind(answer["error"], hint=answer["hint"] or f"its output: {log}")
+        raise kind(answer["error"] + (f": {cause}" if cause else ""), hint=answer["hint"] or f"its output: {log}")
     return JobResult(value=answer["result"], seconds=answer["seconds"], peak_memory_bytes=answer["peak_memory_bytes"])
 
 
@@ -103,11 +106,23 @@ def last_step(log: Path) -> tuple[int, int, str] | None:
 
 
 def death(process: KeptProcess, function: str) -> str:
-    """One line for a worker that left no answer: what ended it, and its own last words."""
+    """One line for a worker that left no answer: what ended it, and the library's own last words about it."""
     status = process.returncode or 0
     if status == -signal.SIGKILL:
         return f"{function} was killed (SIGKILL), most likely because memory ran out"
+    cause = root_cause(process.log_tail(200))
     if status < 0:
-        return f"{function} crashed ({signal.Signals(-status).name})"
+        return f"{function} crashed ({signal.Signals(-status).name})" + (f": {cause}" if cause else "")
     last = next((line for line in reversed(process.log_tail()) if line.strip()), "no output")
-    return f"{function} ended with status {status}: {last.strip()}"
+    return f"{function} ended with status {status}: {cause or last.strip()}"
+
+
+def root_cause(lines: Sequence[str]) -> str | None:
+    """The last line of an output that speaks of an error, shortened; ``None`` when none does.
+
+    Our own traceback, which ends the output of a job that raised, says nothing new.
+    """
+    if TRACEBACK in lines:
+        lines = lines[: lines.index(TRACEBACK)]
+    found = (line.strip() for line in reversed(lines) if CAUSE.search(line) and not STEP.search(line.encode()))
+    return next((line[:200] for line in found), None)

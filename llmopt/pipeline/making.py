@@ -248,6 +248,9 @@ def quantize(
         except ProofFailed as failure:
             keep_refused(aside, out, failure)
             raise
+        except ModelError:  # the files are not what they should be: nothing that a second proof could mend
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         artifact = replace(artifact, path=str(out))
         finish(artifact, aside, quality, command_line(request, out))
         with disk_errors(out):
@@ -360,7 +363,7 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter) -> 
 
 def choose_matrix(preparation: Preparation, aside: Path, report: Reporter, details: dict[str, Any]) -> dict[str, Any]:
     """Of a GGUF made with and without an importance matrix, keep the one nearer to the base, on text seen by neither."""
-    other = aside / "imatrix.gguf"
+    other = aside / "with-imatrix.gguf"
     if not other.exists():
         return {}
     text = aside / "validation.txt"
@@ -381,6 +384,8 @@ def choose_matrix(preparation: Preparation, aside: Path, report: Reporter, detai
         kl[name] = found["kl_mean"]
     best = min(kl, key=lambda name: kl[name])
     (aside / f"trial-{best}" / "model.gguf").rename(aside / "model.gguf")
+    if best == "without":
+        shutil.rmtree(aside / "imatrix")
     for name in kl:
         shutil.rmtree(aside / f"trial-{name}")
     text.unlink()
@@ -470,6 +475,9 @@ def describe(request: QuantizeRequest, folder: Path, details: dict[str, Any]) ->
     if not size and request.quantization.format != "in-memory":
         raise ModelError(f"{request.quantization.name} left no weights", hint=f"see {logs_folder(folder)}")
     weight_bytes = details.get("weight_bytes") or sum(tensor_bytes(f) for f in folder.glob("*.safetensors"))
+    if request.quantization.format == "in-memory":  # int8 for what was quantized, float32 for the rest
+        done = details["quantized_parameters"]
+        weight_bytes = done + 4 * (request.model.parameters - done)
     return Artifact(
         path=str(folder.resolve()),
         quantization=request.quantization,

@@ -66,7 +66,7 @@ def compare(
             engine=engine,
             engine_version=engine_version(chosen),
             kv_cache_dtype=kv_cache_dtype,
-            reference=f"{reference.name} {engine_version(reference) or ''}".strip(),
+            reference=f"{reference.distribution} {engine_version(reference) or ''}".strip(),
             tokenizer=own_ids,
         )
     )

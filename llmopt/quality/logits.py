@@ -33,18 +33,19 @@ def hf_logits(source: Source) -> Iterator[Logits]:
     """Through transformers; a quantized checkpoint is run as transformers runs it. Raises ModelError."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() and source.format != "in-memory" else "cpu"
-    model = dynamic_int8(source.base) if source.format == "in-memory" else hf_model(source, device)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device_map = "cpu" if not gpus else "cuda" if gpus == 1 else "auto"
+    model = dynamic_int8(source.base) if source.format == "in-memory" else hf_model(source, device_map)
     model.eval()
 
     def logits(ids: Sequence[int]) -> Any:
         with torch.inference_mode():
-            return model(torch.tensor([list(ids)], device=device), use_cache=False).logits[0].cpu()
+            return model(torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0].cpu()
 
     yield logits
 
 
-def hf_model(source: Source, device: str) -> Any:
+def hf_model(source: Source, device_map: str) -> Any:
     """A checkpoint as transformers loads it, in its own number type."""
     from transformers import AutoModelForCausalLM
 
@@ -52,7 +53,7 @@ def hf_model(source: Source, device: str) -> Any:
         import auto_round  # noqa: F401  # registers its kernels with transformers
     try:
         return AutoModelForCausalLM.from_pretrained(
-            source.path, dtype="auto", device_map=device, use_safetensors=True, trust_remote_code=False
+            source.path, dtype="auto", device_map=device_map, use_safetensors=True, trust_remote_code=False
         )
     except (ValueError, OSError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, NameError) as error:
         words = " ".join(str(error).split())[:200]

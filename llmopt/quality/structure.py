@@ -66,7 +66,7 @@ def check_checkpoint(folder: Path, quantization: Quantization, base: Path) -> St
     stored, original = tensors(folder), tensors(base)
     if not stored:
         raise ModelError(f"{folder} holds no weights", hint="quantize again")
-    linears = linear_shapes(original)
+    linears, modules = linear_shapes(original), modules_of(stored)
     if quantization.format != "plain":
         require_declared(folder, quantization)
     require_all_linears(folder, stored, linears, tied=bool(read_config(base).get("tie_word_embeddings")))
@@ -84,7 +84,7 @@ def check_checkpoint(folder: Path, quantization: Quantization, base: Path) -> St
     return Structure(
         bits_per_weight=round(bytes_of(stored) * 8 / parameters(base), 3),
         quantized_layers=len(quantized),
-        unquantized_linears=sorted(m for m in linears if m not in quantized and has_module(stored, m)),
+        unquantized_linears=sorted(m for m in linears if m not in quantized and m in modules),
         tensor_types=types_of(stored),
         fallback_tensors=[],
     )
@@ -126,13 +126,15 @@ def quantizes_activations(name: str) -> bool:
     return name.startswith("fp8") or "a8" in name
 
 
-def has_module(stored: Stored, module: str) -> bool:
-    return any(name.startswith(f"{module}.") for name in stored)
+def modules_of(stored: Stored) -> set[str]:
+    """Names of the modules that have a tensor."""
+    modules = {name.rpartition(".")[0] for name in stored}
+    return modules | {m.rpartition(".")[0] for m in modules if m.endswith(".weight")}  # bitsandbytes' states
 
 
 def require_all_linears(folder: Path, stored: Stored, linears: dict[str, int], *, tied: bool) -> None:
-    modules = {name.rpartition(".")[0] for name in stored}
-    modules |= {module.rpartition(".")[0] for module in modules if module.endswith(".weight")}  # bitsandbytes' states
+    """Every linear layer of the base is there in some form; an output head tied to the embedding need not be."""
+    modules = modules_of(stored)
     missing = [m for m in linears if m not in modules and not (tied and m.endswith("lm_head"))]
     if missing:
         raise ModelError(

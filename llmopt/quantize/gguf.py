@@ -28,7 +28,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     """Convert ``model`` to GGUF, then quantize it to ``settings["type"]`` as ``out``/model.gguf; runs in a worker.
 
     ``settings["imatrix"]``: ``none``, ``auto`` or a file.  With ``auto`` and a type that can do without, two files are
-    left, model.gguf without and imatrix.gguf with the importance matrix: the caller measures which is better.
+    left, model.gguf without and with-imatrix.gguf with the importance matrix: the caller measures which is better.
     ``tools`` holds the paths of llama.cpp's own programs, where they are; without them cyllama quantizes.
     """
     from llmopt.quantize.checks import require_causal_lm
@@ -47,7 +47,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     if matrix is None or not FILE_TYPES[kind].needs_imatrix:
         quantize(whole, result, kind, tools.get("llama-quantize"))
     if matrix is not None:
-        other = result if FILE_TYPES[kind].needs_imatrix else folder / "imatrix.gguf"
+        other = result if FILE_TYPES[kind].needs_imatrix else folder / "with-imatrix.gguf"
         with_matrix(whole, other, kind, matrix, tools["llama-quantize"])
         if settings["imatrix"] != "auto":
             other.replace(result)
@@ -79,15 +79,18 @@ def importance_matrix(
         details["imatrix"] = {"left_out": "llama.cpp's own tools are not here"}
         return None
     step(1, steps, "computing the importance matrix")
-    text, matrix = whole.with_name("calibration.txt"), whole.with_name("imatrix.dat.gguf")
+    folder = whole.parent / "imatrix"  # not beside the weights, which it would be taken for
+    folder.mkdir()
+    text, matrix = folder / "calibration.txt", folder / "imatrix.gguf"
     content = json.loads(samples.read_text())
     text.write_text(content["text"], encoding="utf-8")
     length = max(len(ids) for ids in content["input_ids"])
     command = [
-        tools["llama-imatrix"], "-m", str(whole), "-f", str(text), "-o", str(matrix), "-c", str(max(32, length)),
+        tools["llama-imatrix"], "-m", str(whole), "-f", str(text), "-o", str(matrix), "-c", str(max(64, length)),
         "--chunks", str(len(content["input_ids"])), "-ngl", "0" if not has_gpu() else "99", "--no-ppl",
     ]  # fmt: skip
     tool(command)
+    text.unlink()
     details["imatrix"] = {"computed_from": "calibration", "chunk_tokens": length, "chunks": len(content["input_ids"])}
     return matrix
 
@@ -185,9 +188,9 @@ def quantize(source: Path, target: Path, kind: str, program: str | None) -> None
     try:
         llama.model_quantize(str(source), str(target), params)
     except RuntimeError as error:
-        raise WorkerError(
-            f"llama.cpp's quantizer failed on {kind.upper()}: {error}", hint="its own reason is in the log"
-        ) from error
+        failure = WorkerError(f"llama.cpp's quantizer failed on {kind.upper()}")
+        failure.cause_in_log = True  # its C++ half says why on standard error only
+        raise failure from error
 
 
 def with_matrix(source: Path, target: Path, kind: str, matrix: Path, program: str) -> None:

@@ -173,8 +173,8 @@ def watch(network: Any, modifiers: list[Any], calibrated: bool) -> dict[str, flo
         value = ended(modules, **rest)
         for modifier in modifiers:
             pending.extend(smoothing_losses(modifier, seen=smoothed))
-        quantized = [names[m] for m in modules if hasattr(m, "quantization_scheme") and m in names]
-        what = os.path.commonprefix(quantized).rstrip(".") if calibrated and quantized else "the rest of the model"
+        quantized = [names[m].replace(".", "/") for m in modules if hasattr(m, "quantization_scheme") and m in names]
+        what = os.path.commonpath(quantized).replace("/", ".") if quantized else "what comes before the layers"
         loss = sum(pending) if pending else None
         pending.clear()
         if loss is not None:

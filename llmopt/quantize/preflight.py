@@ -105,7 +105,7 @@ def bits_of(tensor: Tensor, method: Method, route: Route, settings: dict[str, An
     ):  # QLoRA, section 3: one float32 a block of 64, in double quantization 8 bits of it
         if method.bits == 8:
             return 8 + 32 / tensor.row
-        return 4 + (8 / 64 + 32 / (64 * 256) if settings["double_quantization"] else 32 / 64)
+        return 4 + (8 / 64 + 32 / (64 * 256) if settings["method"] == "nf4-dq" else 32 / 64)
     if route.format == "in-memory":
         return 8.0
     group = method.group_size or tensor.row

@@ -48,5 +48,5 @@ def quantize(network: Any) -> dict[str, int]:
     names = [n for n, m in network.named_modules() if type(m) is torch.nn.Linear and m is not head]
     parameters = sum(network.get_submodule(name).weight.numel() for name in names)
     quantize_dynamic(network.eval(), dict.fromkeys(names, default_dynamic_qconfig), dtype=torch.qint8, inplace=True)
-    done = sum("Dynamic" in str(type(m)) or "quantized" in type(m).__module__ for m in network.modules())
+    done = sum(type(m).__name__ == "Linear" and "dynamic" in type(m).__module__ for m in network.modules())
     return {"quantized_layers": done, "quantized_parameters": parameters}

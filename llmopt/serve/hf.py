@@ -21,13 +21,16 @@ SERVER = Path(__file__).parent / "shims" / "hf_server.py"
 def command(context: LaunchContext) -> ServerCommand:
     options = context.options
     threads = engine_threads(options)
+    in_memory = context.artifact.quantization.format == "in-memory"
+    model = context.artifact.base if in_memory else context.artifact.path
     argv = [
         str(context.environment.python),
         str(SERVER),
-        *("--model", context.artifact.path),
+        *("--model", model),
         *("--host", context.host, "--port", str(context.port)),
         *("--max-num-seqs", str(options.max_num_seqs)),
         *("--threads", str(threads)),
+        *(["--dynamic-int8"] if in_memory else []),
         *options.extra_args,
     ]
     if options.max_model_len:
@@ -35,7 +38,7 @@ def command(context: LaunchContext) -> ServerCommand:
     return ServerCommand(
         argv=tuple(argv),
         base_url=f"http://{context.host}:{context.port}/v1",
-        model=Path(context.artifact.path).name,
+        model=Path(model).name,
         environment=QUIET_ENGINES | threads_environment(threads),
         usage_per_chunk=True,
     )

@@ -18,7 +18,7 @@ from llmopt.pipeline.measuring import bench_artifact
 from llmopt.quantize import METHODS, quantization
 from llmopt.quantize.gguf_types import FILE_TYPES
 from llmopt.report.progress import Reporter
-from tests.contract.conftest import Workshop
+from tests.contract.conftest import PROOF_TOKENS, Workshop
 
 pytestmark = pytest.mark.engine
 # Every method in its default layout, every other layout, and a GGUF of each kind (plain, K-quant, IQ); the other file
@@ -152,3 +152,24 @@ def test_other_settings_do_not_pass_for_the_same_artifact(workshop: Workshop) ->
     other = making.quantize_request(workshop.model, "gptq-int4-g128", making.Options(samples=4))
     with pytest.raises(UsageError, match="other settings"):
         making.quantize(other, Path(made.path), Reporter(quiet=True))
+
+
+def test_a_result_that_fails_its_proof_is_kept_aside_and_not_made_again(workshop: Workshop, tmp_path: Path) -> None:
+    out, proof = tmp_path / "nf4", proving.QualityText(tokens=PROOF_TOKENS)
+    request = workshop.request("nf4")
+    with pytest.raises(proving.ProofFailed, match="is broken") as caught:
+        making.quantize(
+            request, out, Reporter(quiet=True), proof=proof, limits=proving.ProofLimits(max_kl=1e-9, min_top1=None)
+        )
+    refused = tmp_path / "nf4.refused"
+    assert str(refused) in (caught.value.hint or "")
+    assert json.loads((refused / "refused.json").read_text())["quality"]["kl_mean"] > 1e-9
+    assert not out.exists()
+    started = time.monotonic()
+    artifact, there = making.quantize(request, out, Reporter(quiet=True), proof=proof)
+    assert not there
+    assert open_artifact(out) == artifact
+    assert not refused.exists()
+    assert not (out / "refused.json").exists()
+    assert time.monotonic() - started < 15  # neither quantized nor measured again
+    assert not list(tmp_path.glob(".*"))

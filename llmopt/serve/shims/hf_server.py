@@ -40,6 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-num-batched-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--attn-implementation", default="sdpa")
+    parser.add_argument(
+        "--dynamic-int8", action="store_true", help="quantize the linear layers to int8 in memory (CPU)"
+    )
     return parser.parse_args()
 
 
@@ -49,17 +52,10 @@ def parse_arguments() -> argparse.Namespace:
 def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
     """Load the model, say ("ready", context length), then turn ("add" | "cancel", …) into ("tokens", …) until the pipe closes."""
     import torch
-    from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     torch.set_num_threads(arguments.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.model,
-        dtype="auto",
-        device_map=device,
-        use_safetensors=True,
-        attn_implementation=f"paged|{arguments.attn_implementation}",
-    )
+    model = load(arguments)
     own_limit = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
     context = min(arguments.max_model_len or DEFAULT_CONTEXT, own_limit)
     config = ContinuousBatchingConfig(
@@ -85,6 +81,35 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
                 manager.cancel_request(request)
     except (EOFError, OSError):
         os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
+
+
+def load(arguments: argparse.Namespace) -> Any:
+    """The model on the GPU, or on the CPU where there is none, as its config says it is quantized."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # torch's dynamic kernels take fp32 on the CPU and nothing else.
+    device = "cuda" if torch.cuda.is_available() and not arguments.dynamic_int8 else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model,
+        dtype=torch.float32 if arguments.dynamic_int8 else "auto",
+        device_map=device,
+        use_safetensors=True,
+        attn_implementation=f"paged|{arguments.attn_implementation}",
+    )
+    if arguments.dynamic_int8:
+        quantize_in_memory(model)
+    return model
+
+
+def quantize_in_memory(model: Any) -> None:
+    """As ``llmopt.quantize.torch_dynamic`` does it, which this file cannot import: llmopt may not be installed here."""
+    import torch
+    from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
+
+    head = model.get_output_embeddings()
+    names = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head]
+    quantize_dynamic(model.eval(), dict.fromkeys(names, default_dynamic_qconfig), dtype=torch.qint8, inplace=True)
 
 
 def router_to(pipe: Connection) -> Any:

@@ -287,6 +287,13 @@ def test_a_tool_of_the_user_comes_before_ours(installer):
     assert environments.tool_version(own) is None
 
 
+def test_a_tool_that_tells_no_version_has_that_of_its_neighbours(tmp_path):
+    for name, text in (("llama-quantize", "usage"), ("llama-server", "version: 9870 (0badc0de)")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+        (tmp_path / name).chmod(0o755)
+    assert environments.tool_version(tmp_path / "llama-quantize") == "9870 (0badc0de)"
+
+
 def test_environments_are_named_as_people_do(installer):
     made = installer.create("eval")
     assert environments.named("eval") == made
