@@ -120,18 +120,24 @@ def opened(name: str, against: str | None) -> Artifact:
     from dataclasses import replace
 
     from llmopt import demo
-    from llmopt.core.artifacts import MANIFEST, open_artifact, open_model
+    from llmopt.core.artifacts import open_artifact, open_model
+    from llmopt.core.domain import stable_hash
     from llmopt.core.errors import UsageError
     from llmopt.quality.declared import foreign_artifact
 
     path = demo.MODEL if name == "demo" else Path(name)
-    base = None if against is None else demo.MODEL if against == "demo" else Path(against)
-    if (path / MANIFEST).exists() or base is None:
-        if base is None and (path.is_file() or is_quantized(path)):
+    if against is None:
+        if path.is_file() or is_quantized(path):
             raise UsageError(f"{path} does not say what it was made from", hint="name its base: --against MODEL")
-        artifact = open_artifact(path)
-        return artifact if base is None else replace(artifact, base=open_model(base).path)
-    return foreign_artifact(path, base)
+        return open_artifact(path)
+    base = demo.MODEL if against == "demo" else Path(against)
+    if path.is_file() or is_quantized(path):
+        return foreign_artifact(path, base)
+    artifact, model = open_artifact(path), open_model(base)
+    if model.fingerprint == artifact.base_fingerprint:  # its own base, wherever that lies now
+        return replace(artifact, base=model.path)
+    key = stable_hash([artifact.key, model.fingerprint])
+    return replace(artifact, base=model.path, base_fingerprint=model.fingerprint, key=key)
 
 
 def is_quantized(folder: Path) -> bool:

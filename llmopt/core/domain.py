@@ -61,7 +61,9 @@ class Artifact:
 
     @property
     def label(self) -> str:
-        return self.quantization.name
+        """The quantization, with its layout where another is the usual one; fit for a file name."""
+        q = self.quantization
+        return f"{q.name}-{q.format}" if q.format in ("gptq", "awq") else q.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -297,6 +297,7 @@ def record(
 def artifact_record(artifact: Artifact) -> dict[str, Any]:
     return {
         "quantization": artifact.quantization.name,
+        "label": artifact.label,
         "method": artifact.quantization.method,
         "format": artifact.quantization.format,
         "bits": artifact.quantization.bits,

@@ -13,8 +13,8 @@ from typing import Any
 
 from llmopt import demo, quality
 from llmopt.core import environments
-from llmopt.core.artifacts import MANIFEST, open_artifact, weight_files
-from llmopt.core.domain import Artifact, Measurement, stable_hash
+from llmopt.core.artifacts import open_artifact, read_manifest, weight_files
+from llmopt.core.domain import Artifact, Measurement, Quantization, stable_hash
 from llmopt.core.errors import LlmoptError, ModelError
 from llmopt.core.files import read_text, write_atomic
 from llmopt.core.store import with_quality
@@ -90,7 +90,9 @@ def prove(
         raise ModelError(
             f"the base of {artifact.path} is gone: {artifact.base}", hint="put the base model back, or quantize again"
         )
-    chosen = engine_of_proof(artifact, engine, kv_cache_dtype, report)
+    chosen = engine_of_proof(artifact.quantization, engine, kv_cache_dtype, report)
+    if engine is not None and engine != chosen.name:
+        kv_cache_dtype = "auto"  # it was said in another engine's words
     structure = check_files(artifact)
     file = quality_file(artifact)
     key = stable_hash([artifact.key, read_text(text.path), text.tokens, chosen.name, kv_cache_dtype])
@@ -107,13 +109,24 @@ def prove(
     return found
 
 
-def engine_of_proof(artifact: Artifact, name: str | None, kv_cache_dtype: str, report: Reporter) -> quality.Engine:
+def require_provable(
+    quantization: Quantization, *, engine: str | None = None, kv_cache_dtype: str = "auto", python: str | None = None
+) -> None:
+    """Whether a proof could start: asked before hours of work. Raises UsageError, MissingEnvironment."""
+    chosen = engine_of_proof(quantization, engine, kv_cache_dtype)
+    environments.find(quality.needs(quantization, chosen), python)
+
+
+def engine_of_proof(
+    quantization: Quantization, name: str | None, kv_cache_dtype: str, report: Reporter | None = None
+) -> quality.Engine:
     """The engine asked for, or the nearest thing to it that a proof runs in."""
     if name is not None and name not in quality.ENGINES:
-        instead = quality.engine_for(artifact, None, "auto").name
-        report.say(f"no proof runs in {name}: {artifact.label} is proven in {instead}")
-        name, kv_cache_dtype = None, "auto"
-    return quality.engine_for(artifact, name, kv_cache_dtype)
+        instead = quality.engine_for(quantization)
+        if report is not None:
+            report.say(f"no proof runs in {name}: {quantization.name} is proven in {instead.name}")
+        return instead
+    return quality.engine_for(quantization, name, kv_cache_dtype)
 
 
 def check_files(artifact: Artifact) -> dict[str, Any]:
@@ -136,7 +149,7 @@ def measure(
     python: str | None,
 ) -> dict[str, Any]:
     """Every weight finite, then base and artifact compared in a fresh worker."""
-    environment = environments.find(quality.needs(artifact, engine), python)
+    environment = environments.find(quality.needs(artifact.quantization, engine), python)
     with report.task(f"comparing {artifact.label} with its base in {engine.name}") as work:
         if Path(artifact.path).is_dir():
             require_finite(weight_files(Path(artifact.path)))
@@ -159,9 +172,10 @@ def measure(
 
 
 def quality_file(artifact: Artifact) -> Path:
-    """Beside the weights; for a base or a foreign checkpoint, which is not ours to write to, in llmopt's own folder."""
+    """Beside the weights where llmopt made them and the base is their own; else in llmopt's own folder."""
     folder = Path(artifact.path)
-    if (folder / MANIFEST).exists():
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is not None and manifest["artifact"]["key"] == artifact.key:
         return folder / QUALITY_FILE
     return environments.home() / "quality" / f"{artifact.key}.json"
 

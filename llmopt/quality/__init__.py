@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmopt.core.domain import Artifact
+from llmopt.core.domain import Artifact, Quantization
 from llmopt.core.environments import Needs
 from llmopt.core.errors import UsageError, nearest
 
@@ -88,12 +88,12 @@ ENGINES = {
 }
 
 
-def engine_for(artifact: Artifact, name: str | None = None, kv_cache_dtype: str = "auto") -> Engine:
+def engine_for(quantization: Quantization, name: str | None = None, kv_cache_dtype: str = "auto") -> Engine:
     """The engine of the proof: the one asked for, else llama.cpp for GGUF and transformers for everything else.
 
     Raises UsageError for an engine that is none, does not read this format or has no such KV cache.
     """
-    format = artifact.quantization.format
+    format = quantization.format
     chosen = name or ("llamacpp" if format == "gguf" else "hf")
     if chosen not in ENGINES:
         raise UsageError(f"no proof runs in {chosen!r}", hint=nearest(chosen, list(ENGINES)))
@@ -101,7 +101,7 @@ def engine_for(artifact: Artifact, name: str | None = None, kv_cache_dtype: str 
     if format not in engine.formats:
         able = [e.name for e in ENGINES.values() if format in e.formats]
         raise UsageError(
-            f"{chosen} does not prove {artifact.label}: it reads no {format}", hint=f"--backend {' or '.join(able)}"
+            f"{chosen} does not prove {quantization.name}: it reads no {format}", hint=f"--backend {' or '.join(able)}"
         )
     if kv_cache_dtype not in engine.kv_cache_dtypes:
         raise UsageError(
@@ -111,10 +111,10 @@ def engine_for(artifact: Artifact, name: str | None = None, kv_cache_dtype: str 
     return engine
 
 
-def needs(artifact: Artifact, engine: Engine | None = None) -> Needs:
-    """What an environment must have to run the proof of this artifact."""
-    engine = engine or engine_for(artifact)
-    return Needs(modules=(*engine.modules, *engine.formats[artifact.quantization.format]), extra=engine.extra)
+def needs(quantization: Quantization, engine: Engine | None = None) -> Needs:
+    """What an environment must have to run the proof of such an artifact."""
+    engine = engine or engine_for(quantization)
+    return Needs(modules=(*engine.modules, *engine.formats[quantization.format]), extra=engine.extra)
 
 
 def arguments(

@@ -20,7 +20,7 @@ from llmopt.core.errors import UsageError, nearest
 from llmopt.quantize.gguf_types import FILE_TYPES
 
 LLM_COMPRESSOR = Needs(modules=("torch", "transformers", "llmcompressor"), extra="quant")
-GPTQ_MODEL = Needs(modules=("torch", "transformers", "gptqmodel", "optimum"), extra="quant")
+GPTQ_MODEL = Needs(modules=("torch", "transformers", "gptqmodel", "optimum"), extra="gptq")
 AUTO_ROUND = Needs(modules=("torch", "transformers", "auto_round"), extra="quant")
 BITSANDBYTES = Needs(modules=("torch", "transformers", "bitsandbytes"), extra="quant")
 TORCH = Needs(modules=("torch", "transformers"), extra="hf")

@@ -33,7 +33,8 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        return f"{self.case['artifact']['quantization']} on {self.case['serve']['backend']}"
+        artifact = self.case["artifact"]
+        return f"{artifact.get('label') or artifact['quantization']} on {self.case['serve']['backend']}"
 
     def value(self, name: str, statistic: str | None = None) -> float | None:
         return value_of(self.metrics, METRICS[name], statistic)

@@ -22,6 +22,11 @@ class Column:
     narrow: Column | None = None  # what stands here where even that does not fit
 
 
+def artifact_name(artifact: dict[str, Any]) -> str:
+    """With its layout where another is usual; records of before llmopt knew layouts have the quantization alone."""
+    return str(artifact.get("label") or artifact["quantization"])
+
+
 def metric_cell(name: str) -> Callable[[dict[str, Any]], str]:
     metric, statistic = parse_metric(name)
     return lambda row: show(value_of(row["metrics"], metric, statistic), metric.unit)
@@ -51,7 +56,7 @@ def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
     memory = ("VRAM", "peak_vram_bytes") if video else ("RAM (no GPU)", "peak_rss_bytes")
     return [
         Column(title="#", cell=rank_cell),
-        Column(title="quantization", cell=lambda r: str(r["case"]["artifact"]["quantization"]), right=False),
+        Column(title="quantization", cell=lambda r: artifact_name(r["case"]["artifact"]), right=False),
         Column(title="engine", cell=lambda r: str(r["case"]["serve"]["backend"]), right=False),
         Column(
             title="throughput [95 %]",
@@ -76,7 +81,7 @@ def bits_cell(row: dict[str, Any]) -> str:
 
 
 def label(row: dict[str, Any]) -> str:
-    return f"{row['case']['artifact']['quantization']} on {row['case']['serve']['backend']}"
+    return f"{artifact_name(row['case']['artifact'])} on {row['case']['serve']['backend']}"
 
 
 def title(document: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from llmopt.core.metrics import METRICS, parse_metric, value_of
 from llmopt.core.units import show
-from llmopt.report.table import Column, columns, footnotes, goal_line, label, title, workload_line
+from llmopt.report.table import Column, artifact_name, columns, footnotes, goal_line, label, title, workload_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def print_run(record: dict[str, Any], console: Console | None = None) -> None:
     """One run: the headline figures with their intervals, then the verdict and what it doubts."""
     console = console or stdout_console()
     artifact, serve = record["artifact"], record["serve"]
-    console.print(f"{artifact['quantization']} on {serve['backend']}", style="bold", markup=False)
+    console.print(f"{artifact_name(artifact)} on {serve['backend']}", style="bold", markup=False)
     console.print(workload_line(record["workload"]), markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
@@ -137,7 +137,7 @@ def print_points(document: dict[str, Any], runs: Sequence[dict[str, Any]], conso
     console = console or stdout_console()
     if runs:
         console.print(
-            f"{runs[0]['artifact']['quantization']} on {runs[0]['serve']['backend']}", style="bold", markup=False
+            f"{artifact_name(runs[0]['artifact'])} on {runs[0]['serve']['backend']}", style="bold", markup=False
         )
         console.print(f"{workload_line(runs[0]['workload'] | {'requests': None})} and others", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -47,18 +47,24 @@ def command(context: LaunchContext) -> ServerCommand:
 BACKEND = Backend(
     name="hf",
     title="transformers, continuous batching",
-    formats=("plain", "compressed-tensors", "bitsandbytes"),
+    formats=("plain", "compressed-tensors", "gptq", "awq", "auto-round", "bitsandbytes", "in-memory"),
+    # What reads gptq, awq and auto-round is not among them: an environment without it still serves all the others.
     needs=Needs(modules=("torch", "transformers", "starlette", "uvicorn", "bitsandbytes", "compressed_tensors"), extra="hf"),
     distribution="transformers",
     command=command,
     format_notes={
         "compressed-tensors": "transformers unpacks these weights to 16 bits when it loads them: its memory and speed here are"
-        " not those of 4-bit kernels, which vLLM has"
+        " not those of 4-bit kernels, which vLLM has",
+        "in-memory": "quantized anew each time it is loaded, from 32-bit weights that are in memory until then: its peak of memory"
+        " is that of fp32",
     },
     failures=(
         Failure(pattern=r"address already in use", cause="the port is taken", remedy="name another one: --port"),
         Failure(pattern=r"(?i)out of memory|Cannot allocate memory", cause="memory ran out while loading",
                 remedy="a smaller quantization, or a shorter --max-model-len"),
+        Failure(pattern=r"(?i)requires? (gptqmodel|optimum|auto-round)|install (gptqmodel|optimum|auto-round)|\bGPTQModel\b.*not (found|installed)",
+                cause="the package that reads this layout is missing",
+                remedy="llmopt env create local, or quantize to compressed-tensors: --format compressed-tensors"),
         Failure(pattern=r"No package metadata was found for (\S+)|No module named '(\S+)'", cause="a package is missing",
                 remedy="llmopt env create local"),
         Failure(pattern=r"KeyError: .*model type|does not recognize this architecture", cause="transformers does not know this architecture",

@@ -192,7 +192,7 @@ def test_limits_refuse_with_the_figures(workshop: Workshop, tmp_path: Path) -> N
 def test_vllm_comes_to_the_same_figures_as_transformers(workshop: Workshop, tmp_path: Path) -> None:
     artifact = open_artifact(copied(workshop, CHECKPOINT, tmp_path / "out"))
     try:
-        environments.find(needs(artifact, ENGINES["vllm"]))
+        environments.find(needs(artifact.quantization, ENGINES["vllm"]))
     except MissingEnvironment as error:
         pytest.skip(f"vLLM is not here: {error.hint}")
     found = {

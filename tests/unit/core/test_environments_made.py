@@ -121,6 +121,20 @@ def test_what_breaks_vllm_is_taken_out_and_its_name_answered_for(installer):
     assert not any(line.startswith("vllm==") for line in lines)
 
 
+def test_with_a_gpu_vllm_is_vllm(installer, monkeypatch):
+    monkeypatch.setattr(provision, "gpu_names", lambda: ("NVIDIA H100",))
+    assert freeze(installer.create("vllm"))["vllm"] == "0.32.0"
+
+
+def test_a_package_that_does_not_compile_is_left_out_with_its_reason(installer):
+    installer.program("cc")
+    installer.order("fail-gptqmodel==7.6.0")
+    installer.create("local")
+    assert "could not get gptqmodel" in provision.row("local", sizes=False)["left_out"]["compiled"]
+    installer.take_back("fail-gptqmodel==7.6.0")
+    assert freeze(installer.create("local"))["gptqmodel"] == "7.6.0"
+
+
 def test_without_a_c_compiler_one_package_is_left_out_and_the_rest_is_ready(installer):
     made = installer.create("local")
     assert "gptqmodel" not in freeze(made)

@@ -15,7 +15,7 @@ from unit.make import artifact
     ("format", "engine"), [("gguf", "llamacpp"), ("gptq", "hf"), ("plain", "hf"), ("in-memory", "hf")]
 )
 def test_each_format_has_an_engine_by_default(tmp_path, format, engine):
-    made = artifact(tmp_path, format=format)
+    made = artifact(tmp_path, format=format).quantization
     assert engine_for(made).name == engine
     assert set(ENGINES[engine].modules) <= set(needs(made).modules)
 
@@ -31,7 +31,7 @@ def test_each_format_has_an_engine_by_default(tmp_path, format, engine):
 )
 def test_what_no_engine_does_is_said_before_anything_starts(tmp_path, format, engine, kv, match):
     with pytest.raises(UsageError, match=match) as caught:
-        engine_for(artifact(tmp_path, format=format), engine, kv)
+        engine_for(artifact(tmp_path, format=format).quantization, engine, kv)
     assert caught.value.hint
 
 

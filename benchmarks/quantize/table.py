@@ -1,0 +1,70 @@
+"""results.json as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+HEADER = [
+    "case", "library", "bare s", "llmopt s", "ratio", "bare MiB", "llmopt MiB", "ratio",
+    "KL bare", "KL llmopt", "best library", "top-1 llmopt", "MB",
+]  # fmt: skip
+
+
+def table(document: Mapping[str, Any]) -> str:
+    machine, cases = document["machine"], document["cases"]
+    load = ", ".join(f"{value:.1f}" for value in document.get("load_average", ()))
+    versions = ", ".join(f"{name} {value}" for name, value in document["versions"].items())
+    rounds = max((len(case["rounds"]) for case in cases.values()), default=0)
+    lines = ["# Quantizations beside the bare libraries", ""]
+    lines += [f"{document['date']}, {machine['cores']} cores, load average at the end {load}.", ""]
+    lines += [
+        f"Model {document['model']}, {document['samples']} samples of {document['sample_tokens']} tokens, medians of "
+        f"{rounds} round(s); the command line's own start ({document['startup_s']:.2f} s) is taken off llmopt's times "
+        "before the ratio. What each column means: README.md.",
+        "",
+        f"Versions: {versions}.",
+        "",
+    ]
+    lines += [row(HEADER), row(["---", "---"] + ["---:"] * (len(HEADER) - 2))]
+    return "\n".join([*lines, *(row(cells(name, case, document)) for name, case in cases.items())]) + "\n"
+
+
+def cells(name: str, case: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    problems = [f"{s}: {r[s]['problem']}" for r in case["rounds"] for s in ("bare", "llmopt") if "problem" in r[s]]
+    if problems:
+        return [name, case["library"], *problems[:1], *[""] * (len(HEADER) - 3)]
+    bare_s, ours_s = median(case, "bare", "wall_s"), median(case, "llmopt", "wall_s")
+    bare_b, ours_b = median(case, "bare", "peak_bytes"), median(case, "llmopt", "worker_peak_bytes")
+    kl = {side: case["quality"][side].get("kl_mean") for side in ("bare", "llmopt")}
+    best = best_library(case["group"], document)
+    return [
+        name, case["library"],
+        f"{bare_s:.1f}", f"{ours_s:.1f}", f"{(ours_s - document['startup_s']) / bare_s:.2f}",
+        f"{bare_b / 2**20:.0f}", f"{ours_b / 2**20:.0f}", f"{ours_b / bare_b:.2f}",
+        number(kl["bare"]), number(kl["llmopt"]), best,
+        f"{case['quality']['llmopt'].get('top1', float('nan')):.1%}", f"{case['weight_bytes']['llmopt'] / 1e6:.2f}",
+    ]  # fmt: skip
+
+
+def best_library(group: str, document: Mapping[str, Any]) -> str:
+    """The bare library with the lowest KL of those that make this quantization."""
+    found = [
+        (kl, case["library"])
+        for case in document["cases"].values()
+        if case["group"] == group and (kl := case["quality"]["bare"].get("kl_mean")) is not None
+    ]
+    return f"{number(min(found)[0])} {min(found)[1]}" if found else "–"
+
+
+def median(case: Mapping[str, Any], side: str, field: str) -> float:
+    return statistics.median(r[side][field] for r in case["rounds"])
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.5f}"
+
+
+def row(values: list[str]) -> str:
+    return "| " + " | ".join(values) + " |"
