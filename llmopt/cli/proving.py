@@ -143,12 +143,13 @@ def opened(name: str, against: str | None) -> Artifact:
 def is_quantized(folder: Path) -> bool:
     """Whether a folder that llmopt did not make holds a quantized checkpoint."""
     from llmopt.core.artifacts import MANIFEST, read_config
+    from llmopt.quality.declared import quantization_config
 
     if (folder / MANIFEST).exists() or not folder.is_dir():
         return False
     if any(folder.glob("*.gguf")):
         return True
-    return bool(read_config(folder).get("quantization_config"))
+    return bool(quantization_config(read_config(folder)))
 
 
 def require_limits(found: dict[str, Any], limits: Any) -> None:

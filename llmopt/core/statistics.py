@@ -120,11 +120,12 @@ def block_interval(
     else:
         order = np.argsort(values, kind="stable")
         # How many of each block lie at or below each ordered value; a resample's percentile is found by bisection.
-        below = np.zeros((len(values), count), np.int32)
-        below[np.arange(len(values)), block[order]] = 1
-        below = np.cumsum(below, axis=0, dtype=np.int32)
+        marks = np.zeros((len(values), count), np.int32)
+        marks[np.arange(len(values)), block[order]] = 1
+        below = np.cumsum(marks, axis=0, dtype=np.int32)
         wanted = np.maximum(1, np.ceil(np.round(percent * sizes / 100, 9)))
-        low, high = np.zeros(resamples, np.int64), np.full(resamples, len(values) - 1)
+        low: NDArray[np.int64] = np.zeros(resamples, np.int64)
+        high: NDArray[np.int64] = np.full(resamples, len(values) - 1)
         while (low < high).any():
             middle = (low + high) // 2
             enough = np.einsum("rb,rb->r", drawn, below[middle]) >= wanted

@@ -31,7 +31,7 @@ NOT_FINITE = {
     "F8_E4M3": (1, 0x7F, 0x7F),
     "F8_E5M2": (1, 0x7F, 0x7C),
 }
-BLOCK_BYTES = 8 << 20  # fits a core's cache, so that mask and maximum cost one pass over memory
+BLOCK_BYTES = 4 << 20  # fits a core's cache, so that mask and maximum cost one pass over memory
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
 
 

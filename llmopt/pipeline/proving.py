@@ -93,10 +93,10 @@ def prove(
     chosen = engine_of_proof(artifact.quantization, engine, kv_cache_dtype, report)
     if engine is not None and engine != chosen.name:
         kv_cache_dtype = "auto"  # it was said in another engine's words
-    structure = check_files(artifact)
     file = quality_file(artifact)
     key = stable_hash([artifact.key, read_text(text.path), text.tokens, chosen.name, kv_cache_dtype])
     found = stored_quality(file, key, report)
+    structure = check_files(artifact, scales=found is None)
     if found is None:
         found = measure(artifact, text, report, chosen, kv_cache_dtype, log_folder, python) | {"structure": structure}
         write_atomic(file, json.dumps({"key": key, "quality": found}, indent=1).encode())
@@ -129,14 +129,14 @@ def engine_of_proof(
     return quality.engine_for(quantization, name, kv_cache_dtype)
 
 
-def check_files(artifact: Artifact) -> dict[str, Any]:
+def check_files(artifact: Artifact, *, scales: bool) -> dict[str, Any]:
     """Shards whole, tokenizer and embedding of one model, and the structure that the artifact's name promises."""
     path = Path(artifact.path)
     if path.is_dir():
         check_shards(path)
         if artifact.quantization.format not in ("gguf", "in-memory"):
             require_matching_tokenizer(path)
-    return check_structure(path, artifact.quantization, Path(artifact.base))
+    return check_structure(path, artifact.quantization, Path(artifact.base), scales=scales)
 
 
 def measure(

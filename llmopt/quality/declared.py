@@ -39,7 +39,7 @@ class Declared:
         if self.format == "bitsandbytes":
             return "int8" if self.bits == 8 else "nf4-dq" if self.double else "nf4"
         if self.floating:
-            return f"fp{self.bits:g}"
+            return f"fp{self.bits:g}" + ("" if self.activations else "a16")
         if self.activations:
             return f"w{self.bits:g}a8-int8"
         group = f"-g{self.group_size}" if self.group_size else ""
@@ -47,9 +47,14 @@ class Declared:
         return f"{kind}{self.bits:g}a16{group}" if kind == "w" else f"{kind}{self.bits:g}{group}"
 
 
+def quantization_config(config: dict[str, Any]) -> Any:
+    """Of the model, or of the language model inside it; ``None`` for an unquantized one."""
+    return config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+
+
 def declared(config: dict[str, Any], folder: Path) -> Declared:
     """What config.json says. Raises ModelError when it says nothing, or something that no proof here understands."""
-    said = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    said = quantization_config(config)
     if not isinstance(said, dict):
         raise ModelError(
             f"{folder / 'config.json'} has no quantization_config, so no engine would read these weights as quantized",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmopt.core.errors import ModelError
-from llmopt.core.weights import FETCH_AGAIN
+from llmopt.core.weights import BLOCK_BYTES, FETCH_AGAIN
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -34,7 +34,7 @@ TYPES = {
     number: TensorType(name=name, block=block, size=size, scales=scales)
     for number, name, block, size, scales in (
         (0, "F32", 1, 4, ()),
-        (1, "F16", 1, 2, (0,)),
+        (1, "F16", 1, 2, ()),
         (2, "Q4_0", 32, 18, (0,)),
         (3, "Q4_1", 32, 20, (0, 2)),
         (6, "Q5_0", 32, 22, (0,)),
@@ -156,18 +156,29 @@ def read_info(stream: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def check_scales(file: Path, tensor: Tensor) -> str | None:
-    """What is wrong with a tensor's numbers: NaN or infinite scales, or nothing but zeros; ``None`` when nothing is."""
+    """What is wrong with a tensor's numbers: NaN or infinite scales, or nothing but zeros; ``None`` when nothing is.
+
+    Reads the tensor once, in pieces of a few megabytes.
+    """
     import numpy as np
 
-    if tensor.type.name in ("F32", "BF16"):
-        width = tensor.type.size
-        numbers = np.memmap(file, dtype=f"<u{width}", mode="r", offset=tensor.offset, shape=(tensor.elements,))
-        sign, limit = (0x7FFF_FFFF, 0x7F80_0000) if width == 4 else (0x7FFF, 0x7F80)
-        return "holds NaN or infinite numbers" if ((numbers & np.array(sign, numbers.dtype)) >= limit).any() else None
-    blocks = np.memmap(
-        file, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.bytes // tensor.type.size, tensor.type.size)
-    )
-    found = [blocks[:, at : at + 2].copy().view("<u2") & np.uint16(0x7FFF) for at in tensor.type.scales]
-    if any((scale >= 0x7C00).any() for scale in found):
-        return "has NaN or infinite scales"
-    return "has nothing but zero scales" if found and not any(scale.any() for scale in found) else None
+    kind = tensor.type
+    if not kind.scales and kind.block > 1:  # IQ1_M and MXFP4: their scales are spread over bits, or cannot be NaN
+        return None
+    wide = kind.name == "F32"
+    mask, limit = (0x7FFF_FFFF, 0x7F80_0000) if wide else (0x7FFF, 0x7F80 if kind.name == "BF16" else 0x7C00)
+    left, seen = tensor.elements // kind.block, False
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(tensor.offset)
+        while left:
+            piece = np.fromfile(stream, np.uint8, min(left, max(1, BLOCK_BYTES // kind.size)) * kind.size)
+            blocks = piece[: len(piece) // kind.size * kind.size].reshape(-1, kind.size)
+            if not len(blocks):
+                return "ended while it was read"
+            left -= len(blocks)
+            for at in kind.scales or (0,):
+                scales = blocks[:, at : at + (4 if wide else 2)].copy().view("<u4" if wide else "<u2") & mask
+                if (scales >= limit).any():
+                    return "has NaN or infinite scales" if kind.block > 1 else "holds NaN or infinite numbers"
+                seen = seen or bool(scales.any())
+    return None if seen or kind.block == 1 else "has nothing but zero scales"

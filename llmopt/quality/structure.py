@@ -44,12 +44,13 @@ class Structure:
         return dict(vars(self))
 
 
-def check_structure(folder: Path, quantization: Quantization, base: Path) -> dict[str, Any]:
+def check_structure(folder: Path, quantization: Quantization, base: Path, *, scales: bool = True) -> dict[str, Any]:
     """What the weight files hold: ``bits_per_weight quantized_layers unquantized_linears tensor_types fallback_tensors``.
 
     Raises ModelError for a result that is not the quantization of ``base`` that it is called: no quantized layer, another
     ``quantization_config``, weights in truth in 16 bits, broken scales, a linear layer of the base that is missing.
-    ``in-memory`` holds no weights of its own and is exempt.
+    ``in-memory`` holds no weights of its own and is exempt. Without ``scales`` only headers are read: for weights that
+    were looked at before.
     """
     if quantization.format == "in-memory":
         empty = Structure(
@@ -57,11 +58,11 @@ def check_structure(folder: Path, quantization: Quantization, base: Path) -> dic
         )
         return empty.record()
     if quantization.format == "gguf":
-        return check_gguf(folder, quantization, base).record()
-    return check_checkpoint(folder, quantization, base).record()
+        return check_gguf(folder, quantization, base, scales=scales).record()
+    return check_checkpoint(folder, quantization, base, scales=scales).record()
 
 
-def check_checkpoint(folder: Path, quantization: Quantization, base: Path) -> Structure:
+def check_checkpoint(folder: Path, quantization: Quantization, base: Path, *, scales: bool) -> Structure:
     """A folder of safetensors."""
     stored, original = tensors(folder), tensors(base)
     if not stored:
@@ -80,7 +81,7 @@ def check_checkpoint(folder: Path, quantization: Quantization, base: Path) -> St
                 hint=QUANTIZE_AGAIN,
             )
         require_narrow(folder, quantization, quantized, linears)
-        require_scales(folder, stored, quantized)
+        require_scales(folder, stored, quantized, read=scales)
     return Structure(
         bits_per_weight=round(bytes_of(stored) * 8 / parameters(base), 3),
         quantized_layers=len(quantized),
@@ -123,7 +124,8 @@ def require_declared(folder: Path, quantization: Quantization) -> None:
 
 
 def quantizes_activations(name: str) -> bool:
-    return name.startswith("fp8") or "a8" in name
+    """Whether a quantization of that name does: ``fp8`` and ``w8a8-int8`` do, ``w4a16`` and ``fp8a16`` do not."""
+    return name in ("fp8", "fp4") or "a8" in name
 
 
 def modules_of(stored: Stored) -> set[str]:
@@ -175,14 +177,16 @@ def require_narrow(
             )
 
 
-def require_scales(folder: Path, stored: Stored, quantized: dict[str, int]) -> None:
-    """Each quantized layer has scales, all finite, not all zero; reads them whole."""
+def require_scales(folder: Path, stored: Stored, quantized: dict[str, int], *, read: bool) -> None:
+    """Each quantized layer has scales; where they are read, all finite and not all zero."""
     scaled = set()
     for name, (file, entry) in stored.items():
         if not name.endswith(SCALES):
             continue
         module = name.rpartition(".")[0].removesuffix(".weight")
         scaled.add(module)
+        if not read:
+            continue
         start = data_start(file)
         if not all(finite_blocks(file, start, entry)):
             raise ModelError(f"{folder}: {name} has NaN or infinite scales", hint="quantize again")
@@ -214,7 +218,7 @@ def parameters(base: Path) -> int:
     return sum(count_parameters(file) for file in base.glob("*.safetensors"))
 
 
-def check_gguf(folder: Path, quantization: Quantization, base: Path) -> Structure:
+def check_gguf(folder: Path, quantization: Quantization, base: Path, *, scales: bool) -> Structure:
     """A GGUF file, or the folder that holds it."""
     file = folder if folder.is_file() else next(iter(sorted(folder.glob("*.gguf"))), folder / "model.gguf")
     found = read_gguf(file)
@@ -224,7 +228,7 @@ def check_gguf(folder: Path, quantization: Quantization, base: Path) -> Structur
         raise ModelError(f"{file} is called {quantization.name}, and no layer in it is quantized", hint=QUANTIZE_AGAIN)
     require_file_type(file, found, quantization, quantized)
     require_all_blocks(file, found, base)
-    for tensor in found.tensors:
+    for tensor in found.tensors if scales else ():
         if (wrong := check_scales(file, tensor)) is not None:
             raise ModelError(f"{file}: {tensor.name} {wrong}", hint="quantize again")
     total = sum(t.bytes for t in found.tensors)

@@ -31,10 +31,16 @@ REASONS: tuple[tuple[tuple[str, ...], type[LlmoptError], str, str], ...] = (
         "another group size (gptq-int4-g32), or a method without groups (w8a8-int8, nf4)",
     ),
     (
-        ("balance layers", "smooth layer", "smoothlayer", "mappings"),
+        ("balance layers", "smooth layer", "smoothlayer", "mappings", "final incomplete set"),
         ModelError,
         "AWQ does not know which layers of this architecture belong together",
         "use gptq-int4-g128, which needs no such table",
+    ),
+    (
+        ("unable to find any modules",),
+        ModelError,
+        "the model has no linear layers that this method quantizes (GPT-2's are of another kind)",
+        "use nf4 or int8 (bitsandbytes), or a GGUF type",
     ),
     (
         ("failed to trace", "TraceError", "torch.fx"),

@@ -5,9 +5,9 @@ import pytest
 
 from llmopt.core.domain import Quantization
 from llmopt.core.errors import ModelError
-from llmopt.quality.declared import foreign_artifact
+from llmopt.quality.declared import Declared, foreign_artifact
 from llmopt.quality.gguf_file import read_gguf
-from llmopt.quality.structure import check_structure
+from llmopt.quality.structure import check_structure, quantizes_activations
 from unit import shards
 from unit.shards import base, bf16, f16, gguf, gptq, i32
 
@@ -162,3 +162,12 @@ def test_a_checkpoint_that_llmopt_did_not_make_is_described_from_its_own_words(t
 def test_a_gguf_that_llmopt_did_not_make(tmp_path, original):
     found = foreign_artifact(gguf(tmp_path / "some.gguf", blocks()), original)
     assert (found.quantization.name, found.quantization.format) == ("gguf-q4_k_m", "gguf")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("floating", [False, True])
+@pytest.mark.parametrize("activations", [False, True])
+def test_a_name_taken_from_a_config_says_what_that_config_says(bits, floating, activations):
+    said = Declared(format="compressed-tensors", bits=bits, floating=floating, activations=activations)
+    assert quantizes_activations(said.name) is activations
+    assert ("fp8" in said.name or "fp4" in said.name) is floating
