@@ -40,7 +40,7 @@ NEVER = 1 << 62
 NOW = None  # planned when it is sent
 USER_GAP_NS = 200_000
 LAST_USER_NS = 250_000_000
-RACE_NS = 10_000_000
+RACE_NS, UNREAD_NS = 10_000_000, SECOND
 SAID_END, SAID_ERROR = re.compile(rb'\[DONE\]|"finish_reason":\s*"'), re.compile(rb'"error":\s*[{"]')
 RETRIED_STATUS = (429, 502, 503, 504)
 BUSY = State.BUSY
@@ -176,7 +176,7 @@ class LoadClient:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    self.lost(c, f"reset: {shown(error)}")
+                    self.lost(c, f"reset: {shown(error)}", unread=isinstance(error, ConnectionResetError))
                     continue
                 now = clock()
                 if data:
@@ -214,7 +214,8 @@ class LoadClient:
         except FramingError as error:
             self.lost(c, f"bad_stream: {error}")
         except OSError as error:
-            self.lost(c, f"{'reset' if c.state is BUSY else 'refused'}: {shown(error)}")
+            kind = "reset" if c.state is BUSY else "refused"
+            self.lost(c, f"{kind}: {shown(error)}", unread=isinstance(error, ConnectionResetError))
 
     def read_slowly(self, c: Connection) -> None:
         """What the hot path does, for TLS and for answers that come before all of the request has gone out."""
@@ -346,22 +347,23 @@ class LoadClient:
         try:
             self.pool.write(c, data)
         except OSError as error:
-            self.lost(c, f"reset: {shown(error)}")
+            self.lost(c, f"reset: {shown(error)}", unread=True)
 
     # --- the end of a request -----------------------------------------------------------------------------------
 
-    def lost(self, c: Connection, error: str) -> None:
-        """A connection broke. On one that stood idle, at once and before any byte, that is HTTP's own race:
+    def lost(self, c: Connection, error: str, *, unread: bool = False) -> None:
+        """A connection broke. On one that stood idle, before any byte of an answer, that is HTTP's own race:
 
-        the server was just closing it (RFC 9112, 9.3.1), and has not seen the request.  It goes out once more on a fresh
-        connection, its time running all along, and the lost attempt is recorded.  A connection that breaks later broke
-        under a server that was at work: that is a failure.
+        the server was just closing it (RFC 9112, 9.3.1), and has not seen the request: it broke at once, or with a reset,
+        which a kernel sends for what nobody read (``unread``).  It goes out once more on a fresh connection, its time
+        running all along, and the lost attempt is recorded.  A connection that is closed later was closed by a server
+        that was at work: that is a failure.
         """
-        now = clock()
+        now, race = clock(), UNREAD_NS if unread else RACE_NS
         if c.state is not BUSY and c.index < 0:
             self.pool.error = error
             self.pool.drop(c)
-        elif c.state is BUSY and c.kept and not c.pieces and now - (c.sent_ns or 0) < RACE_NS:
+        elif c.state is BUSY and c.kept and not c.pieces and now - (c.sent_ns or 0) < race:
             self.done.append(self.finished_of(c, now, f"{error} (a kept connection, closed as it was used)"))
             index, planned, attempt = c.index, c.planned_ns, c.attempt
             self.pool.drop(c)

@@ -62,6 +62,15 @@ class Connection:
         data, ancillary, _, _ = self.recvmsg(READ_BYTES, ANCILLARY_BYTES)
         return data, ancillary[0][2] if ancillary else b""
 
+    def stale(self) -> bool:
+        """Whether the server has closed it while it stood idle, although the loop has not come to that yet."""
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def seal(self, data: bytes) -> bytes:
         """The bytes as they go over the wire."""
         return data

@@ -50,8 +50,12 @@ class Pool:
 
     def take(self) -> Connection | None:
         """An idle connection, or a new one that is under way; ``None`` where the system gives none."""
-        if self.idle:
-            c = self.idle.pop()
+        while self.idle:
+            c = self.idle[-1]
+            if c.stale():
+                self.drop(c)
+                continue
+            self.idle.pop()
             c.kept = True
             return c
         return self.open()

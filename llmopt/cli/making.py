@@ -137,7 +137,9 @@ def quantize_command(
     request = asked(demo.MODEL if model == "demo" else Path(model), quant, options)
     compare = proving.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
     if dry_run:
-        document = making.prepared(request, out.resolve(), compare.path if compare else None, force=force).document(out)
+        evaluation = compare.path if compare else None
+        preparation = making.prepared(request, out.resolve(), evaluation, kv_cache_dtype=kv_cache_dtype, force=force)
+        document = preparation.document(out)
         print_json(document) if json else print_forecast(document)
         return
     artifact, there = making.quantize(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llmopt.core.errors import StoreError, UsageError
 
 PARTIAL = ".partial-"
+JUST_MADE_S = 60.0  # a scratch folder may be so young that its lock is not taken yet
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -46,10 +50,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def partial_folder(target: Path) -> Path:
-    """A fresh folder beside ``target`` to be renamed to it; leftovers of dead processes are removed."""
-    for left in partial_folders(target):
-        if not alive(left.name.rpartition("-")[2]):
-            shutil.rmtree(left, ignore_errors=True)
+    """A fresh folder beside ``target``, to be renamed to it; for whoever holds the lock of ``target``."""
     aside = target.with_name(f".{target.name}{PARTIAL}{os.getpid()}")
     with disk_errors(aside):
         shutil.rmtree(aside, ignore_errors=True)
@@ -58,19 +59,79 @@ def partial_folder(target: Path) -> Path:
 
 
 def partial_folders(target: Path) -> list[Path]:
-    """What runs that made ``target``, or still make it, have beside it; each name ends with a process id."""
+    """What runs that made ``target``, or still make it, have beside it."""
     return sorted(target.parent.glob(f".{glob.escape(target.name)}{PARTIAL}*"))
 
 
-def alive(pid: str) -> bool:
-    """Whether a process with this id runs (another user's counts)."""
+@contextlib.contextmanager
+def locked(path: Path, *, wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file ``path``, which goes afterwards; ``wait`` is told before waiting, and may raise instead.
+
+    The system frees a lock when its process ends, however it ends: a process id on disk would not tell, since ids are
+    used again and every container has its own. A file system without locks is taken as it is.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with disk_errors(path):
+            file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            if not free(file):
+                wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file), path.stat()):
+                break
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # the one we waited for has removed it: a lock that nobody else would find
     try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(file)
+
+
+def free(file: int) -> bool:
+    """Lock an open file or folder unless another process has it; a file system without locks has none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
+    except OSError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder below ``parent`` for the time of the ``with`` block; those that killed processes left there go first."""
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f"{prefix}*"):
+            remove_if_left(left)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = os.open(folder, os.O_RDONLY)
+    free(lock)
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_if_left(folder: Path) -> None:
+    """Remove a scratch folder that no living process holds."""
+    with contextlib.suppress(OSError):
+        if time.time() - folder.stat().st_mtime < JUST_MADE_S:
+            return
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            if free(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def folder_bytes(folder: Path, patterns: tuple[str, ...] = ("*",)) -> int:

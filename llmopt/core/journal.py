@@ -7,14 +7,15 @@ it is made.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from llmopt.core import files
 from llmopt.core.blueprints import platform_tag
 from llmopt.core.errors import LlmoptError, MissingEnvironment
 from llmopt.core.files import disk_errors, write_atomic
@@ -64,22 +65,13 @@ def runs(environment: Environment, python: str) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def locked(name: str, *, wait: Callable[[], None] | None) -> Iterator[None]:
+def locked(name: str, *, wait: Callable[[], None] | None) -> AbstractContextManager[None]:
     """Hold the lock of this name; ``wait`` is told before waiting, without it LlmoptError is raised instead."""
-    path = home() / "envs" / f".{name}.lock"
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if wait is None:
-                raise LlmoptError(f"{name} is being made by another llmopt", hint="stop it first") from None
-            wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+
+    def refuse() -> None:
+        raise LlmoptError(f"{name} is being made by another llmopt", hint="stop it first")
+
+    return files.locked(home() / "envs" / f".{name}.lock", wait=wait or refuse)
 
 
 def existing(path: Path) -> Path:

@@ -30,7 +30,15 @@ from llmopt.core.files import alive, disk_errors, folder_bytes, partial_folder, 
 from llmopt.core.machine import this_machine
 from llmopt.core.weights import require_finite, require_matching_tokenizer, safetensors_header
 from llmopt.core.worker import run_job
-from llmopt.pipeline.proving import ProofFailed, ProofLimits, QualityText, prove, quality_file, read_quality
+from llmopt.pipeline.proving import (
+    ProofFailed,
+    ProofLimits,
+    QualityText,
+    prove,
+    quality_file,
+    read_quality,
+    require_provable,
+)
 from llmopt.pipeline.reporter import Reporter
 from llmopt.quantize import CALIBRATED, Method, Route, loading, method
 from llmopt.quantize.calibration import BUILTIN, Samples, prepare, read_rows
@@ -185,8 +193,15 @@ def settings_of(route: Route, options: Options) -> dict[str, Any]:
     return settings | {name: value for name, value in how.items() if value is not None}
 
 
-def prepared(request: QuantizeRequest, out: Path, evaluation: Path | None, *, force: bool = False) -> Preparation:
-    """Calibration, forecast and doubts; raises when disk or memory will not do, unless forced."""
+def prepared(
+    request: QuantizeRequest, out: Path, evaluation: Path | None, *, kv_cache_dtype: str = "auto", force: bool = False
+) -> Preparation:
+    """Calibration, forecast and doubts; raises when the proof could not start, or disk or memory will not do, unless forced.
+
+    ``evaluation``: the text that the result will be proven on; ``None`` without a proof.
+    """
+    if evaluation is not None:
+        require_provable(request.quantization, engine=request.engine, kv_cache_dtype=kv_cache_dtype)
     samples, settings = None, request.settings
     if request.calibrated:
         samples = prepare(
@@ -234,7 +249,7 @@ def quantize(
     if (found := already_there(request, out)) is not None:
         proven(found)
         return found, True
-    preparation = prepared(request, out, proof.path if proof else None, force=force)
+    preparation = prepared(request, out, proof.path if proof else None, kv_cache_dtype=kv_cache_dtype, force=force)
     for doubt in preparation.doubts:
         report.say(f"doubt: {doubt}")
     with claimed(request, out) as (aside, whole):

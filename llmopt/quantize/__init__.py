@@ -142,6 +142,7 @@ def _bitsandbytes(name: str, bits: float) -> Method:
         needs=BITSANDBYTES,
         distribution="bitsandbytes",
         settings={"method": name},
+        grouped=bits == 4,  # its CPU kernel fails at the first forward where blocks of 64 do not divide a row
     )
     return Method(
         name=name, method="bitsandbytes", bits=bits, group_size=64 if bits == 4 else None, routes=(route,),
@@ -182,7 +183,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             name="autoround-int4", method="autoround", bits=4, group_size=128,
-            routes=(_autoround("auto-round"), _autoround("gptq"), _autoround("awq")),
+            routes=(_autoround("auto-round"), _autoround("compressed-tensors"), _autoround("gptq"), _autoround("awq")),
         ),
         Method(
             name="w4a16", method="rtn", bits=4, group_size=128,

@@ -1,17 +1,17 @@
-"""AutoRound (Cheng et al. 2023, "Optimize Weight Rounding via Signed Gradient Descent"): rounding learnt layer by layer."""
+"""AutoRound (Cheng et al. 2023, "Optimize Weight Rounding via Signed Gradient Descent"): rounding learnt layer by layer.
+
+A killed run starts over.  The library has a resumption of its own (``AR_RESUME_DIR``); after a SIGKILL, 0.15.1 went on at
+the right block, but its files then held the 16-bit weights of the earlier blocks beside the quantized ones.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmopt.core.domain import stable_hash
 from llmopt.core.errors import UsageError
 from llmopt.quantize.checks import in_our_words, load_model, read_samples, require_causal_lm
 from llmopt.quantize.steps import step, without_bars
@@ -42,29 +42,15 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     if layout not in FORMATS:
         raise UsageError(f"auto-round writes no {layout}", hint=f"known: {', '.join(FORMATS)}")
     ids = whole_samples(read_samples(samples))
-    with in_our_words("auto-round"), folder_aside(out, settings.get("resume_folder")) as aside:
-        losses = optimize(model, str(aside), settings, ids, FORMATS[layout])
-        take_up(aside, Path(out))
+    with in_our_words("auto-round"), tempfile.TemporaryDirectory(prefix="autoround-", dir=Path(out).parent) as aside:
+        losses = optimize(model, aside, settings, ids, FORMATS[layout])
+        take_up(Path(aside), Path(out))
     return {
         "losses": losses,
         "iterations": settings.get("iterations", ITERATIONS),
         "calibration_samples": len(ids),
         "calibration_tokens": sum(map(len, ids)),
     }
-
-
-@contextlib.contextmanager
-def folder_aside(out: str, resume_folder: str | None) -> Iterator[Path]:
-    """Where the library writes; a folder that outlives this process when the work is to be resumed."""
-    if resume_folder is None:
-        with tempfile.TemporaryDirectory(prefix="autoround-", dir=Path(out).parent) as temporary:
-            yield Path(temporary)
-        return
-    # Read by the library when its work begins; it takes up the blocks that it finds there.
-    os.environ["AR_RESUME_DIR"] = str(Path(resume_folder) / "blocks")
-    aside = Path(resume_folder) / "weights"
-    aside.mkdir(parents=True, exist_ok=True)
-    yield aside
 
 
 def whole_samples(samples: list[list[int]]) -> list[list[int]]:
@@ -80,12 +66,6 @@ def optimize(model: str, out: str, settings: dict[str, Any], samples: list[list[
 
     network = load_model(model, **({"device_map": settings["device_map"]} if settings.get("device_map") else {}))
     rows = [{"input_ids": torch.tensor(s), "attention_mask": torch.ones(len(s), dtype=torch.long)} for s in samples]
-
-    class Samples(torch.utils.data.DataLoader):  # type: ignore[misc]
-        def __repr__(self) -> str:
-            """The library compares this to know whether kept blocks are of the same work; the default is an address."""
-            return stable_hash([samples, {name: value for name, value in settings.items() if name != "resume_folder"}])
-
     losses = watch(network.config.get_text_config().num_hidden_layers)
     rounding = AutoRound(
         network,
@@ -93,7 +73,7 @@ def optimize(model: str, out: str, settings: dict[str, Any], samples: list[list[
         bits=settings["bits"],
         group_size=settings.get("group_size") or -1,
         sym=settings.get("symmetric", True),
-        dataset=Samples(rows, batch_size=BATCH),
+        dataset=torch.utils.data.DataLoader(rows, batch_size=BATCH),
         iters=settings.get("iterations", ITERATIONS),
         lr=settings.get("learning_rate", LEARNING_RATE),
         seqlen=len(samples[0]),

@@ -62,6 +62,7 @@ COSTS = {
     ("awq", "compressed-tensors"): _fit(600, 4.0, 6, 100, 480),
     ("awq", "awq"): _fit(700, 4.0, 10, 150, 480),
     ("autoround", "auto-round"): _fit(700, 4.0, 10, 150, 400),
+    ("autoround", "compressed-tensors"): _fit(700, 4.0, 10, 150, 400),
     ("autoround", "gptq"): _fit(700, 4.0, 10, 150, 400),
     ("autoround", "awq"): _fit(700, 4.0, 10, 150, 400),
     ("w8a8", "compressed-tensors"): _fit(540, 2.5, 6, 100, 80),

@@ -20,7 +20,7 @@ from llmopt.quantize.steps import step
 METHODS = ("gptq", "awq")
 RESUMABLE = ("llama", "qwen3_moe")
 # Tokens of samples that go through a layer together.
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 256
 
 
 def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[str, Any]:

@@ -28,8 +28,8 @@ DATA_FREE = ("rtn", "fp8")
 # The head and the embeddings stay in 16 bits, as engines expect them.
 IGNORED = ["lm_head"]
 IGNORED_BY_NAME = ["re:.*lm_head$", "re:.*embed[^.]*$", "re:.*wte$", "re:.*wpe$"]
-# Tokens of samples that go through a layer together; more costs memory and gains nothing.
-BATCH_TOKENS = 2048
+# Layers of one shape that GPTQ works on together: query and output, key and value, gate and up.
+TOGETHER = 2
 
 
 def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[str, Any]:
@@ -114,38 +114,45 @@ def scheme(settings: dict[str, Any]) -> dict[str, Any]:
 
 def recipe(settings: dict[str, Any]) -> list[Any]:
     """The modifiers, in order."""
+    import torch
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform import AWQModifier
 
     groups = {"config_groups": {"group_0": {"targets": ["Linear"], **scheme(settings)}}, "ignore": IGNORED}
+    # "static" orders columns by activation while quantizing and stores them in their own order: free at run time.
+    gptq = {
+        "dampening_frac": settings.get("damping", 0.01),
+        "actorder": "group" if settings.get("desc_act") else "static",
+        # Its own rule asks for the memory of a GPU.
+        "batched_quantization": "auto" if torch.cuda.is_available() else TOGETHER,
+    }
     method = settings["method"]
     if method in ("gptq", "w8a8"):
-        # "static" orders columns by activation while quantizing and stores them in their own order: free at run time.
-        order = "group" if settings.get("desc_act") else "static"
-        return [GPTQModifier(dampening_frac=settings.get("damping", 0.01), actorder=order, **groups)]
+        return [GPTQModifier(**gptq, **groups)]
     if method == "awq":
         # The library rounds to nearest after smoothing. Rounding by GPTQ brought the bundled model four times nearer to its
         # base than that, and half the grid cost nothing in quality.
         nearest = settings.get("rounding", "gptq") == "nearest"
-        rounding = QuantizationModifier(**groups) if nearest else GPTQModifier(**groups)
+        rounding = QuantizationModifier(**groups) if nearest else GPTQModifier(**gptq, **groups)
         return [AWQModifier(n_grid=settings.get("grid", 10)), rounding]
     return [QuantizationModifier(**groups)]
 
 
 def calibration(samples: list[list[int]]) -> dict[str, Any]:
-    """``oneshot``'s arguments for token ids as they are; samples of one length go through the layers in batches."""
+    """``oneshot``'s arguments for token ids as they are.
+
+    One sample at a time, the library's default: eight at once took 3 % more memory with GPTQ and 12 % with AWQ, and 5 to
+    15 % less time.
+    """
     from datasets import Dataset
 
     rows = {"input_ids": samples, "attention_mask": [[1] * len(sample) for sample in samples]}
-    longest = max(map(len, samples))
-    alike = all(len(sample) == longest for sample in samples)
     return {
         "dataset": Dataset.from_dict(rows),
-        "max_seq_length": longest,
+        "max_seq_length": max(map(len, samples)),
         "num_calibration_samples": len(samples),
         "shuffle_calibration_samples": False,
-        "batch_size": max(1, BATCH_TOKENS // longest) if alike else 1,
     }
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmopt.core.artifacts import read_config, safetensors_header
+from llmopt.core.artifacts import safetensors_header
 from llmopt.core.domain import ModelRef
 from llmopt.core.environments import Environment, home
 from llmopt.core.errors import ModelError, StoreError, UsageError
 from llmopt.core.units import show
 from llmopt.quantize import Method, Route, libraries
 from llmopt.quantize.costs import Cost, cost_of
-from llmopt.quantize.gguf_types import BITS, FALLBACK, FILE_TYPES, written_type
+from llmopt.quantize.gguf_types import BITS, FILE_TYPES, written_type
 
 NOT_LINEAR = ("embed", "lm_head", "norm", "wte", "wpe", "ln_", "layernorm", "router", "mlp.gate.weight")
 HEADS = ("lm_head", "embed_tokens", "embed_out", "wte")
@@ -176,7 +176,7 @@ def require_groups(model: ModelRef, method: Method, linears: Sequence[Tensor]) -
         raise ModelError(
             f"{odd[0].name} of {model.path} has rows of {odd[0].row}, which groups of {size} do not divide"
             + (f" ({len(odd)} layers in all)" if len(odd) > 1 else ""),
-            hint="--quant gptq-int4-g32, or gguf-q4_k_m" if other else "--quant nf4, w8a8-int8 or gguf-q8_0",
+            hint="--quant gptq-int4-g32, or gguf-q4_k_m" if other else "--quant w8a8-int8, int8 or gguf-q8_0",
         )
 
 
@@ -218,13 +218,6 @@ def require_room(coming: Forecast, out: Path, max_memory: int | None, name: str)
         )
 
 
-def special_rows(model: Path) -> str | None:
-    """A word on rows that K-quants cannot take, for the dry run; ``None`` when all divide."""
-    config = read_config(model)
-    hidden = config.get("hidden_size")
-    if isinstance(hidden, int) and hidden % 256:
-        return f"rows of {hidden} are no multiple of 256: K-quants fall back to {FALLBACK['Q4_K']}, {FALLBACK['Q6_K']}"
-    return None
 
 
 # --- history ----------------------------------------------------------------------------------------------------

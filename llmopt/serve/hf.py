@@ -62,7 +62,7 @@ BACKEND = Backend(
         Failure(pattern=r"address already in use", cause="the port is taken", remedy="name another one: --port"),
         Failure(pattern=r"(?i)out of memory|Cannot allocate memory", cause="memory ran out while loading",
                 remedy="a smaller quantization, or a shorter --max-model-len"),
-        Failure(pattern=r"(?i)requires? (gptqmodel|optimum|auto-round)|install (gptqmodel|optimum|auto-round)|\bGPTQModel\b.*not (found|installed)",
+        Failure(pattern=r"(?i)(requires?|install) `*(gptqmodel|optimum|auto-round)",
                 cause="the package that reads this layout is missing",
                 remedy="llmopt env create local, or quantize to compressed-tensors: --format compressed-tensors"),
         Failure(pattern=r"No package metadata was found for (\S+)|No module named '(\S+)'", cause="a package is missing",
