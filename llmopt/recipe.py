@@ -44,6 +44,11 @@ class QuantizationText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True,
     engine: str | None = None
     imatrix: str | None = None
 
+    @property
+    def folder(self) -> str:
+        """Where it goes, below the folder of the recipe."""
+        return self.name + (f"-{self.format}" if self.format else "")
+
 
 class QuantizeRecipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """What ``llmopt quantize --recipe`` makes: several quantizations of one model, alike calibrated and proven."""
@@ -209,6 +214,9 @@ def quantize_plan(recipe: QuantizeRecipe, folder: Path) -> QuantizePlan:
         raise UsageError(f"the recipe {recipe.name!r} has no quantization", hint="add names under quantizations:")
     for q in wanted:
         method(q.name).route(q.format)
+    folders = [q.folder for q in wanted]
+    if twice := next((name for name in folders if folders.count(name) > 1), None):
+        raise UsageError(f"the recipe {recipe.name!r} makes {twice} twice", hint="one of each name and format")
     return QuantizePlan(
         name=recipe.name,
         model=resolve(recipe.model, folder, demo.MODEL),

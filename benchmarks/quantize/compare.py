@@ -1,6 +1,6 @@
 """llmopt's quantizations beside the bare libraries': wall time, peak memory, distance from the base, in one session.
 
-python benchmarks/quantize/compare.py [--cases gptq-int4-g128,nf4] [--rounds 3] [--samples 64] [--model DIR] [--out DIR]
+python benchmarks/quantize/compare.py [--cases gptq-int4-g128,nf4] [--rounds 3] [--samples 64] [--model DIR] [--out DIR] [--add]
 
 Runs every case alternately, the bare library (bare.py) and ``llmopt quantize … --no-proof``, each in processes of its own
 and on the same token ids; writes results.json and table.md.  Run it with the interpreter that has llmopt and the libraries.
@@ -78,9 +78,11 @@ def log_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.log")
 
 
-def command_startup_s(log: Path, rounds: int = 3) -> float:
-    """What the command line itself costs before it does anything: the median wall time of ``llmopt --version``."""
-    return statistics.median(run([sys.executable, "-m", "llmopt", "--version"], log)["wall_s"] for _ in range(rounds))
+def command_startup_s(case: Case, model: Path, log: Path, rounds: int = 3) -> float:
+    """What the command does before a library starts (checks, calibration, forecast): the median of ``--dry-run``."""
+    argv = [sys.executable, "-m", "llmopt", "quantize", str(model), "--quant", case.quant, "-o", str(log) + ".none"]
+    argv += ["--no-proof", "--dry-run", *(["--format", case.layout] if case.layout else [])]
+    return statistics.median(run(argv, log)["wall_s"] for _ in range(rounds))
 
 
 def distance(model: Path, text: Path, folder: Path) -> Row:
@@ -130,7 +132,8 @@ def compare(case: str, settings: argparse.Namespace, work: Path, text: Path) -> 
         print(
             f"({number + 1}/{settings.rounds}): {case} " + ", ".join(said(s, rounds[-1][s]) for s in pair), flush=True
         )
-    about = {"group": CASES[case].group, "library": CASES[case].library, "rounds": rounds}
+    start = command_startup_s(CASES[case], settings.model, work / "dry.log")
+    about = {"startup_s": start, "group": CASES[case].group, "library": CASES[case].library, "rounds": rounds}
     quality = {side: distance(settings.model, text, folder) for side, folder in folders.items()}
     return about | {"quality": quality, "weight_bytes": {side: weight_bytes(f) for side, f in folders.items()}}
 
@@ -148,6 +151,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--model", type=Path, default=demo.MODEL)
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--add", action="store_true", help="keep the other cases of an earlier results.json")
     settings = parser.parse_args()
     document: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,13 +159,14 @@ def main() -> None:
         "versions": {name: version(name) for name in PACKAGES},
         "model": settings.model.name, "samples": settings.samples, "sample_tokens": SAMPLE_TOKENS, "cases": {},
     }  # fmt: skip
+    if settings.add and (settings.out / "results.json").exists():
+        document["cases"] = json.loads((settings.out / "results.json").read_text())["cases"]
     with tempfile.TemporaryDirectory(prefix="quantize-") as name:
         work = Path(name)
         settings.samples = document["samples"] = write_samples(settings.model, settings.samples, work / "samples.json")
-        document["startup_s"] = command_startup_s(work / "version.log")
         for case in settings.cases.split(","):
             document["cases"][case] = compare(case, settings, work, demo.HELD_OUT_TEXT)
-            document["load_average"] = os.getloadavg()
+            document["cases"][case]["load_average"] = os.getloadavg()[0]
             settings.out.mkdir(parents=True, exist_ok=True)
             (settings.out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
             (settings.out / "table.md").write_text(table(document))

@@ -7,22 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 HEADER = [
-    "case", "library", "bare s", "llmopt s", "ratio", "bare MiB", "llmopt MiB", "ratio",
+    "case", "library", "rounds", "load", "bare s", "llmopt s", "start-up s", "ratio", "bare MiB", "llmopt MiB", "ratio",
     "KL bare", "KL llmopt", "best library", "top-1 llmopt", "MB",
 ]  # fmt: skip
 
 
 def table(document: Mapping[str, Any]) -> str:
     machine, cases = document["machine"], document["cases"]
-    load = ", ".join(f"{value:.1f}" for value in document.get("load_average", ()))
     versions = ", ".join(f"{name} {value}" for name, value in document["versions"].items())
-    rounds = max((len(case["rounds"]) for case in cases.values()), default=0)
     lines = ["# Quantizations beside the bare libraries", ""]
-    lines += [f"{document['date']}, {machine['cores']} cores, load average at the end {load}.", ""]
+    lines += [f"{document['date']}, {machine['cores']} cores.", ""]
     lines += [
         f"Model {document['model']}, {document['samples']} samples of {document['sample_tokens']} tokens, medians of "
-        f"{rounds} round(s); the command line's own start ({document['startup_s']:.2f} s) is taken off llmopt's times "
-        "before the ratio. What each column means: README.md.",
+        "the rounds; load is the machine's average at the end of a case; llmopt's start-up (checks, calibration, forecast: "
+        "what --dry-run takes) is taken off its time before the ratio. What each column means: README.md.",
         "",
         f"Versions: {versions}.",
         "",
@@ -40,8 +38,8 @@ def cells(name: str, case: Mapping[str, Any], document: Mapping[str, Any]) -> li
     kl = {side: case["quality"][side].get("kl_mean") for side in ("bare", "llmopt")}
     best = best_library(case["group"], document)
     return [
-        name, case["library"],
-        f"{bare_s:.1f}", f"{ours_s:.1f}", f"{(ours_s - document['startup_s']) / bare_s:.2f}",
+        name, case["library"], str(len(case["rounds"])), f"{case['load_average']:.1f}",
+        f"{bare_s:.1f}", f"{ours_s:.1f}", f"{case['startup_s']:.1f}", f"{(ours_s - case['startup_s']) / bare_s:.2f}",
         f"{bare_b / 2**20:.0f}", f"{ours_b / 2**20:.0f}", f"{ours_b / bare_b:.2f}",
         number(kl["bare"]), number(kl["llmopt"]), best,
         f"{case['quality']['llmopt'].get('top1', float('nan')):.1%}", f"{case['weight_bytes']['llmopt'] / 1e6:.2f}",

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from llmopt.pipeline.making import Options
 
 CALIBRATION, LARGE, PROOF = "Calibration", "Large models", "Proof"
+WITH_A_RECIPE = ("recipe", "out", "dry_run", "force", "max_kl", "min_top1", "json")
 
 
 @app.command("quantize")
 @for_people
 def quantize_command(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="Model folder (config.json, *.safetensors), or 'demo' for the bundled one.")
     ] = None,
@@ -94,11 +96,13 @@ def quantize_command(
     ] = "auto",
     max_kl: Annotated[
         float | None,
-        typer.Option("--max-kl", help="Refuse a result farther from its base, nats.", rich_help_panel=PROOF),
+        typer.Option("--max-kl", help="Refuse a result farther from its base, nats.", min=0, rich_help_panel=PROOF),
     ] = None,
     min_top1: Annotated[
         float | None,
-        typer.Option("--min-top1", help="Refuse one that keeps fewer top tokens, 0 to 1.", rich_help_panel=PROOF),
+        typer.Option(
+            "--min-top1", help="Refuse one that keeps fewer top tokens, 0 to 1.", min=0, max=1, rich_help_panel=PROOF
+        ),
     ] = None,
     python: PythonOption = None,
     json: Json = False,
@@ -114,8 +118,7 @@ def quantize_command(
     bounds = {"max_kl": max_kl, "min_top1": min_top1}
     limits = proving.ProofLimits(**{name: value for name, value in bounds.items() if value is not None})
     if recipe is not None:
-        if model is not None or quant is not None:
-            raise UsageError("a recipe names its model and its quantizations", hint="--recipe FILE -o DIR alone")
+        require_no_other_word(context)
         documents = recipes.quantize_all(recipe, out, reporter(quiet=json), limits=limits, dry_run=dry_run, force=force)
         if json:
             print_json(documents)
@@ -137,8 +140,7 @@ def quantize_command(
     request = asked(demo.MODEL if model == "demo" else Path(model), quant, options)
     compare = proving.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
     if dry_run:
-        evaluation = compare.path if compare else None
-        preparation = making.prepared(request, out.resolve(), evaluation, kv_cache_dtype=kv_cache_dtype, force=force)
+        preparation = making.prepared(request, out.resolve(), compare, kv_cache_dtype=kv_cache_dtype, force=force)
         document = preparation.document(out)
         print_json(document) if json else print_forecast(document)
         return
@@ -147,6 +149,22 @@ def quantize_command(
     )
     document = making.made_document(artifact, there)
     print_json(document) if json else print_artifact(document)
+
+
+def require_no_other_word(context: typer.Context) -> None:
+    """A recipe says what is made and how: an option that it would not hear of is refused. Raises UsageError."""
+    given = [p for p in context.command.params if p.name and not nobody_gave(context, p.name)]
+    if others := [p.opts[0] for p in given if p.name not in WITH_A_RECIPE]:
+        raise UsageError(
+            f"a recipe names its model, its quantizations and how to make them: {', '.join(others)} would not be heard",
+            hint="write it into the recipe; --recipe FILE -o DIR alone",
+        )
+
+
+def nobody_gave(context: typer.Context, name: str) -> bool:
+    """Whether nobody gave this option."""
+    source = context.get_parameter_source(name)
+    return source is None or source.name != "COMMANDLINE"
 
 
 def asked(model: Path, quant: str, options: Options) -> Any:

@@ -67,12 +67,14 @@ def quality_command(
     from llmopt import demo
     from llmopt.core.environments import home
     from llmopt.pipeline import proving
+    from llmopt.quality import engine_for
     from llmopt.report.terminal import print_quality
 
     if tasks:
         check_tasks(tasks, url, model)
     report = reporter(quiet=json)
     subject = opened(artifact, against)
+    engine_for(subject.quantization, known_engine(backend), kv_cache_dtype)
     found = proving.prove(
         subject,
         proving.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens),

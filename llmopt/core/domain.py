@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 # How quantized weights lie on disk; ``in-memory`` is quantized anew each time it is loaded.
 Format = Literal["plain", "compressed-tensors", "gptq", "awq", "auto-round", "bitsandbytes", "gguf", "in-memory"]
+LAYOUTS = ("compressed-tensors", "gptq", "awq", "auto-round")  # of which one method may have several
 Evidence = Literal["measured", "interpolated", "estimated"]
 Comparison = Literal["<", "<=", ">", ">="]
 OPEN_LOOP_SEQUENCES = 16  # of an engine that we start for a load without a cap of its own
@@ -63,7 +64,8 @@ class Artifact:
     def label(self) -> str:
         """The quantization, with its layout where another is the usual one; fit for a file name."""
         q = self.quantization
-        return f"{q.name}-{q.format}" if q.format in ("gptq", "awq") else q.name
+        usual = "auto-round" if q.method == "autoround" else "compressed-tensors"
+        return f"{q.name}-{q.format}" if q.format in LAYOUTS and q.format != usual else q.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,15 @@ import errno
 import fcntl
 import glob
 import os
+import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llmopt.core.errors import StoreError, UsageError
 
 PARTIAL = ".partial-"
-JUST_MADE_S = 60.0  # a scratch folder may be so young that its lock is not taken yet
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -50,10 +49,9 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def partial_folder(target: Path) -> Path:
-    """A fresh folder beside ``target``, to be renamed to it; for whoever holds the lock of ``target``."""
-    aside = target.with_name(f".{target.name}{PARTIAL}{os.getpid()}")
+    """A fresh folder beside ``target``, to be renamed to it. No name comes twice: a killed run's worker may still write."""
+    aside = target.with_name(f".{target.name}{PARTIAL}{secrets.token_hex(4)}")
     with disk_errors(aside):
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     return aside
 
@@ -79,7 +77,7 @@ def locked(path: Path, *, wait: Callable[[], None]) -> Iterator[None]:
             if not free(file):
                 wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if os.path.exists(path) and os.path.samestat(os.fstat(file), path.stat()):
+            if still_at(file, path):
                 break
         except BaseException:
             os.close(file)
@@ -91,6 +89,14 @@ def locked(path: Path, *, wait: Callable[[], None]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(file)
+
+
+def still_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one that a path names now."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def free(file: int) -> bool:
@@ -111,21 +117,20 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         for left in parent.glob(f"{prefix}*"):
             remove_if_left(left)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        lock = os.open(folder, os.O_RDONLY)
-    free(lock)
+        unseen = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=parent))
+        lock = os.open(unseen, os.O_RDONLY)
+        free(lock)
+        folder = unseen.rename(parent / unseen.name.removeprefix("."))
     try:
         yield folder
     finally:
-        os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def remove_if_left(folder: Path) -> None:
     """Remove a scratch folder that no living process holds."""
     with contextlib.suppress(OSError):
-        if time.time() - folder.stat().st_mtime < JUST_MADE_S:
-            return
         lock = os.open(folder, os.O_RDONLY)
         try:
             if free(lock):

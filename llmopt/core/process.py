@@ -44,7 +44,10 @@ class KeptProcess:
         if word != "pid":
             self._keeper.wait()
             self._close_pipes()
-            raise LlmoptError(f"cannot start {argv[0]}: {value or 'the keeper process died'}")
+            raise LlmoptError(
+                f"cannot start {argv[0]}: {value or 'the process that watches over it died'}",
+                hint="is that interpreter there, and is there memory left?",
+            )
         self.pid = int(value)
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,44 @@ from llmopt.core.artifacts import (
 )
 from llmopt.core.domain import Artifact, ModelRef, Quantization, stable_hash
 from llmopt.core.environments import Environment
-from llmopt.core.errors import LlmoptError, ModelError, UsageError
-from llmopt.core.files import alive, disk_errors, folder_bytes, partial_folder, partial_folders, write_atomic
+from llmopt.core.errors import ModelError, UsageError
+from llmopt.core.files import disk_errors, folder_bytes, write_atomic
 from llmopt.core.machine import this_machine
-from llmopt.core.weights import require_finite, require_matching_tokenizer, safetensors_header
+from llmopt.core.weights import embedding_rows, require_finite, require_matching_tokenizer, safetensors_header
 from llmopt.core.worker import run_job
+from llmopt.pipeline.claiming import (
+    already_there,
+    claimed,
+    keep_refused,
+    logs_folder,
+    one_at_a_time,
+    resume_folder,
+    whole_weights,
+)
 from llmopt.pipeline.proving import (
-    ProofFailed,
     ProofLimits,
     QualityText,
+    engine_of_proof,
     prove,
     quality_file,
     read_quality,
     require_provable,
 )
 from llmopt.pipeline.reporter import Reporter
+from llmopt.quality import WINDOW_TOKENS, needs
+from llmopt.quality.gguf_file import read_gguf
+from llmopt.quality.tokens import file_ids, token_windows
 from llmopt.quantize import CALIBRATED, Method, Route, loading, method
 from llmopt.quantize.calibration import BUILTIN, Samples, prepare, read_rows
-from llmopt.quantize.preflight import Forecast, forecast, remember, require_possible, require_room
+from llmopt.quantize.gguf_types import FILE_TYPES
+from llmopt.quantize.preflight import (
+    Forecast,
+    forecast,
+    remember,
+    require_matrix,
+    require_possible,
+    require_room,
+)
 from llmopt.report.card import base_name, card
 
 TOKENIZER_FILES = (
@@ -52,9 +72,11 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "generation_config.json",
 )
-CARD, REFUSED = "README.md", "refused.json"
+CARD = "README.md"
 SAMPLES_FILE = "samples.json"
 LLAMA_TOOLS = ("llama-quantize", "llama-imatrix")
+LOGIT_BYTES = 4  # at most; what a base in 16 bits gives takes two
+LEAST_VALIDATION = 3 * WINDOW_TOKENS  # what a comparison needs
 # What says how the work is done, not what comes out of it: no part of an artifact's key.
 HOW = ("max_memory_bytes", "device_map", "resume_folder", "tools", "check_text")
 
@@ -80,18 +102,32 @@ class QuantizeRequest:
     def calibrated(self) -> bool:
         return "samples" in self.settings
 
-    @property
+    @functools.cached_property
     def library(self) -> dict[str, str | None]:
+        """What quantizes, and its version: the user's own llama.cpp where that is used, else a package."""
+        if program := self.settings.get("tools", {}).get("llama-quantize"):
+            return {"name": "llama.cpp", "version": environments.tool_version(Path(program))}
         name = self.route.distribution
         return {"name": name, "version": environments.freeze(self.environment).get(name)}
+
+    def python_of_proof(self, kv_cache_dtype: str) -> str | None:
+        """The interpreter that the user named, where the proof can run in it too; else one is looked for."""
+        if self.environment.origin != "user":
+            return None
+        engine = engine_of_proof(self.quantization, self.engine, kv_cache_dtype)
+        lacking = environments.missing(self.environment, needs(self.quantization, engine))
+        return None if lacking else str(self.environment.python)
 
     @property
     def resumes(self) -> bool:
         return self.model.model_type in self.route.resumes
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
-        """A hash of the base, the method, its layout and settings, the calibration text and the library's version."""
+        """A hash of the base, the method, its layout and settings, the calibration text and the library's version.
+
+        Reckoned once: a text that changes while it is worked on must not give its name to what was made before.
+        """
         text = read_rows(self.calibration)[1] if self.calibrated else None
         settings = {name: value for name, value in self.settings.items() if name not in HOW}
         if (matrix := settings.get("imatrix")) not in (None, "none", "auto"):
@@ -163,6 +199,8 @@ def quantize_request(model: ModelRef, name: str, options: Options | None = None)
     if route.format == "gguf":
         settings |= {"tools": tools, "check_text": str(demo.HELD_OUT_TEXT)}
     require_possible(model, chosen, route, environment, tools.keys() >= set(LLAMA_TOOLS))
+    if route.format == "gguf":
+        require_matrix(chosen, settings["imatrix"], tools)
     return QuantizeRequest(
         model=model, method=chosen, route=route, settings=settings, environment=environment,
         calibration=options.calibration, engine=options.engine, seen=seen,
@@ -180,10 +218,11 @@ def settings_of(route: Route, options: Options) -> dict[str, Any]:
         settings["imatrix"] = options.imatrix
     if settings.get("imatrix") == "auto":
         settings |= CALIBRATED
-    for name in ("samples", "sample_tokens"):
+    for name in ("samples", "sample_tokens", "max_memory_bytes", "shard_bytes"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, got {value}", hint="--samples 64")
+            word = name.replace("_bytes", "").replace("shard", "shard_size").replace("_", "-")
+            raise UsageError(f"--{word} must be 1 or more, got {value}", hint="leave it out for the default")
     if "samples" in settings:
         asked = {"samples": options.samples, "sample_tokens": options.sample_tokens, "seed": options.seed}
         settings |= {name: value for name, value in asked.items() if value is not None}
@@ -194,22 +233,33 @@ def settings_of(route: Route, options: Options) -> dict[str, Any]:
 
 
 def prepared(
-    request: QuantizeRequest, out: Path, evaluation: Path | None, *, kv_cache_dtype: str = "auto", force: bool = False
+    request: QuantizeRequest,
+    out: Path,
+    proof: QualityText | None,
+    *,
+    kv_cache_dtype: str = "auto",
+    force: bool = False,
 ) -> Preparation:
-    """Calibration, forecast and doubts; raises when the proof could not start, or disk or memory will not do, unless forced.
-
-    ``evaluation``: the text that the result will be proven on; ``None`` without a proof.
-    """
-    if evaluation is not None:
-        require_provable(request.quantization, engine=request.engine, kv_cache_dtype=kv_cache_dtype)
-    samples, settings = None, request.settings
+    """Calibration, forecast and doubts; raises when the proof could not start, or disk or memory will not do, unless forced."""
+    base, samples, settings = Path(request.model.path), None, request.settings
+    if proof is not None:
+        require_provable(
+            request.quantization, engine=request.engine, kv_cache_dtype=kv_cache_dtype,
+            python=request.python_of_proof(kv_cache_dtype),
+        )  # fmt: skip
+        token_windows(request.model.path, str(proof.path), proof.tokens)  # a text that is too short, before the work
     if request.calibrated:
         samples = prepare(
-            request.calibration, Path(request.model.path), count=settings["samples"], length=settings["sample_tokens"],
-            seed=settings["seed"], evaluation=evaluation, validate=settings.get("imatrix") == "auto",
+            request.calibration, base, count=settings["samples"], length=settings["sample_tokens"],
+            seed=settings["seed"], evaluation=proof.path if proof else None, validate=chooses(request),
         )  # fmt: skip
+    if samples is not None and chooses(request):
+        require_validation(base, samples)
     tokens = samples.tokens if samples else 0
     coming = forecast(request.model, request.method, request.route, settings, tokens)
+    if proof is not None:  # the proof keeps the base's logits on disk while it reads the artifact
+        logits = proof.tokens * (embedding_rows(base) or 0) * LOGIT_BYTES
+        coming = replace(coming, disk_bytes=max(coming.disk_bytes, coming.size_bytes + logits))
     if not force:
         require_room(coming, out, settings.get("max_memory_bytes"), request.quantization.name)
     doubts = [*coming.doubts, *(samples.doubts if samples else [])]
@@ -218,6 +268,22 @@ def prepared(
             f"whether {request.engine} loads {request.quantization.format} is not known to llmopt: try it early"
         )
     return Preparation(request=request, forecast=coming, samples=samples, doubts=doubts)
+
+
+def chooses(request: QuantizeRequest) -> bool:
+    """Whether two files are made, with and without an importance matrix, of which the better one is kept."""
+    matrix = request.settings.get("imatrix")
+    return matrix == "auto" and not FILE_TYPES[request.settings["type"]].needs_imatrix
+
+
+def require_validation(base: Path, samples: Samples) -> None:
+    """The choice is measured on text that was not calibrated on: enough of it must be left. Raises UsageError."""
+    left, needed = len(file_ids(base / "tokenizer.json", samples.validation)), LEAST_VALIDATION
+    if left < needed:
+        raise UsageError(
+            f"{samples.source} leaves {left} tokens to choose with or without an importance matrix by, {needed} are needed",
+            hint="a longer calibration text, fewer --samples, or --imatrix none",
+        )
 
 
 def quantize(
@@ -243,40 +309,46 @@ def quantize(
             return None
         return prove(
             artifact, proof, report, log_folder=logs_folder(out), limits=limits, engine=request.engine,
-            kv_cache_dtype=kv_cache_dtype,
+            kv_cache_dtype=kv_cache_dtype, python=request.python_of_proof(kv_cache_dtype),
         )  # fmt: skip
 
-    if (found := already_there(request, out)) is not None:
-        proven(found)
-        return found, True
-    preparation = prepared(request, out, proof.path if proof else None, kv_cache_dtype=kv_cache_dtype, force=force)
-    for doubt in preparation.doubts:
-        report.say(f"doubt: {doubt}")
-    with claimed(request, out) as (aside, whole):
-        if whole:
-            report.say(f"its weights were made before: {request.quantization.name} only needs its proof")
-        else:
-            make(preparation, aside, out, report)
-        artifact = open_artifact(aside)
-        try:
-            quality = proven(artifact)
-        except ProofFailed as failure:
-            keep_refused(aside, out, failure)
-            raise
-        except ModelError:  # the files are not what they should be: nothing that a second proof could mend
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-        artifact = replace(artifact, path=str(out))
-        finish(artifact, aside, quality, command_line(request, out))
-        with disk_errors(out):
+    def prepare_anew() -> Preparation:
+        found = prepared(request, out, proof, kv_cache_dtype=kv_cache_dtype, force=force)
+        for doubt in found.doubts:
+            report.say(f"doubt: {doubt}")
+        return found
+
+    if (found := already_there(out, request.key)) is not None:
+        return taken_up(request, found, proven(found)), True
+    preparation = None if whole_weights(out, request.key) else prepare_anew()
+    with one_at_a_time(out, lambda: report.say(f"another llmopt makes {out}: waiting for it")):
+        if (found := already_there(out, request.key)) is not None:  # made while we waited
+            return taken_up(request, found, proven(found)), True
+        with claimed(out, request.key) as (aside, whole):
+            if whole:
+                report.say(f"its weights were made before: {request.quantization.name} only needs its proof")
+            else:
+                make(preparation or prepare_anew(), aside, out, report)
+            shutil.rmtree(resume_folder(out, request.key), ignore_errors=True)
+            artifact = open_artifact(aside)
             try:
+                quality = proven(artifact)
+            except ModelError as failure:
+                keep_refused(aside, out, request.key, failure, getattr(failure, "figures", None))
+                raise
+            artifact = replace(artifact, path=str(out))
+            finish(artifact, aside, quality, command_line(request, out))
+            with disk_errors(out):
                 aside.rename(out)
-            except OSError:
-                if (found := already_there(request, out)) is None:  # another process was faster with the same
-                    raise
-                return found, True
-    shutil.rmtree(resume_folder(request, out), ignore_errors=True)
     return artifact, False
+
+
+def taken_up(request: QuantizeRequest, found: Artifact, quality: dict[str, Any] | None) -> Artifact:
+    """What was there already, with a card that tells of the proof it has now."""
+    out = Path(found.path)
+    if quality is not None:
+        write_card(out, (read_manifest(out) or {}) | {"quality": quality}, command_line(request, out))
+    return found
 
 
 def finish(artifact: Artifact, aside: Path, quality: dict[str, Any] | None, command: str) -> None:
@@ -285,38 +357,14 @@ def finish(artifact: Artifact, aside: Path, quality: dict[str, Any] | None, comm
         name: value for name, value in (read_manifest(aside) or {}).items() if name not in ("schema", "artifact")
     }
     write_atomic(aside / MANIFEST, manifest_of(artifact, **manifest))
-    document = {**manifest, "artifact": asdict(artifact), "quality": quality}
-    write_atomic(aside / CARD, card(document, command).encode())
+    write_card(aside, {**manifest, "artifact": asdict(artifact), "quality": quality}, command)
 
 
-@contextmanager
-def claimed(request: QuantizeRequest, out: Path) -> Iterator[tuple[Path, bool]]:
-    """The folder to work in, and whether it holds whole weights of this very request, left by a run that was killed.
-
-    Whole weights survive an error too: only their proof is missing.  What is half made goes away.
-    """
-    left = [p for p in partial_folders(out) if not alive(p.name.rpartition("-")[2])] + [refused_folder(out)]
-    whole = next((p for p in left if holds(p, request)), None)
-    kept = whole.rename(out.with_name(f".{out.name}.kept")) if whole else None
-    aside = partial_folder(out)
-    if kept:
-        aside.rmdir()
-        kept.rename(aside)
-        (aside / REFUSED).unlink(missing_ok=True)
-    try:
-        yield aside, kept is not None
-    finally:
-        if not holds(aside, request):
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def holds(folder: Path, request: QuantizeRequest) -> bool:
-    """Whether a folder holds whole weights of this request."""
-    try:
-        manifest = read_manifest(folder)
-        return manifest is not None and manifest["artifact"]["key"] == request.key and bool(open_artifact(folder))
-    except LlmoptError:
-        return False
+def write_card(folder: Path, document: dict[str, Any], command: str) -> None:
+    """Written only where it says something new: a finished artifact may lie where nobody writes."""
+    text = card(document, command)
+    if not (folder / CARD).exists() or (folder / CARD).read_text(encoding="utf-8") != text:
+        write_atomic(folder / CARD, text.encode())
 
 
 def make(preparation: Preparation, aside: Path, out: Path, report: Reporter) -> None:
@@ -329,7 +377,7 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter) -> 
         require_finite(weight_files(base), work.at)
     settings = request.settings
     if request.resumes:
-        settings = settings | {"resume_folder": str(resume_folder(request, out))}
+        settings = settings | {"resume_folder": str(resume_folder(out, request.key))}
     samples = aside / SAMPLES_FILE
     if preparation.samples is not None:
         with disk_errors(samples):
@@ -344,6 +392,8 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter) -> 
         job = run_job(request.environment, request.route.function, arguments, log=log, progress=work.at)
     samples.unlink(missing_ok=True)
     copy_tokenizer(base, aside)
+    for file in weight_files(aside):  # safetensors writes them for their owner alone
+        file.chmod(file.stat().st_mode | (aside.stat().st_mode & 0o444))
     details = job.value
     if "imatrix" in details:
         details = details | choose_matrix(preparation, aside, report, details)
@@ -407,71 +457,33 @@ def choose_matrix(preparation: Preparation, aside: Path, report: Reporter, detai
     report.say(
         f"importance matrix {'kept' if best == 'with' else 'left out'}: KL {kl['with']:.5f} with, {kl['without']:.5f} without it"
     )
+    kept = read_gguf(aside / "model.gguf")  # llama.cpp chooses other types where it has a matrix
     return {
-        "imatrix": details["imatrix"] | {"kept": best == "with", "kl_with": kl["with"], "kl_without": kl["without"]}
+        "weight_bytes": sum(tensor.bytes for tensor in kept.tensors),
+        "tensor_types": dict(Counter(tensor.type.name for tensor in kept.tensors)),
+        "imatrix": details["imatrix"] | {"kept": best == "with", "kl_with": kl["with"], "kl_without": kl["without"]},
     }
-
-
-def keep_refused(aside: Path, out: Path, failure: ProofFailed) -> None:
-    """Keep what failed its proof beside the wanted name, with the reason: hours of work are no rubbish."""
-    target = refused_folder(out)
-    shutil.rmtree(target, ignore_errors=True)
-    write_atomic(
-        aside / REFUSED, json.dumps({"reason": failure.message, "quality": failure.figures}, indent=1).encode()
-    )
-    with disk_errors(target):
-        aside.rename(target)
-    failure.hint = (
-        f"{failure.hint}; the weights are kept in {target}" if failure.hint else f"the weights are kept in {target}"
-    )
-
-
-def refused_folder(out: Path) -> Path:
-    return out.with_name(f"{out.name}.refused")
-
-
-def resume_folder(request: QuantizeRequest, out: Path) -> Path:
-    """Where a library that can resume keeps its work between starts."""
-    return out.with_name(f".{out.name}.resume-{request.key}")
-
-
-def logs_folder(out: Path) -> Path:
-    return out.parent / "logs"
 
 
 def command_line(request: QuantizeRequest, out: Path) -> str:
     """The command that makes it again."""
     import shlex
 
-    model = "demo" if Path(request.model.path) == demo.MODEL else request.model.path
+    base = Path(request.model.path)
+    model = "demo" if base == demo.MODEL else base_name(base)  # a card goes to other machines: no place of this one
     words = ["llmopt", "quantize", model, "--quant", request.quantization.name, "--format", request.quantization.format]
+    if request.engine:
+        words += ["--for", request.engine]
     if request.calibrated:
-        words += ["--calibration", request.calibration]
+        source = Path(request.calibration)
+        words += ["--calibration", source.name if source.is_absolute() else request.calibration]
         for name in ("samples", "sample_tokens", "seed"):
             words += [f"--{name.replace('_', '-')}", str(request.settings[name])]
-    if request.settings.get("imatrix", "none") != "none":
-        words += ["--imatrix", request.settings["imatrix"]]
+    if (matrix := request.settings.get("imatrix", "none")) != "none":
+        words += ["--imatrix", Path(matrix).name]
+    if shard_bytes := request.settings.get("shard_bytes"):
+        words += ["--shard-size", f"{shard_bytes}B"]
     return shlex.join([*words, "-o", out.name])
-
-
-def already_there(request: QuantizeRequest, out: Path) -> Artifact | None:
-    """The finished artifact of this very request; raises UsageError when ``out`` holds anything else."""
-    if not out.exists():
-        return None
-    if not out.is_dir():
-        raise UsageError(f"{out} is a file", hint="name a folder that does not exist yet: -o DIR")
-    manifest = read_manifest(out)
-    if manifest is None:
-        if any(out.iterdir()):
-            raise UsageError(f"{out} holds something else and is not overwritten", hint="name another folder: -o DIR")
-        return None  # an empty folder is replaced by the rename
-    if manifest["artifact"]["key"] != request.key:
-        held = manifest["artifact"]["quantization"]["name"]
-        raise UsageError(
-            f"{out} holds {held} made from another model or with other settings or versions",
-            hint="name another folder, or remove that one",
-        )
-    return open_artifact(out)
 
 
 def copy_tokenizer(model: Path, out: Path) -> None:

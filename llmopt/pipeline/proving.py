@@ -7,6 +7,7 @@ repeated each time: an artifact whose description was edited since is not believ
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llmopt.core import environments
 from llmopt.core.artifacts import open_artifact, read_manifest, weight_files
 from llmopt.core.domain import Artifact, Measurement, Quantization, stable_hash
 from llmopt.core.errors import LlmoptError, ModelError
-from llmopt.core.files import read_text, write_atomic
+from llmopt.core.files import read_text, scratch_folder, write_atomic
 from llmopt.core.store import with_quality
 from llmopt.core.weights import check_shards, require_finite, require_matching_tokenizer
 from llmopt.core.worker import run_job
@@ -120,11 +121,11 @@ def require_provable(
 def engine_of_proof(
     quantization: Quantization, name: str | None, kv_cache_dtype: str, report: Reporter | None = None
 ) -> quality.Engine:
-    """The engine asked for, or the nearest thing to it that a proof runs in."""
-    if name is not None and name not in quality.ENGINES:
+    """The engine asked for, or the one that reads the format where no proof of it runs there."""
+    if name is not None and (name not in quality.ENGINES or quantization.format not in quality.ENGINES[name].formats):
         instead = quality.engine_for(quantization)
         if report is not None:
-            report.say(f"no proof runs in {name}: {quantization.name} is proven in {instead.name}")
+            report.say(f"no proof of {quantization.format} runs in {name}: it is made in {instead.name}")
         return instead
     return quality.engine_for(quantization, name, kv_cache_dtype)
 
@@ -150,10 +151,12 @@ def measure(
 ) -> dict[str, Any]:
     """Every weight finite, then base and artifact compared in a fresh worker."""
     environment = environments.find(quality.needs(artifact.quantization, engine), python)
-    with report.task(f"comparing {artifact.label} with its base in {engine.name}") as work:
+    with (
+        report.task(f"comparing {artifact.label} with its base in {engine.name}") as work,
+        scratch_folder(log_folder.resolve(), "llmopt-logits-") as scratch,
+    ):
         if Path(artifact.path).is_dir():
             require_finite(weight_files(Path(artifact.path)))
-        log_folder.mkdir(parents=True, exist_ok=True)
         job = run_job(
             environment,
             quality.FUNCTION,
@@ -163,7 +166,7 @@ def measure(
                 text.tokens,
                 engine=engine,
                 kv_cache_dtype=kv_cache_dtype,
-                scratch=log_folder.resolve(),
+                scratch=scratch,
             ),
             log=log_folder / f"quality-{artifact.label}.log",
             progress=work.at,
@@ -196,7 +199,7 @@ def is_whole(figures: dict[str, Any]) -> bool:
     """Whether every figure that a reader counts on is there and is a number."""
     single = [figures.get(name) for name in ("kl_mean", "kl_p99", "top1_agreement", "perplexity")]
     pairs = [figures.get(name) for name in ("kl_mean_interval", "top1_interval", "perplexity_interval")]
-    return all(isinstance(value, (int, float)) for value in single) and all(
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in single) and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
     )
 

@@ -24,10 +24,10 @@ def quantize_all(
     """
     plan = recipe.load_quantizations(file)
     model = open_model(plan.model)
-    wanted = [(folder_name(q), request_of(plan, model, q)) for q in plan.quantizations]
+    wanted = [(q.folder, request_of(plan, model, q)) for q in plan.quantizations]
     text = QualityText(path=plan.quality_text, tokens=plan.quality_tokens)
     if dry_run:
-        return [prepared(r, folder / name, text.path, force=force).document(folder / name) for name, r in wanted]
+        return [prepared(r, folder / name, text, force=force).document(folder / name) for name, r in wanted]
     documents, failures = list[dict[str, Any]](), list[tuple[str, LlmoptError]]()
     for number, (name, request) in enumerate(wanted, 1):
         report.say(f"[{number}/{len(wanted)}] {name}")
@@ -43,10 +43,6 @@ def quantize_all(
             f"{len(failures)} of {len(wanted)} quantizations failed; {name}: {first.message}", hint=first.hint
         )
     return documents
-
-
-def folder_name(wanted: recipe.QuantizationText) -> str:
-    return wanted.name + (f"-{wanted.format}" if wanted.format else "")
 
 
 def request_of(plan: recipe.QuantizePlan, model: ModelRef, wanted: recipe.QuantizationText) -> QuantizeRequest:

@@ -173,10 +173,13 @@ def summary(rows: Rows, tokens: int, text: Path) -> Quality:
 
 
 def engine_version(engine: Engine) -> str | None:
-    """The version in this environment; vLLM's builds for the CPU have another distribution's name."""
+    """The version in this environment, of the wheel that carries the engine where it is not the engine's own.
+
+    vLLM's builds for the CPU have another distribution's name.
+    """
     for name in (engine.distribution, f"{engine.distribution}-cpu"):
         try:
-            return version(name)
+            return f"of {name} {version(name)}" if engine.name == "llamacpp" else version(name)
         except PackageNotFoundError:
             continue
     return None

@@ -61,7 +61,10 @@ def hf_model(source: Source, device_map: str) -> Any:
 
 
 def dynamic_int8(base: str) -> Any:
-    """torch's dynamic quantization: weights to int8 when loaded, activations at each call; CPU only, never saved."""
+    """torch's dynamic quantization: weights to int8 when loaded, activations at each call; CPU only, never saved.
+
+    As ``quantize.torch_dynamic`` makes it and ``serve.shims.hf_server`` serves it: every linear layer but the head.
+    """
     import warnings
 
     import torch
@@ -70,9 +73,12 @@ def dynamic_int8(base: str) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
+    head = model.get_output_embeddings()
+    names = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head]
+    config = dict.fromkeys(names, torch.ao.quantization.default_dynamic_qconfig)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # said in the table of quantizations already
-        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(model.eval(), config, dtype=torch.qint8)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from llmopt.quality.gguf_file import GgufFile, Tensor, check_scales, read_gguf
 
 QUANTIZE_AGAIN = "the weights are not what was asked: quantize again"
 PACKED = (".weight_packed", ".qweight")
+WHOLE_BITS = 16  # a GGUF in F16, BF16 or F32 has nothing quantized, and says so by its name
 WHOLE_TYPES = ("BF16", "F16", "F32", "F64")
 SCALES = (".weight_scale", ".scales", ".absmax", ".SCB", ".nested_absmax", ".weight_global_scale")
 NOT_LINEAR = ("embed", "wte.", "wpe.", "norm", "ln_", "rotary")
@@ -35,7 +36,7 @@ class Structure:
     """``bits_per_weight`` is of all tensors over the base's parameters; ``fallback_tensors`` as ``name: type``."""
 
     bits_per_weight: float | None
-    quantized_layers: int
+    quantized_layers: int | None
     unquantized_linears: list[str]
     tensor_types: dict[str, int]
     fallback_tensors: list[str]
@@ -54,7 +55,7 @@ def check_structure(folder: Path, quantization: Quantization, base: Path, *, sca
     """
     if quantization.format == "in-memory":
         empty = Structure(
-            bits_per_weight=None, quantized_layers=0, unquantized_linears=[], tensor_types={}, fallback_tensors=[]
+            bits_per_weight=None, quantized_layers=None, unquantized_linears=[], tensor_types={}, fallback_tensors=[]
         )
         return empty.record()
     if quantization.format == "gguf":
@@ -224,7 +225,7 @@ def check_gguf(folder: Path, quantization: Quantization, base: Path, *, scales: 
     found = read_gguf(file)
     layers = [t for t in found.tensors if t.name.startswith("blk.") and len(t.shape) > 1 and "norm" not in t.name]
     quantized = [t for t in layers if t.type.block > 1]
-    if not quantized:
+    if not quantized and quantization.bits < WHOLE_BITS:
         raise ModelError(f"{file} is called {quantization.name}, and no layer in it is quantized", hint=QUANTIZE_AGAIN)
     require_file_type(file, found, quantization, quantized)
     require_all_blocks(file, found, base)

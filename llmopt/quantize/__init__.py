@@ -35,7 +35,8 @@ class Route:
     """One library that makes a quantization, and the layout that it writes.
 
     ``distribution`` is the package whose version goes into the artifact's key; ``resumes``: model types of which a killed
-    run goes on where it stopped; ``grouped``: input widths must be multiples of the group size.
+    run goes on where it stopped; ``grouped``: input widths must be multiples of the group size; ``by_shards``: goes file by
+    file where the model is larger than ``--max-memory``.
     """
 
     format: Format
@@ -45,6 +46,7 @@ class Route:
     settings: dict[str, Any] = field(default_factory=dict)
     resumes: tuple[str, ...] = ()
     grouped: bool = False
+    by_shards: bool = False
 
     @property
     def calibrated(self) -> bool:
@@ -99,6 +101,7 @@ def _llmcompressor(calibrated: bool = True, **settings: Any) -> Route:
         distribution="llmcompressor",
         settings=settings | (CALIBRATED if calibrated else {}),
         grouped=bool(settings.get("group_size")),
+        by_shards=not calibrated,
     )
 
 
@@ -109,7 +112,7 @@ def _gptqmodel(layout: Format, **settings: Any) -> Route:
         needs=GPTQ_MODEL,
         distribution="GPTQModel",
         settings=settings | CALIBRATED,
-        resumes=GPTQ_MODEL_RESUMES if layout == "gptq" else (),
+        resumes=GPTQ_MODEL_RESUMES,
         grouped=True,
     )
 
@@ -176,7 +179,8 @@ METHODS: dict[str, Method] = {
         Method(
             name="awq-int4-g128", method="awq", bits=4, group_size=128,
             routes=(
-                _llmcompressor(method="awq", bits=4, group_size=128, symmetric=False),
+                # AWQ's scales, then GPTQ's rounding: rounding to the nearest left the bundled model four times as far off.
+                _llmcompressor(method="awq", bits=4, group_size=128, symmetric=False, rounding="gptq", grid=6),
                 _gptqmodel("awq", method="awq", bits=4, group_size=128, symmetric=False),
             ),
             replaces="AutoAWQForCausalLM….quantize(tokenizer, quant_config)",

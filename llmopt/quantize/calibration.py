@@ -20,6 +20,7 @@ from llmopt import demo
 from llmopt.core.errors import ModelError, UsageError
 from llmopt.core.files import read_text
 from llmopt.core.rows import ROWS_HINT, rows
+from llmopt.core.weights import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,7 +31,7 @@ FEW_SAMPLES, FEW_TOKENS = 8, 2048
 # other: other code of the same kind lies at 1.0, English prose against code at 1.6.
 FAR_RATIO = 1.3
 COMPARED_TOKENS = 16_384
-VALIDATION_WINDOWS = 32
+VALIDATION_WINDOWS, VALIDATION_TOKENS = 32, 4096  # at least, of both, where the text has them
 ROLES = {"human": "user", "gpt": "assistant"}
 
 Row = str | list[dict[str, str]]
@@ -96,25 +97,32 @@ def prepare(
     One text is cut into windows.  Rows (JSONL, data sets) are shuffled whole and packed: a sample begins where a row
     begins, and what does not fit is cut and counted.  Raises UsageError for what is no text, ModelError for the tokenizer.
     """
-    found, sha256 = read_rows(source)
+    found, sha256, left_out = read_rows(source)
     tokenizer = tokenizer_of(model)
-    conversations = any(not isinstance(row, str) for row in found)
     render, templated = chat_renderer(model)
-    texts = [row if isinstance(row, str) else render(row) for row in found]
-    templated = templated and conversations
-    ids = [e.ids for e in tokenizer.encode_batch([t for t in texts if t.strip()])]
+    plain = [row for row in found if isinstance(row, str) and row.strip()]
+    said = [text for row in found if not isinstance(row, str) and (text := render(row)).strip()]
+    templated = templated and bool(said)
+    # A chat template writes the special tokens itself.
+    ids = [e.ids for e in tokenizer.encode_batch(plain)]
+    ids += [e.ids for e in tokenizer.encode_batch(said, add_special_tokens=not templated)]
     total = sum(map(len, ids))
     if not total:
         raise UsageError(f"the calibration {source} is empty", hint="give a text, JSONL, or --calibration builtin")
     length = min(length, max(total, 1))
     generator = random.Random(seed)
     windows, cut = windows_of(ids[0], length, generator) if len(ids) == 1 else packed(ids, length, generator)
-    chosen, rest = windows[:count], windows[count : count + VALIDATION_WINDOWS]
+    spare = max(VALIDATION_WINDOWS, -(-VALIDATION_TOKENS // length))
+    chosen, rest = windows[:count], windows[count : count + spare]
     if validate and not rest and len(chosen) > 4:  # a choice must not be made on what was calibrated on
         chosen, rest = chosen[: -(len(chosen) // 5)], chosen[-(len(chosen) // 5) :]
     doubts = doubts_of(source, chosen, count, length, cut, total)
-    if conversations and not templated:
+    if said and not templated:
         doubts.append("conversations are joined as plain text: the model has no chat template")
+    if left_out:
+        doubts.append(f"{left_out} rows of {source} hold no text and are left out: {ROWS_HINT}")
+    if (context := context_of(model)) is not None and length > context:
+        doubts.append(f"samples of {length} tokens are longer than the model's context of {context}")
     if evaluation is not None:
         doubts += distance_doubts(tokenizer, chosen, evaluation)
     return Samples(
@@ -125,20 +133,23 @@ def prepare(
     )  # fmt: skip
 
 
-def read_rows(source: str) -> tuple[list[Row], str]:
-    """The rows of a source and the sha256 of their content. Raises UsageError."""
+def read_rows(source: str) -> tuple[list[Row], str, int]:
+    """The rows of a source, the sha256 of their content, and how many rows held no text. Raises UsageError."""
     path = demo.CALIBRATION_TEXT if source == BUILTIN else Path(source).expanduser()
     if path.is_file() and path.suffix not in (".jsonl", ".json"):
         text = read_text(path)
         if "\x00" in text:
             raise UsageError(f"{path} is binary, not text", hint="give a text file, JSONL, or --calibration builtin")
         found: list[Row] = [text]
+        left_out = 0
     else:
-        found = [row for raw in rows(source) if (row := row_of(raw))]
+        every = [row_of(raw) for raw in rows(source)]
+        found = [row for row in every if row]
+        left_out = len(every) - len(found)
         if not found:
             raise UsageError(f"no text in {source}", hint=ROWS_HINT)
     content = found[0] if isinstance(found[0], str) and len(found) == 1 else json.dumps(found)
-    return found, hashlib.sha256(str(content).encode()).hexdigest()
+    return found, hashlib.sha256(str(content).encode()).hexdigest(), left_out
 
 
 def row_of(raw: Any) -> Row | None:
@@ -149,10 +160,8 @@ def row_of(raw: Any) -> Row | None:
         return None
     turns = raw.get("messages") or raw.get("conversations") or raw.get("conversation")
     if isinstance(turns, list):
-        said = [
-            (t.get("role") or t.get("from"), t.get("content") or t.get("value")) for t in turns if isinstance(t, dict)
-        ]
-        return [{"role": ROLES.get(r, r), "content": c} for r, c in said if isinstance(r, str) and isinstance(c, str)]
+        said = [message for turn in turns if (message := message_of(turn)) is not None]
+        return said if len(said) == len(turns) else None  # a conversation with a gap is none
     question = next((raw[k] for k in ("text", "prompt", "question", "instruction", "input") if raw.get(k)), None)
     answer = next((raw[k] for k in ("completion", "response", "answer", "output") if raw.get(k)), None)
     if not isinstance(question, str):
@@ -160,6 +169,31 @@ def row_of(raw: Any) -> Row | None:
     if not isinstance(answer, str):
         return question
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def message_of(turn: Any) -> dict[str, str] | None:
+    """Role and content of one turn; ``None`` when one of them is missing."""
+    if not isinstance(turn, dict):
+        return None
+    role = turn.get("role") or turn.get("from")
+    content = text_of(turn["content"] if "content" in turn else turn.get("value"))
+    return (
+        {"role": ROLES.get(role, role), "content": content} if isinstance(role, str) and content is not None else None
+    )
+
+
+def text_of(content: Any) -> str | None:
+    """What a message says; of content in parts the text alone. ``None`` for what is neither."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "".join(part for part in parts if isinstance(part, str)) or None
+    return content if isinstance(content, str) else None
+
+
+def context_of(model: Path) -> int | None:
+    config = read_json(model / "config.json")
+    found = (config.get("text_config") or config).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
 
 
 def chat_renderer(model: Path) -> tuple[Callable[[Row], str], bool]:
@@ -179,11 +213,17 @@ def chat_renderer(model: Path) -> tuple[Callable[[Row], str], bool]:
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
     tokens = {name: special(config.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    try:
+        compiled = environment.from_string(template)
+    except TemplateError as error:
+        raise ModelError(
+            f"the chat template of {model} cannot be read: {error}", hint="fetch or copy it again"
+        ) from error
 
     def render(row: Row) -> str:
         try:
-            return str(environment.from_string(template).render(messages=row, add_generation_prompt=False, **tokens))
-        except TemplateError as error:
+            return str(compiled.render(messages=row, add_generation_prompt=False, **tokens))
+        except Exception as error:  # besides TemplateError whatever its expressions raise
             raise UsageError(
                 f"the chat template of {model} refuses a row of the calibration: {error}",
                 hint="roles must alternate as the template wants; or give plain text",

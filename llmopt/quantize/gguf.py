@@ -130,6 +130,7 @@ def convert(model: Path, out: Path) -> None:
             return named_split(model)
 
     TextModel.get_vocab_base_pre = recognise_or_name
+    without_remote_code(model)
     script = Path(sys.prefix) / CONVERTER_FOLDER / "convert_hf_to_gguf.py"
     sys.argv = [script.name, str(model), "--outfile", str(out), "--outtype", "bf16"]
     try:
@@ -139,6 +140,34 @@ def convert(model: Path, out: Path) -> None:
             raise ModelError(f"llama.cpp's converter does not take {model}", hint="its reason is in the log") from stop
     if not out.exists():
         raise WorkerError(f"llama.cpp's converter wrote no file for {model}")
+
+
+def without_remote_code(model: Path) -> None:
+    """For some architectures the converter has transformers run code out of the model's folder: here it raises ModelError.
+
+    A model of another architecture need only name one of those in its config.json.
+    """
+    from transformers import AutoConfig, AutoTokenizer, dynamic_module_utils
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ModelError(
+            f"{model} brings code of its own, and llama.cpp's converter wants to run it",
+            hint="it is not run; use a quantization that needs none of it (nf4, gptq-int4-g128)",
+        )
+
+    dynamic_module_utils.get_class_in_module = refuse
+    for auto in (AutoConfig, AutoTokenizer):
+        load = auto.from_pretrained
+
+        def trusting_nothing(*arguments: Any, load: Any = load, **options: Any) -> Any:
+            try:
+                return load(*arguments, **options | {"trust_remote_code": False})
+            except ValueError as error:
+                if "trust_remote_code" in str(error):
+                    refuse()
+                raise
+
+        auto.from_pretrained = trusting_nothing
 
 
 def named_split(model: Path) -> str:

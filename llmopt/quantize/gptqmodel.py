@@ -19,8 +19,6 @@ from llmopt.quantize.steps import step
 
 METHODS = ("gptq", "awq")
 RESUMABLE = ("llama", "qwen3_moe")
-# Tokens of samples that go through a layer together.
-BATCH_TOKENS = 256
 
 
 def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[str, Any]:
@@ -74,14 +72,12 @@ def quantize(network: Any, samples: list[list[int]], settings: dict[str, Any], d
     """Quantize layer by layer; goes on after the last layer that ``resume_folder`` holds."""
     from gptqmodel import BACKEND
 
-    longest = max(map(len, samples))
-    alike = all(len(sample) == longest for sample in samples)
     # The default for AWQ is a CUDA kernel.
     backend = {"backend": BACKEND.AWQ_TORCH} if settings["method"] == "awq" and device == "cpu" else {}
     with resumption(network, settings) as checkpoint:
         network.quantize(
             [{"input_ids": sample, "attention_mask": [1] * len(sample)} for sample in samples],
-            batch_size=max(1, BATCH_TOKENS // longest) if alike else 1,
+            batch_size=1,  # eight at once took 60 % of the time and 8 % more memory on the bundled model
             calibration_data_min_length=1,
             **backend,
             **checkpoint,

@@ -6,7 +6,9 @@ scaled from an earlier run of the same method on this machine, else from runs of
 
 from __future__ import annotations
 
+import contextlib
 import json
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +24,12 @@ from llmopt.quantize.costs import Cost, cost_of
 from llmopt.quantize.gguf_types import BITS, FILE_TYPES, written_type
 
 NOT_LINEAR = ("embed", "lm_head", "norm", "wte", "wpe", "ln_", "layernorm", "router", "mlp.gate.weight")
-HEADS = ("lm_head", "embed_tokens", "embed_out", "wte")
+HEADS, EMBEDDINGS = ("lm_head", "embed_out"), ("embed_tokens", "wte")
 HISTORY = "quantize-history.jsonl"
+NUMBERS = ("parameters", "tokens", "seconds", "memory_bytes")
+LONGEST_NAME, MOST_TENSORS = 256, 1_000_000
+COPIES_OF_A_SHARD = 3.5  # 1.34 GiB for files of 270 MiB in fp32, with 0.5 GiB of libraries
+MUCH_LARGER = 8  # times: beyond that a run tells little of another model's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +68,35 @@ def forecast(model: ModelRef, method: Method, route: Route, settings: dict[str, 
     """Sizes from the shapes, costs from history. ``tokens``: of the calibration, 0 without one."""
     found = tensors(Path(model.path))
     linears = [t for t in found if t.linear]
-    bits = {t.name: bits_of(t, method, route, settings) for t in found}
+    head = any(word in t.name for t in found for word in HEADS)
+    bits = {t.name: bits_of(t, method, route, settings, untied=head) for t in found}
     size = round(sum(t.elements * bits[t.name] for t in found) / 8)
     size += 4096 if route.format == "gguf" else 0
     fallbacks = gguf_fallbacks(linears, settings) if route.format == "gguf" else {}
     cost, evidence = scaled(cost_of(method, route), method.name, route, model.parameters, tokens)
-    whole = model.parameters * 2  # the 16-bit GGUF that the quantizer reads
+    # A GGUF is quantized from one in 16 bits; with a choice of matrix two results lie beside each other.
+    beside = model.parameters * 2 + (size if settings.get("imatrix") == "auto" else 0) if route.format == "gguf" else 0
     doubts = [f"{len(fallbacks)} tensors get a wider type: their rows are no multiple of 256"] if fallbacks else []
     return Forecast(
         size_bytes=0 if route.format == "in-memory" else size,
         bits_per_weight=round(size * 8 / model.parameters, 3),
         linears=len(linears),
         fallbacks=fallbacks,
-        disk_bytes=(size if route.format != "in-memory" else 0) + (whole if route.format == "gguf" else 0),
-        memory_bytes=cost.memory_bytes(model.parameters),
+        disk_bytes=(size if route.format != "in-memory" else 0) + beside,
+        memory_bytes=memory_of(cost, model, route, settings),
         seconds=cost.seconds(model.parameters, tokens),
         evidence=evidence,
         doubts=doubts,
     )
+
+
+def memory_of(cost: Cost, model: ModelRef, route: Route, settings: dict[str, Any]) -> int:
+    """Of the whole model, or of the largest file where the work goes file by file."""
+    files = [file.stat().st_size for file in Path(model.path).glob("*.safetensors")]
+    limit = settings.get("max_memory_bytes")
+    if route.by_shards and limit is not None and limit < sum(files):
+        return cost.memory_bytes(0) + round(COPIES_OF_A_SHARD * max(files))
+    return cost.memory_bytes(model.parameters)
 
 
 def tensors(folder: Path) -> list[Tensor]:
@@ -94,10 +111,13 @@ def tensors(folder: Path) -> list[Tensor]:
     return found
 
 
-def bits_of(tensor: Tensor, method: Method, route: Route, settings: dict[str, Any]) -> float:
-    """Bits that one weight of this tensor takes in that layout, with its scales and zero points."""
+def bits_of(tensor: Tensor, method: Method, route: Route, settings: dict[str, Any], *, untied: bool) -> float:
+    """Bits that one weight of this tensor takes in that layout, with its scales and zero points.
+
+    ``untied``: the model has an output head of its own.
+    """
     if route.format == "gguf":
-        return gguf_bits(tensor, settings["type"])
+        return gguf_bits(tensor, settings["type"], HEADS if untied else EMBEDDINGS)
     if not tensor.linear:
         return 32 if route.format == "in-memory" else 16
     if (
@@ -118,13 +138,15 @@ def bits_of(tensor: Tensor, method: Method, route: Route, settings: dict[str, An
     return method.bits + scale + zero
 
 
-def gguf_bits(tensor: Tensor, kind: str) -> float:
+def gguf_bits(tensor: Tensor, kind: str, heads: Sequence[str]) -> float:
+    """``heads``: words in the name of what serves as output head; embeddings that do not are written as most weights."""
     file_type = FILE_TYPES[kind]
     if len(tensor.shape) < 2 or "norm" in tensor.name:
         return 32
-    wanted = file_type.head if any(head in tensor.name for head in HEADS) else file_type.main
+    wanted = file_type.head if any(head in tensor.name for head in heads) else file_type.main
     written = written_type(wanted, tensor.row)
-    return file_type.average if written == file_type.main else BITS[written]
+    mixed = tensor.linear and written == file_type.main
+    return file_type.average if mixed else BITS[written]
 
 
 def gguf_fallbacks(linears: Iterable[Tensor], settings: dict[str, Any]) -> dict[str, str]:
@@ -194,6 +216,36 @@ def require_convertible(model: ModelRef, method: Method, environment: Environmen
         )
 
 
+def require_matrix(method: Method, wanted: str, tools: dict[str, str]) -> None:
+    """The importance matrix that was asked for can be used, and one that must be is not declined. Raises UsageError."""
+    if wanted == "none":
+        if FILE_TYPES[method.name.removeprefix("gguf-")].needs_imatrix:
+            raise UsageError(
+                f"{method.name} cannot be made without an importance matrix", hint="--imatrix auto, or a file"
+            )
+        return
+    if wanted != "auto" and not looks_like_matrix(Path(wanted)):
+        raise UsageError(f"{wanted} is no importance matrix", hint="--imatrix auto, or a file that llama-imatrix wrote")
+    needed = ["llama-quantize"] + (["llama-imatrix"] if wanted == "auto" else [])
+    if lacking := [name for name in needed if name not in tools]:
+        raise UsageError(
+            f"--imatrix {wanted} needs llama.cpp's own {' and '.join(lacking)}",
+            hint="llmopt env create llamacpp --build   (or have them on the PATH), or --imatrix none",
+        )
+
+
+def looks_like_matrix(file: Path) -> bool:
+    """A GGUF file, or the older form: a count of entries, each a length and a tensor's name."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            count, length = struct.unpack("<ii", start)
+            name = stream.read(min(max(length, 0), LONGEST_NAME))
+    except (OSError, struct.error):
+        return False
+    return start[:4] == b"GGUF" or (0 < count < MOST_TENSORS and 0 < length < LONGEST_NAME and name.isascii())
+
+
 def require_room(coming: Forecast, out: Path, max_memory: int | None, name: str) -> None:
     """Raise before work starts when disk or memory will not do, by the forecast."""
     import shutil
@@ -216,8 +268,6 @@ def require_room(coming: Forecast, out: Path, max_memory: int | None, name: str)
             f" {show(limit, 'bytes')} {whose}",
             hint="another method (gguf-* and bitsandbytes need least), a larger machine, or start all the same: --force",
         )
-
-
 
 
 # --- history ----------------------------------------------------------------------------------------------------
@@ -243,12 +293,22 @@ def scaled(cost: Cost, name: str, route: Route, parameters: int, tokens: int) ->
     if not runs:
         return cost, "rough: from the bundled model"
     near = min(runs, key=lambda r: (abs(r["parameters"] - parameters), abs(r["tokens"] - tokens)))
-    return cost.corrected(near), f"from {len(runs)} earlier run{'s' * (len(runs) > 1)} on this machine"
+    words = f"from {len(runs)} earlier run{'s' * (len(runs) > 1)} on this machine"
+    if not 1 / MUCH_LARGER < parameters / near["parameters"] < MUCH_LARGER:
+        words = f"rough: {words}, the nearest of {near['parameters'] / 1e6:,.0f} M parameters"
+    return cost.corrected(near), words
 
 
 def history() -> list[dict[str, Any]]:
+    """The runs that were kept; a line that is torn, or lacks a number, is passed over."""
     try:
-        lines = (home() / HISTORY).read_text().splitlines()
-        return [row for line in lines if isinstance(row := json.loads(line), dict)]
-    except (OSError, ValueError):
+        lines = (home() / HISTORY).read_text(errors="replace").splitlines()
+    except OSError:
         return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and all(isinstance(row.get(n), (int, float)) and row[n] >= 0 for n in NUMBERS):
+                found.append(row)
+    return [row for row in found if row["parameters"]]

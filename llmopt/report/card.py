@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ SERVE = {
     "gguf": "llama-server -m model.gguf",
     "in-memory": "llmopt bench . --backend hf",
 }
-BESIDE = ("torch", "transformers", "compressed-tensors")
+BESIDE = ("torch", "transformers")
 
 
 def card(document: dict[str, Any], command: str) -> str:
@@ -20,6 +19,7 @@ def card(document: dict[str, Any], command: str) -> str:
     artifact, base = document["artifact"], document["base"]
     q = artifact["quantization"]
     name = base["name"]
+    size = show(artifact["size_bytes"], "bytes") if artifact["size_bytes"] else "nothing on disk"
     lines = [
         "---",
         f"base_model: {name}",
@@ -31,7 +31,7 @@ def card(document: dict[str, Any], command: str) -> str:
         f"# {name}, {q['name']}",
         "",
         f"{base['architecture']} with {base['parameters']:,} parameters, quantized with `{q['method']}` into the layout"
-        f" `{q['format']}`: {show(artifact['size_bytes'], 'bytes')}, **{artifact['bits_per_weight']:.2f} bits per weight** in all"
+        f" `{q['format']}`: {size}, **{artifact['bits_per_weight']:.2f} bits per weight** in all"
         + (f", groups of {q['group_size']}." if q["group_size"] else "."),
         "",
         "## How far from its base",
@@ -78,17 +78,23 @@ def quality_lines(quality: dict[str, Any] | None) -> list[str]:
     ]
 
 
+def without_place(value: Any) -> Any:
+    """A file by its name alone: where it lay on the machine that made the artifact is nobody's business."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     found = [("base", f"`{document['base']['name']}`, fingerprint `{document['base']['fingerprint'][:16]}…`")]
-    settings = {k: v for k, v in document["settings"].items() if v is not None}
-    found.append(("settings", ", ".join(f"{k} {v}" for k, v in settings.items())))
+    if settings := {k: without_place(v) for k, v in document["settings"].items() if v is not None}:
+        found.append(("settings", ", ".join(f"{k} {v}" for k, v in settings.items())))
     if calibration := document.get("calibration"):
-        source = re.sub(r".*/", "", str(calibration["source"]))
+        source = without_place(calibration["source"])
         found.append(("calibration", f"{calibration['samples']} samples, {calibration['tokens']:,} tokens of `{source}`"
                       f" (sha256 `{calibration['text_sha256'][:16]}…`), seed {calibration['seed']}"))  # fmt: skip
         found += [("doubt", doubt) for doubt in calibration["doubts"]]
     library, versions = document["library"], document["versions"]
-    beside = [n for n in BESIDE if n in versions and n != library["name"]]
+    layout = document["artifact"]["quantization"]["format"]
+    beside = [n for n in (*BESIDE, layout) if n in versions and n != library["name"]]
     found.append(
         ("made with", ", ".join([f"{library['name']} {library['version']}", *(f"{n} {versions[n]}" for n in beside)]))
     )

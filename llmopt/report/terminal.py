@@ -278,7 +278,11 @@ def print_quality(quality: dict[str, Any], console: Console | None = None) -> No
         fallen = structure["fallback_tensors"]
         lines.append(
             f"in the files     {layers} layers quantized, {structure['bits_per_weight']:.2f} bits per weight"
-            + (f", {len(structure['unquantized_linears'])} left as they were" if structure["unquantized_linears"] else "")
+            + (
+                f", {len(structure['unquantized_linears'])} left as they were"
+                if structure["unquantized_linears"]
+                else ""
+            )
             + (f", {len(fallen)} tensors of another type than asked: {', '.join(fallen[:3])} …" if fallen else "")
         )
     if (tokenizer := quality.get("tokenizer")) and not tokenizer["same"]:

@@ -36,9 +36,15 @@ def start(out: Path) -> subprocess.Popen[str]:
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     try:
         below = psutil.Process(process.pid).children(recursive=True)
-        return [p for p in below if any(word.endswith("runner.py") for word in p.cmdline())]
+        lines = {p: p.cmdline() for p in below}
+        return [p for p, words in lines.items() if any(w.endswith("runner.py") for w in words) and not kept(words)]
     except psutil.NoSuchProcess:
         return []
+
+
+def kept(words: list[str]) -> bool:
+    """The keeper's own command line names the worker's too."""
+    return any(word.endswith("keeper.py") for word in words)
 
 
 def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:

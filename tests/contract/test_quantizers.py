@@ -84,7 +84,8 @@ def test_stays_close_to_its_base(workshop: Workshop, name: str) -> None:
     low, high = quality["kl_mean_interval"]
     assert 0 < low <= quality["kl_mean"] <= high < 0.2
     assert quality["top1_agreement"] > 0.8
-    assert quality["structure"]["quantized_layers"] == 56
+    in_files = None if name == "dynamic-int8" else 56
+    assert quality["structure"]["quantized_layers"] == in_files
 
 
 @EVERY

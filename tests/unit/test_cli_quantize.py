@@ -123,6 +123,10 @@ def test_too_little_memory_is_said_before_the_start(refused):
         (("--imatrix", "auto"), "--imatrix is of GGUF"),
         (("--max-memory", "16"), "needs a unit"),
         (("--samples", "0"), "--samples must be 1 or more"),
+        (("--shard-size", "0"), "--shard-size must be 1 or more"),
+        (("--kv-cache-dtype", "fp8"), "hf has no KV cache of type 'fp8'"),
+        (("--text", "nowhere.txt"), "cannot read nowhere.txt"),
+        (("--text", str(demo.MODEL / "README.md")), "three windows need 1536"),
     ],
 )
 def test_options_that_make_no_sense(refused, options, word):
@@ -133,8 +137,20 @@ def test_an_importance_matrix_that_is_not_there(refused):
     assert "no importance matrix at x.gguf" in refused("demo", "--imatrix", "x.gguf", quant="gguf-q4_k_m", status=2)
 
 
-def test_a_recipe_and_a_model(llmopt):
-    told = llmopt("quantize", "demo", "--recipe", "r.yaml", "-o", "out")
+def test_a_type_that_needs_an_importance_matrix_does_not_go_without(refused):
+    words = refused("demo", "--imatrix", "none", quant="gguf-iq2_xxs", status=2)
+    assert "cannot be made without an importance matrix" in words or "tools are not here" in words
+
+
+@pytest.mark.parametrize("option", [("--max-kl", "-1"), ("--min-top1", "2")])
+def test_limits_that_nothing_can_keep(llmopt, option):
+    told = llmopt("quantize", "demo", "-q", "nf4", "-o", "out", *option)
+    assert (told.returncode, option[0] in told.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("words", [("demo",), ("-q", "nf4"), ("--imatrix", "auto"), ("--no-proof",), ("--env", "x")])
+def test_what_a_recipe_would_not_hear_of(llmopt, words):
+    told = llmopt("quantize", *words, "--recipe", "r.yaml", "-o", "out")
     assert (told.returncode, "names its model" in told.stderr) == (2, True)
 
 

@@ -1,6 +1,7 @@
 import contextlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,9 +11,11 @@ from llmopt.core.artifacts import MANIFEST, open_model
 from llmopt.core.domain import Case, Measurement, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, ModelError, UsageError
 from llmopt.core.store import load_runs
+from llmopt.core.worker import JobResult
 from llmopt.pipeline import loads, making, measuring, plans, proving
+from llmopt.quantize import method
 from llmopt.report.progress import Reporter
-from unit.make import artifact, decoder
+from unit.make import artifact, decoder, safetensors
 
 QUIET = Reporter(quiet=True)
 SMALL = Workload(input_tokens=16, output_tokens=4, concurrency=2, requests=6, warmup_requests=1)
@@ -116,6 +119,101 @@ def test_a_quantizer_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(Exception, match="unexpected keyword"):
         making.quantize(broken, tmp_path / "out", QUIET)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "logs"]
+
+
+class Quantizer:
+    """Stands for the worker: ``making`` calls it in place of a process, and it leaves weights."""
+
+    def __init__(self, monkeypatch, *, leaves=True, before=lambda: None):
+        self.calls, self.leaves, self.before = 0, leaves, before
+        monkeypatch.setattr(making, "run_job", self)
+        monkeypatch.setattr(making, "require_finite", lambda files, progress: None)
+
+    def __call__(self, environment, function, arguments, *, log, progress):
+        self.calls += 1
+        self.before()
+        if self.leaves:
+            safetensors(Path(arguments["out"]) / "model.safetensors")
+        return JobResult(value={}, seconds=1.0, peak_memory_bytes=1)
+
+
+def test_weights_whose_engine_does_not_start_are_kept_and_only_proven_again(tmp_path, monkeypatch):
+    """vLLM that finds no memory says that it does not load a model: hours of work must not go for that."""
+    quantizer, asked, proof = Quantizer(monkeypatch), request(tmp_path), proving.QualityText()
+    monkeypatch.setattr(making, "require_provable", lambda *_, **__: None)
+
+    def fail(*_, **__):
+        raise ModelError("the engine does not load it", hint="try another")
+
+    monkeypatch.setattr(making, "prove", fail)
+    with pytest.raises(ModelError) as caught:
+        making.quantize(asked, tmp_path / "out", QUIET, proof=proof)
+    assert "the weights are kept in" in caught.value.hint
+    monkeypatch.setattr(making, "prove", lambda *_, **__: None)
+    artifact, there = making.quantize(asked, tmp_path / "out", QUIET, proof=proof)
+    assert (quantizer.calls, there) == (1, False)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith((".", "out"))) == ["out"]
+    assert artifact.path == str(tmp_path / "out")
+
+
+def test_whole_weights_need_no_room(tmp_path, monkeypatch):
+    """They lie there already: a disk that they filled is no reason not to prove them."""
+    Quantizer(monkeypatch)
+    asked = request(tmp_path)
+    monkeypatch.setattr(making, "command_line", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        making.quantize(asked, tmp_path / "out", QUIET)
+    monkeypatch.setattr(making, "command_line", lambda *_: "llmopt")
+    monkeypatch.setattr(making, "require_room", interrupt)
+    assert making.quantize(asked, tmp_path / "out", QUIET)[1] is False
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path, monkeypatch):
+    asked, out = request(tmp_path), tmp_path / "out"
+    quantizer = Quantizer(monkeypatch)
+
+    @contextlib.contextmanager
+    def after_another(place, wait):
+        wait()
+        with monkeypatch.context() as alone:
+            alone.setattr(making, "one_at_a_time", lambda place, wait: contextlib.nullcontext())
+            making.quantize(asked, out, QUIET)
+        yield
+
+    monkeypatch.setattr(making, "one_at_a_time", after_another)
+    assert making.quantize(asked, out, QUIET)[1] is True
+    assert quantizer.calls == 1
+
+
+def test_the_cards_command_names_no_place_of_this_machine(tmp_path):
+    asked = replace(request(tmp_path), settings={"method": "nf4", "shard_bytes": 10**9}, engine="hf")
+    assert making.command_line(asked, tmp_path / "out") == (
+        "llmopt quantize base --quant nf4-dq --format bitsandbytes --for hf --shard-size 1000000000B -o out"
+    )
+
+
+def test_a_key_holds_although_the_text_changes_meanwhile(tmp_path):
+    (tmp_path / "t.txt").write_text("def f(): pass")
+    asked = replace(request(tmp_path), settings={"samples": 1}, calibration=str(tmp_path / "t.txt"))
+    before = asked.key
+    (tmp_path / "t.txt").write_text("something else")
+    assert (asked.key, replace(asked).key != before) == (before, True)
+
+
+def test_a_format_that_the_engine_does_not_prove_is_proven_where_it_is_read():
+    assert proving.engine_of_proof(method("nf4").quantization, "vllm", "auto").name == "hf"
+    assert proving.engine_of_proof(method("w4a16").quantization, "vllm", "auto").name == "vllm"
+
+
+def test_figures_that_are_no_numbers_are_not_whole():
+    figures = dict.fromkeys(("kl_mean", "kl_p99", "top1_agreement", "perplexity"), 0.1)
+    figures |= dict.fromkeys(("kl_mean_interval", "top1_interval", "perplexity_interval"), (0, 1))
+    assert proving.is_whole(figures)
+    assert not proving.is_whole(figures | {"kl_mean": float("nan")})
 
 
 def test_a_base_that_is_gone_cannot_prove_anything(tmp_path):

@@ -79,6 +79,7 @@ def test_quantizations_are_names_or_names_with_options(tmp_path):
         ("for: hf", "fro: hf", "fro"),
         ("- nf4\n", "- 4\n", r"quantizations\[0\]"),
         ("model: builtin", "", "model"),
+        ("- nf4\n", "- nf4\n  - name: nf4\n", "makes nf4 twice"),
     ],
 )
 def test_a_recipe_of_quantizations_that_makes_no_sense(tmp_path, old, new, match):

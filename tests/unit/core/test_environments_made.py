@@ -246,7 +246,7 @@ def test_what_we_made_or_half_made_is_removed(installer, file):
     (folder / file).write_text(json.dumps({"name": "other"}))
     (folder / "data").write_bytes(bytes(1000))
     assert provision.remove("other") >= 1000
-    assert [p.name for p in folder.parent.iterdir()] == [".other.lock"]
+    assert [p.name for p in folder.parent.iterdir()] == []
 
 
 def test_the_second_creator_waits_for_the_first(installer):

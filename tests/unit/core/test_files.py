@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmopt.core.errors import StoreError
-from llmopt.core.files import alive, folder_bytes, partial_folder, write_atomic
+from llmopt.core.files import folder_bytes, locked, partial_folder, partial_folders, scratch_folder, write_atomic
 
 # Writes a megabyte where a file may hold 64 KiB: what a full disk looks like.
 FULL_DISK = """
@@ -22,10 +22,37 @@ except StoreError as error:
 """
 
 
-def dead_pid() -> int:
-    child = subprocess.Popen([sys.executable, "-S", "-c", ""])
-    child.wait()
-    return child.pid
+# Takes a lock, says so, and holds it until it is killed or its input ends.
+HOLDER = """
+import sys
+from pathlib import Path
+from llmopt.core.files import locked, scratch_folder
+how = locked(Path(sys.argv[2]), wait=lambda: None) if sys.argv[1] == "lock" else scratch_folder(Path(sys.argv[2]), "s-")
+with how:
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder():
+    """Starts processes that hold a lock or a scratch folder; what still runs at the end is killed."""
+    started = []
+
+    def hold(what, path):
+        child = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, what, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(child)
+        assert child.stdout.readline() == "held\n"
+        return child
+
+    yield hold
+    for child in started:
+        child.kill()
+        child.stdin.close()
+        child.stdout.close()
+        child.wait()
 
 
 def test_write_atomic_makes_the_folder_and_the_file(tmp_path):
@@ -75,32 +102,49 @@ def test_a_partial_folder_lies_beside_its_target_and_is_empty(tmp_path):
     assert list(aside.iterdir()) == []
 
 
-def test_a_partial_folder_of_this_process_starts_anew(tmp_path):
-    (partial_folder(tmp_path / "out") / "half").write_bytes(b"")
-    assert list(partial_folder(tmp_path / "out").iterdir()) == []
-
-
 @pytest.mark.parametrize("name", ["out", "model[1]"])
-def test_leftovers_of_dead_processes_go(tmp_path, name):
-    left = tmp_path / f".{name}.partial-{dead_pid()}"
-    left.mkdir()
-    (left / "half").write_bytes(b"")
-    partial_folder(tmp_path / name)
+def test_every_partial_folder_has_a_name_of_its_own_and_is_found(tmp_path, name):
+    made = {partial_folder(tmp_path / name), partial_folder(tmp_path / name)}
+    partial_folder(tmp_path / "other")
+    assert set(partial_folders(tmp_path / name)) == made
+    assert len(made) == 2
+
+
+def refuse():
+    raise StoreError("it is held")
+
+
+def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path, holder):
+    other = holder("lock", tmp_path / "lock")
+    with pytest.raises(StoreError, match="held"), locked(tmp_path / "lock", wait=refuse):
+        pass
+    other.kill()
+    other.wait()
+    with locked(tmp_path / "lock", wait=refuse):
+        assert (tmp_path / "lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_for_a_lock_gets_the_one_that_others_see(tmp_path, holder):
+    """The one before removes the file: a lock on what was removed would keep nobody out."""
+    other = holder("lock", tmp_path / "lock")
+    with locked(tmp_path / "lock", wait=other.stdin.close):
+        with pytest.raises(StoreError, match="held"), locked(tmp_path / "lock", wait=refuse):
+            pass
+        assert (tmp_path / "lock").exists()
+
+
+def test_a_scratch_folder_of_a_killed_process_goes_and_that_of_a_living_one_stays(tmp_path, holder):
+    killed, living = holder("scratch", tmp_path), holder("scratch", tmp_path)
+    killed.kill()
+    killed.wait()
+    with scratch_folder(tmp_path, "s-") as own:
+        assert len(list(tmp_path.iterdir())) == 2
+        assert list(own.iterdir()) == []
+    (left,) = tmp_path.iterdir()
+    living.stdin.close()
+    living.wait()
     assert not left.exists()
-
-
-def test_folders_of_living_processes_and_other_targets_stay(tmp_path):
-    living, other = tmp_path / f".out.partial-{os.getppid()}", tmp_path / f".else.partial-{dead_pid()}"
-    living.mkdir()
-    other.mkdir()
-    partial_folder(tmp_path / "out")
-    assert living.exists()
-    assert other.exists()
-
-
-@pytest.mark.parametrize(("pid", "runs"), [(str(os.getpid()), True), ("1", True), ("", False), ("x", False)])
-def test_alive(pid, runs):
-    assert alive(pid) is runs
 
 
 def test_folder_bytes_adds_the_files_of_the_patterns(tmp_path: Path):

@@ -109,7 +109,7 @@ def test_an_embedding_of_another_model(tmp_path, original):
 
 def test_weights_that_only_exist_in_memory_have_no_files_to_check(tmp_path, original):
     memory = Quantization(name="dynamic-int8", method="torch", format="in-memory", bits=8)
-    assert check_structure(tmp_path / "nothing", memory, original)["quantized_layers"] == 0
+    assert check_structure(tmp_path / "nothing", memory, original)["quantized_layers"] is None
 
 
 def test_a_good_gguf(tmp_path, original):

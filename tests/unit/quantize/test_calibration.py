@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import demo
-from llmopt.core.errors import UsageError
+from llmopt.core.errors import ModelError, UsageError
 from llmopt.quantize.calibration import packed, prepare, read_rows, row_of, token_distance, windows_of
 
 IDS = st.lists(st.integers(0, 50), min_size=1, max_size=40)
@@ -15,6 +15,16 @@ IDS = st.lists(st.integers(0, 50), min_size=1, max_size=40)
 
 def ready(source="builtin", count=8, length=64, seed=0, **more):
     return prepare(str(source), demo.MODEL, count=count, length=length, seed=seed, **more)
+
+
+def with_template(folder, template):
+    """A folder with the bundled tokenizer and this chat template, or none."""
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((demo.MODEL / "tokenizer.json").read_bytes())
+    (folder / "config.json").write_text('{"max_position_embeddings": 1024}')
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
 
 
 def test_samples_have_the_wanted_count_and_length():
@@ -32,6 +42,10 @@ def test_the_validation_text_was_not_calibrated_on():
     found = ready(count=16)
     assert found.validation
     assert found.validation[:200] not in found.text
+
+
+def test_short_samples_leave_as_much_text_to_choose_by():
+    assert len(ready(count=4, length=16).validation) > 4000
 
 
 def test_a_choice_keeps_a_fifth_back_where_the_text_is_used_up(tmp_path):
@@ -104,9 +118,7 @@ def test_conversations_go_through_the_models_own_chat_template(tmp_path):
 
 
 def test_without_a_template_conversations_are_joined_and_said_so(tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "tokenizer.json").write_bytes((demo.MODEL / "tokenizer.json").read_bytes())
+    model = with_template(tmp_path / "model", None)
     (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "write f", "completion": "def f(): pass"}))
     found = prepare(str(tmp_path / "t.jsonl"), model, count=1, length=64, seed=0)
     assert not found.templated
@@ -114,10 +126,7 @@ def test_without_a_template_conversations_are_joined_and_said_so(tmp_path):
 
 
 def test_a_template_that_refuses_a_row_is_the_users_business(tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "tokenizer.json").write_bytes((demo.MODEL / "tokenizer.json").read_bytes())
-    (model / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    model = with_template(tmp_path / "model", "{{ raise_exception('roles must alternate') }}")
     (tmp_path / "t.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a"}]}))
     with pytest.raises(UsageError, match="roles must alternate"):
         prepare(str(tmp_path / "t.jsonl"), model, count=1, length=64, seed=0)
@@ -176,3 +185,53 @@ def test_distance_of_distributions_is_one_of_metrics(a, b):
     assert token_distance(one, one) == pytest.approx(0, abs=1e-6)
     assert token_distance(one, other) == pytest.approx(token_distance(other, one))
     assert 0 <= token_distance(one, other) <= 1 + 1e-9
+
+
+def test_a_template_whose_own_words_fail_is_one_line(tmp_path):
+    model = with_template(tmp_path / "model", "{{ messages[0].content + 1 }}")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}))
+    with pytest.raises(UsageError, match="refuses a row"):
+        prepare(str(tmp_path / "t.jsonl"), model, count=1, length=64, seed=0)
+
+
+def test_a_template_that_cannot_be_read(tmp_path):
+    with pytest.raises(ModelError, match="cannot be read"):
+        prepare("builtin", with_template(tmp_path / "model", "{% for %}"), count=1, length=64, seed=0)
+
+
+def test_special_tokens_come_from_the_template_or_the_tokenizer_and_not_from_both(tmp_path):
+    """As transformers' apply_chat_template: a second start token is in no text that the model was trained on."""
+    model = with_template(tmp_path / "model", "<|endoftext|>{{ messages[0].content }}")
+    kept = json.loads((model / "tokenizer.json").read_text())
+    kept["post_processor"] = {
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [4093], "tokens": ["<|endoftext|>"]}},
+    }  # fmt: skip
+    (model / "tokenizer.json").write_text(json.dumps(kept))
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "def f", "completion": "x"}))
+    (ids,) = prepare(str(tmp_path / "t.jsonl"), model, count=1, length=64, seed=0).input_ids
+    assert ids.count(4093) == 1
+    (tmp_path / "t.txt").write_text("def f")
+    (ids,) = prepare(str(tmp_path / "t.txt"), model, count=1, length=64, seed=0).input_ids
+    assert ids.count(4093) == 1
+
+
+def test_rows_without_text_are_counted_and_said(tmp_path):
+    rows = [{"text": "def f(): pass " * 99}, {"label": 3}, {"messages": [{"role": "user"}]}, None]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert any(d.startswith("3 rows of") for d in ready(tmp_path / "t.jsonl").doubts)
+
+
+def test_content_in_parts_is_its_text():
+    parts = [
+        {"type": "text", "text": "what "},
+        {"type": "image_url", "image_url": "x"},
+        {"type": "text", "text": "now"},
+    ]
+    raw = {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": parts}]}
+    assert row_of(raw) == [{"role": "system", "content": ""}, {"role": "user", "content": "what now"}]
+
+
+def test_samples_beyond_the_models_context_are_a_doubt():
+    assert any("longer than the model's context of 1024" in d for d in ready(length=2048).doubts)

@@ -1,4 +1,5 @@
 import json
+import struct
 
 import pytest
 
@@ -131,6 +132,17 @@ def test_too_little_memory_is_said_before(tmp_path):
     assert "--force" in caught.value.hint
 
 
+def test_a_model_larger_than_the_limit_goes_file_by_file_where_the_library_can(tmp_path):
+    for number in range(4):
+        weights(tmp_path / f"model-{number}.safetensors", {f"model.layers.{number}.mlp.up_proj.weight": (4096, 8192)})
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    limit = 200 << 20
+    libraries = COSTS["rtn", "compressed-tensors"].memory_bytes(0)
+    assert forecast(tmp_path, "w4a16", max_memory_bytes=limit).memory_bytes < libraries + 4 * (65 << 20)
+    assert forecast(tmp_path, "gptq-int4-g128", max_memory_bytes=limit) == forecast(tmp_path, "gptq-int4-g128")
+
+
 def test_too_little_disk_is_said_before(tmp_path, monkeypatch):
     import shutil
 
@@ -149,6 +161,57 @@ def test_earlier_runs_on_this_machine_correct_the_forecast():
     assert after.evidence == "from 1 earlier run on this machine"
     assert after.seconds == pytest.approx(99.0)
     assert after.memory_bytes == pytest.approx(5 << 30)
+
+
+def test_a_torn_line_of_the_history_costs_no_other(tmp_path):
+    route = method("nf4").routes[0]
+    preflight.remember("nf4", route, parameters=8921344, tokens=0, seconds=9.0, memory_bytes=5 << 30)
+    with (tmp_path / "home/quantize-history.jsonl").open("a") as file:
+        file.write('{"name": "nf4", "format": "bitsandb\n')
+        file.write(json.dumps({"name": "nf4", "format": "bitsandbytes", "parameters": None}) + "\n")
+    assert forecast(demo.MODEL, "nf4").evidence == "from 1 earlier run on this machine"
+
+
+def test_a_run_of_a_much_smaller_model_is_rough():
+    route = method("nf4").routes[0]
+    preflight.remember("nf4", route, parameters=8921344 // 100, tokens=0, seconds=9.0, memory_bytes=5 << 30)
+    assert forecast(demo.MODEL, "nf4").evidence.startswith(
+        "rough: from 1 earlier run on this machine, the nearest of 0 M"
+    )
+
+
+MATRIX = struct.pack("<ii", 1, 20) + b"blk.0.attn_q.weight\0"
+
+
+@pytest.mark.parametrize("tools", [{}, {"llama-quantize": "x"}])
+def test_an_importance_matrix_needs_the_tools_that_use_it(tmp_path, tools):
+    (tmp_path / "matrix").write_bytes(MATRIX)
+    with pytest.raises(UsageError, match="llama-imatrix"):
+        preflight.require_matrix(method("gguf-q4_k_m"), "auto", tools)
+    if tools:
+        preflight.require_matrix(method("gguf-q4_k_m"), str(tmp_path / "matrix"), tools)
+
+
+@pytest.mark.parametrize(
+    ("content", "is_one"),
+    [(b"GGUF\3\0\0\0", True), (MATRIX, True), (b"", False), (b"\xff" * 99, False), (b"some text of anybody", False)],
+)
+def test_what_is_no_importance_matrix_is_refused_at_once(tmp_path, content, is_one):
+    (tmp_path / "matrix").write_bytes(content)
+    assert preflight.looks_like_matrix(tmp_path / "matrix") is is_one
+
+
+def test_embeddings_that_are_no_head_are_written_as_most_weights(tmp_path):
+    """As llama.cpp wrote a Qwen2 with 512 columns and a head of its own: 3.61 bits in Q2_K."""
+    folder = decoder(tmp_path, hidden=512, inner=1536, vocabulary=4096)
+    bits = [t for t in preflight.tensors(folder) if "embed" in t.name]
+    tied, untied = (preflight.gguf_bits(bits[0], "q2_k", heads) for heads in (preflight.EMBEDDINGS, preflight.HEADS))
+    assert (tied, untied) == (6.5625, 2.625)
+
+
+def test_two_results_lie_beside_each_other_while_a_matrix_is_chosen():
+    one, two = forecast(demo.MODEL, "gguf-q4_k_m"), forecast(demo.MODEL, "gguf-q4_k_m", imatrix="auto")
+    assert two.disk_bytes == one.disk_bytes + one.size_bytes
 
 
 @pytest.mark.parametrize("text", ["", "no json\n", "5\n", json.dumps({"name": "other"})])
