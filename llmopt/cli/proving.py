@@ -83,8 +83,8 @@ def quality_command(
         python=python,
         # A limit of the user's own is judged below, after its figures were printed.
         limits=proving.ProofLimits(
-            max_kl=None if max_kl is not None else proving.MAX_KL,
-            min_top1=None if min_top1 is not None else proving.MIN_TOP1,
+            max_kl=None if max_kl is not None else proving.USUAL,
+            min_top1=None if min_top1 is not None else proving.USUAL,
         ),
         engine=known_engine(backend),
         kv_cache_dtype=kv_cache_dtype,

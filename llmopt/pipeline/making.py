@@ -198,7 +198,7 @@ def quantize_request(model: ModelRef, name: str, options: Options | None = None)
     tools = {name: str(path) for name in LLAMA_TOOLS if (path := environments.tool(name))}
     if route.format == "gguf":
         settings |= {"tools": tools, "check_text": str(demo.HELD_OUT_TEXT)}
-    require_possible(model, chosen, route, environment, tools.keys() >= set(LLAMA_TOOLS))
+    require_possible(model, chosen, route, environment, tools.keys() >= set(LLAMA_TOOLS), device)
     if route.format == "gguf":
         require_matrix(chosen, settings["imatrix"], tools)
     return QuantizeRequest(

@@ -16,7 +16,7 @@ from llmopt import demo, quality
 from llmopt.core import environments
 from llmopt.core.artifacts import open_artifact, read_manifest, weight_files
 from llmopt.core.domain import Artifact, Measurement, Quantization, stable_hash
-from llmopt.core.errors import LlmoptError, ModelError
+from llmopt.core.errors import GoalNotMet, LlmoptError, ModelError
 from llmopt.core.files import read_text, scratch_folder, write_atomic
 from llmopt.core.store import with_quality
 from llmopt.core.weights import check_shards, require_finite, require_matching_tokenizer
@@ -26,9 +26,11 @@ from llmopt.quality.structure import check_structure
 
 # Where garbage begins, not where quality ends. On the small bundled model an honest 2-bit GGUF (Q2_K) has KL .27 and
 # keeps 72 % of the top tokens; weights cut to ternary (TQ1_0) have KL 4.2 and keep 6 %, and the garbage that a library
-# wrote in the field had KL 3.47 and kept .2 %. Both limits lie about midway, on a scale of ratios.
-MAX_KL = 2.0
-MIN_TOP1 = 0.2
+# wrote in the field had KL 3.47 and kept .2 %. Both limits lie about midway, on a scale of ratios.  From four bits up the
+# worst honest result here (w4a16) has KL .05 and keeps 88 %: a tenfold distance from the base is no quantization any more.
+MAX_KL, MIN_TOP1 = 2.0, 0.2
+WIDE_BITS, WIDE_MAX_KL, WIDE_MIN_TOP1 = 4, 0.5, 0.5
+USUAL = math.nan  # a limit that was not given: the default for the artifact's bits
 QUALITY_FILE = "quality.json"
 
 
@@ -44,13 +46,21 @@ class ProofFailed(ModelError):
 class ProofLimits:
     """What a result must keep: mean KL in nats at most, top-1 agreement at least (a share); ``None`` asks nothing."""
 
-    max_kl: float | None = MAX_KL
-    min_top1: float | None = MIN_TOP1
+    max_kl: float | None = USUAL
+    min_top1: float | None = USUAL
 
     @classmethod
     def none(cls) -> ProofLimits:
         """For a trial whose figures are wanted whatever they are."""
         return cls(max_kl=None, min_top1=None)
+
+    def for_bits(self, bits: float) -> ProofLimits:
+        """With the defaults for weights of that width where nothing was given."""
+        kl, top1 = (WIDE_MAX_KL, WIDE_MIN_TOP1) if bits >= WIDE_BITS else (MAX_KL, MIN_TOP1)
+        return ProofLimits(
+            max_kl=kl if self.max_kl is not None and math.isnan(self.max_kl) else self.max_kl,
+            min_top1=top1 if self.min_top1 is not None and math.isnan(self.min_top1) else self.min_top1,
+        )
 
     def broken(self, figures: dict[str, Any]) -> list[str]:
         """The limits that these figures do not keep, in words."""
@@ -101,12 +111,17 @@ def prove(
     if found is None:
         found = measure(artifact, text, report, chosen, kv_cache_dtype, log_folder, python) | {"structure": structure}
         write_atomic(file, json.dumps({"key": key, "quality": found}, indent=1).encode())
-    if broken := limits.broken(found):
-        raise ProofFailed(
-            f"{artifact.label} is broken: {'; '.join(broken)}",
-            hint="this quantizer does not work for this model; try another",
+    bits = artifact.quantization.bits
+    if broken := limits.for_bits(bits).broken(found):
+        garbage = bool(ProofLimits().for_bits(bits).broken(found))
+        failure = ProofFailed(
+            f"{artifact.label} {'is broken' if garbage else 'is farther from its base than was asked'}: {'; '.join(broken)}",
+            hint="this quantizer does not work for this model; try another" if garbage else "another quantization",
             figures=found,
         )
+        if not garbage:
+            failure.exit_status = GoalNotMet.exit_status
+        raise failure
     return found
 
 

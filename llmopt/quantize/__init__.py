@@ -145,7 +145,6 @@ def _bitsandbytes(name: str, bits: float) -> Method:
         needs=BITSANDBYTES,
         distribution="bitsandbytes",
         settings={"method": name},
-        grouped=bits == 4,  # its CPU kernel fails at the first forward where blocks of 64 do not divide a row
     )
     return Method(
         name=name, method="bitsandbytes", bits=bits, group_size=64 if bits == 4 else None, routes=(route,),

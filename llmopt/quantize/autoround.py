@@ -42,7 +42,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     if layout not in FORMATS:
         raise UsageError(f"auto-round writes no {layout}", hint=f"known: {', '.join(FORMATS)}")
     ids = whole_samples(read_samples(samples))
-    with in_our_words("auto-round"), tempfile.TemporaryDirectory(prefix="autoround-", dir=Path(out).parent) as aside:
+    with in_our_words("auto-round"), tempfile.TemporaryDirectory(prefix="autoround-", dir=out) as aside:
         losses = optimize(model, aside, settings, ids, FORMATS[layout])
         take_up(Path(aside), Path(out))
     return {
@@ -69,7 +69,7 @@ def optimize(model: str, out: str, settings: dict[str, Any], samples: list[list[
     losses = watch(network.config.get_text_config().num_hidden_layers)
     rounding = AutoRound(
         network,
-        AutoTokenizer.from_pretrained(model),
+        AutoTokenizer.from_pretrained(model, trust_remote_code=False),
         bits=settings["bits"],
         group_size=settings.get("group_size") or -1,
         sym=settings.get("symmetric", True),

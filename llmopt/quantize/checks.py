@@ -62,6 +62,8 @@ def in_our_words(library: str) -> Iterator[None]:
         if isinstance(error, (MemoryError, OSError)) or "out of memory" in str(error).lower():
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
+        if "No space left" in text or "os error" in text:  # of a library in Rust, which is no OSError here
+            raise
         for pieces, kind, message, hint in REASONS:
             if any(piece.lower() in text.lower() for piece in pieces):
                 raise kind(f"{message}: {shortened(text)}", hint=hint) from error

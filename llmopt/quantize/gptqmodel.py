@@ -33,7 +33,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     ids = read_samples(samples)
     # With its own default, one worker on two cores waits for itself for ever.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, (os.cpu_count() or 2) // 2)))
-    with in_our_words("gptqmodel"), tempfile.TemporaryDirectory(prefix="offload-", dir=Path(out).parent) as offload:
+    with in_our_words("gptqmodel"), scratch(out) as offload:
         import torch
         from gptqmodel import GPTQModel
 
@@ -48,6 +48,13 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     layers = {f"model.layers.{layer}": loss for layer, loss in sorted(losses.items())}
     resumed = {"resumable": model_type(model) in RESUMABLE}
     return {"quantized_layers": quantized_layers(out), "losses": layers} | resumed | used(ids)
+
+
+@contextlib.contextmanager
+def scratch(out: str) -> Iterator[str]:
+    """A folder for what waits on disk, and the current one: gptqmodel writes ``logs/`` wherever it is run."""
+    with tempfile.TemporaryDirectory(prefix="offload-", dir=out) as folder, contextlib.chdir(folder):
+        yield folder
 
 
 def configuration(settings: dict[str, Any], offload: str) -> Any:

@@ -60,7 +60,7 @@ def by_layers(model: str, out: str, settings: dict[str, Any], samples: str) -> d
     torch.manual_seed(settings.get("seed", 0))
     if not torch.cuda.is_available():
         keep_memory_unpinned()
-    with tempfile.TemporaryDirectory(prefix="offload-", dir=Path(out).parent) as offload:
+    with tempfile.TemporaryDirectory(prefix="offload-", dir=out) as offload:
         network = load(model, settings, offload)
         modifiers = recipe(settings)
         losses = watch(network, modifiers, calibrated)
@@ -223,7 +223,8 @@ def quantized_layers(network: Any) -> int:
 
 
 def by_shards(model: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Quantize file by file; no more than one shard is ever in memory."""
+    """Quantize file by file: the library holds a few shards at a time, not the model."""
+    import torch
     from compressed_tensors.entrypoints.convert import Converter
     from compressed_tensors.quantization import QuantizationScheme
     from llmcompressor import model_free_ptq
@@ -232,13 +233,13 @@ def by_shards(model: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
     done = 0
 
     class Counting(Converter):  # type: ignore[misc]
-        """Changes nothing; is asked once for each shard."""
+        """Asked once for each shard: casts to bf16, as a loaded model is, so that both roads give the same artifact."""
 
         def process(self, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal done
             done += 1
             step(done, total, "shards")
-            return tensors
+            return {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in tensors.items()}
 
         def validate(self, tensors: dict[str, Any]) -> dict[str, Any]:
             return tensors

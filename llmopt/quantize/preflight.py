@@ -157,10 +157,12 @@ def gguf_fallbacks(linears: Iterable[Tensor], settings: dict[str, Any]) -> dict[
 # --- what cannot work -------------------------------------------------------------------------------------------
 
 
-def require_possible(model: ModelRef, method: Method, route: Route, environment: Environment, tools: bool) -> None:
+def require_possible(
+    model: ModelRef, method: Method, route: Route, environment: Environment, tools: bool, device: str
+) -> None:
     """Raise what would be raised hours later: an unknown architecture, rows that no group divides, a missing tool.
 
-    ``tools``: llama.cpp's own programs are here, which can compute and use an importance matrix.
+    ``device``: "cpu" or "cuda"; ``tools``: llama.cpp's own programs are here, which can compute and use an importance matrix.
     """
     linears = [t for t in tensors(Path(model.path)) if t.linear]
     if not linears:
@@ -181,8 +183,20 @@ def require_possible(model: ModelRef, method: Method, route: Route, environment:
                 f"llm-compressor has no AWQ mapping for {model.architecture}: it does not know which layers to scale",
                 hint="--quant gptq-int4-g128 needs none",
             )
-    if route.grouped and method.group_size:
+    if route.format == "bitsandbytes" and method.bits == 4 and device == "cpu":
+        require_blocks(model, linears)
+    elif route.grouped and method.group_size:
         require_groups(model, method, linears)
+
+
+def require_blocks(model: ModelRef, linears: Sequence[Tensor]) -> None:
+    """bitsandbytes' 4-bit kernel on the CPU (0.50.2, tried): rows in blocks of 64, columns in blocks of 32."""
+    odd = next((t for t in linears if t.row % 64 or t.shape[-2] % 32), None)
+    if odd is not None:
+        raise ModelError(
+            f"{odd.name} of {model.path} is {odd.shape[-2]} × {odd.row}: bitsandbytes' 4 bits cannot run that without a GPU",
+            hint="--quant int8, w8a8-int8 or gguf-q8_0",
+        )
 
 
 def llama_like(linears: Sequence[Tensor]) -> bool:

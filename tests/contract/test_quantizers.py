@@ -158,10 +158,11 @@ def test_other_settings_do_not_pass_for_the_same_artifact(workshop: Workshop) ->
 def test_a_result_that_fails_its_proof_is_kept_aside_and_not_made_again(workshop: Workshop, tmp_path: Path) -> None:
     out, proof = tmp_path / "nf4", proving.QualityText(tokens=PROOF_TOKENS)
     request = workshop.request("nf4")
-    with pytest.raises(proving.ProofFailed, match="is broken") as caught:
+    with pytest.raises(proving.ProofFailed, match="farther from its base than was asked") as caught:
         making.quantize(
             request, out, Reporter(quiet=True), proof=proof, limits=proving.ProofLimits(max_kl=1e-9, min_top1=None)
         )
+    assert caught.value.exit_status == 3
     refused = tmp_path / "nf4.refused"
     assert str(refused) in (caught.value.hint or "")
     assert json.loads((refused / "refused.json").read_text())["quality"]["kl_mean"] > 1e-9

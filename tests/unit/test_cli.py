@@ -86,7 +86,7 @@ def test_an_interpreter_that_is_not_there(fails, tmp_path):
 
 def test_a_folder_that_holds_something_else(fails, tmp_path):
     model(tmp_path / "m")
-    words = fails("quantize", "m", "-q", "nf4-dq", "-o", ".", "--env", sys.executable, status=2)
+    words = fails("quantize", "m", "-q", "int8", "-o", ".", "--env", sys.executable, status=2)
     assert "holds something else" in words
 
 

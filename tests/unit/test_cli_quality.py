@@ -58,7 +58,7 @@ def test_garbage_is_an_error_without_any_option(made: Artifact, monkeypatch):
     monkeypatch.setattr(proving, "measure", lambda *_, **__: FIGURES | {"kl_mean": 3.47, "top1_agreement": 0.002})
     status, _, err = run(made.path)
     assert status == 1
-    assert "is broken: its mean KL divergence to the base is 3.47 nats, above 2; 0.2% of the base's top tokens" in err
+    assert "is broken: its mean KL divergence to the base is 3.47 nats, above 0.5; 0.2% of the base's top tokens" in err
 
 
 def test_one_json_document(made: Artifact):

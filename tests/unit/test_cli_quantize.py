@@ -95,10 +95,14 @@ def test_an_unsupported_architecture(refused, bundled):
 
 
 def test_rows_that_no_group_divides(refused, tmp_path):
-    assert "rows of 96" in refused(decoder(tmp_path / "odd", hidden=96, inner=192, vocabulary=4096), quant="gptq-int4-g128")
+    assert "rows of 96" in refused(
+        decoder(tmp_path / "odd", hidden=96, inner=192, vocabulary=4096), quant="gptq-int4-g128"
+    )
 
 
-@pytest.mark.parametrize(("content", "word"), [(b"", "is empty"), (b"\x00\x01" * 99, "binary"), (b"\xff\xfe", "not UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"", "is empty"), (b"\x00\x01" * 99, "binary"), (b"\xff\xfe", "not UTF-8")]
+)
 def test_a_calibration_that_is_no_text(refused, tmp_path, content, word):
     (tmp_path / "t.txt").write_bytes(content)
     assert word in refused("demo", "--calibration", "t.txt", quant="gptq-int4-g128", status=2)
@@ -154,7 +158,9 @@ def test_what_a_recipe_would_not_hear_of(llmopt, words):
     assert (told.returncode, "names its model" in told.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("words", [("quantize",), ("quantize", "demo", "-o", "out"), ("quantize", "-q", "nf4", "-o", "out")])
+@pytest.mark.parametrize(
+    "words", [("quantize",), ("quantize", "demo", "-o", "out"), ("quantize", "-q", "nf4", "-o", "out")]
+)
 def test_what_is_missing_is_said(llmopt, words):
     told = llmopt(*words)
     assert told.returncode == 2

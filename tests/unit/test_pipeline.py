@@ -302,7 +302,7 @@ def test_a_sweep_finds_where_the_server_falls_behind(scripted, bench):
     base_url = scripted("--ttft-ms", "17", "--tpot-ms", "1", slots=1).base_url
     runs, found = bench(base_url, replace(SMALL, load="open", rate=40.0), sweep=True, requests=40)
     assert found["kind"] == "sweep"
-    assert 40 <= found["keeps_up_to"] <= 57
+    assert 40 <= found["keeps_up_to"] <= 60
     assert 45 <= found["saturated_from"] <= 80.1
     assert {p["run_id"] for p in found["points"]} == {r.run_id for r in runs}
 

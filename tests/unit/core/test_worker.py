@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 
@@ -27,8 +28,9 @@ STARTED = {"args": ["sh", "-c", "echo '(1/2): working'; sleep 60"]}
 def kill_the_worker(done, total, what):
     """Kill the runner: the only descendant that has the job's folder as its argument."""
     for process in descendants():
-        if any("runner.py" in word for word in process.cmdline()[:2]):
-            os.kill(process.pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.Error):  # killed a moment ago, and not yet reaped
+            if any("runner.py" in word for word in process.cmdline()[:2]):
+                os.kill(process.pid, signal.SIGKILL)
 
 
 def test_a_result_comes_back_with_what_it_took(job):

@@ -39,7 +39,17 @@ def test_what_no_engine_does_is_said_before_anything_starts(tmp_path, format, en
     ("kl", "top1", "broken"), [(0.27, 0.72, 0), (3.47, 0.002, 2), (2.0, 0.2, 0), (2.01, 0.5, 1), (0.1, 0.19, 1)]
 )
 def test_default_limits_tell_garbage_from_two_honest_bits(kl, top1, broken):
-    assert len(ProofLimits().broken({"kl_mean": kl, "top1_agreement": top1})) == broken
+    assert len(ProofLimits().for_bits(2).broken({"kl_mean": kl, "top1_agreement": top1})) == broken
+
+
+@pytest.mark.parametrize(("kl", "top1", "broken"), [(0.05, 0.88, 0), (0.87, 0.56, 1), (0.1, 0.49, 1), (3.47, 0.002, 2)])
+def test_more_bits_must_stay_closer(kl, top1, broken):
+    assert len(ProofLimits().for_bits(4).broken({"kl_mean": kl, "top1_agreement": top1})) == broken
+
+
+def test_a_limit_that_was_given_holds_for_every_width():
+    given = ProofLimits(max_kl=0.01, min_top1=None)
+    assert given.for_bits(2) == given.for_bits(8) == given
 
 
 def test_a_trial_has_no_limits():

@@ -56,7 +56,7 @@ def test_rows_that_k_quants_cannot_take_are_counted(tmp_path):
 def require(folder, name, tools=False, environment=None):
     chosen = method(name)
     preflight.require_possible(
-        open_model(folder), chosen, chosen.routes[0], environment or environments.current(), tools
+        open_model(folder), chosen, chosen.routes[0], environment or environments.current(), tools, "cpu"
     )
 
 
@@ -68,6 +68,13 @@ def test_rows_that_no_group_divides_are_refused_at_once(tmp_path):
         require(folder, "gptq-int4-g128")
     assert "g32" in caught.value.hint
     require(folder, "gptq-int4-g32")
+
+
+@pytest.mark.parametrize(("hidden", "inner"), [(96, 256), (256, 336)])
+def test_shapes_that_the_four_bit_kernel_cannot_run(tmp_path, hidden, inner):
+    with pytest.raises(ModelError, match="cannot run that without a GPU"):
+        require(decoder(tmp_path, hidden=hidden, inner=inner), "nf4")
+    require(decoder(tmp_path, hidden=hidden, inner=inner), "int8")
 
 
 def fake_packages(tmp_path, **files):
