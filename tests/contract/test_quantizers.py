@@ -18,7 +18,7 @@ from llmopt.pipeline.measuring import bench_artifact
 from llmopt.quantize import METHODS, quantization
 from llmopt.quantize.gguf_types import FILE_TYPES
 from llmopt.report.progress import Reporter
-from tests.contract.conftest import PROOF_TOKENS, Workshop
+from tests.contract.conftest import PROOF_TOKENS, SAMPLES, Workshop
 
 pytestmark = pytest.mark.engine
 # Every method in its default layout, every other layout, and a GGUF of each kind (plain, K-quant, IQ); the other file
@@ -48,7 +48,8 @@ def test_manifest_says_how_it_was_made(workshop: Workshop, name: str) -> None:
     assert manifest["seconds"] > 0
     assert manifest["peak_memory_bytes"] > 100 << 20
     assert manifest["base"]["fingerprint"] == workshop.model.fingerprint
-    assert manifest["versions"][manifest["library"]["name"]] == manifest["library"]["version"]
+    assert manifest["library"]["version"]
+    assert manifest["versions"]["torch"]
 
 
 @EVERY
@@ -175,3 +176,25 @@ def test_a_result_that_fails_its_proof_is_kept_aside_and_not_made_again(workshop
     assert not (out / "refused.json").exists()
     assert time.monotonic() - started < 15  # neither quantized nor measured again
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(environments.tool("llama-imatrix") is None, reason="llama.cpp's own tools are not here")
+def test_a_type_below_three_bits_is_made_with_an_importance_matrix(workshop: Workshop, tmp_path: Path) -> None:
+    request, out = workshop.request("gguf-iq2_xxs"), tmp_path / "iq2"
+    artifact, _ = making.quantize(request, out, Reporter(quiet=True), proof=proving.QualityText(tokens=PROOF_TOKENS))
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert manifest["details"]["imatrix"]["computed_from"] == "calibration"
+    assert manifest["calibration"]["samples"] == SAMPLES
+    assert 2 < artifact.bits_per_weight < 3
+    assert (out / "imatrix" / "imatrix.gguf").exists()
+
+
+@pytest.mark.skipif(environments.tool("llama-imatrix") is None, reason="llama.cpp's own tools are not here")
+def test_an_importance_matrix_is_kept_only_where_it_measures_better(workshop: Workshop, tmp_path: Path) -> None:
+    options = making.Options(imatrix="auto", samples=SAMPLES)
+    request, out = making.quantize_request(workshop.model, "gguf-q3_k_m", options), tmp_path / "q3"
+    making.quantize(request, out, Reporter(quiet=True))
+    matrix = json.loads((out / MANIFEST).read_text())["details"]["imatrix"]
+    assert matrix["kept"] == (matrix["kl_with"] < matrix["kl_without"])
+    assert (out / "imatrix").exists() == matrix["kept"]
+    assert sorted(p.name for p in out.glob("*.gguf")) == ["model.gguf"]
