@@ -96,12 +96,21 @@ def quantize_command(
     ] = "auto",
     max_kl: Annotated[
         float | None,
-        typer.Option("--max-kl", help="Refuse a result farther from its base, nats.", min=0, rich_help_panel=PROOF),
+        typer.Option(
+            "--max-kl",
+            help="Refuse a result farther from its base, nats; default 0.5, below 4 bits 2.",
+            min=0,
+            rich_help_panel=PROOF,
+        ),
     ] = None,
     min_top1: Annotated[
         float | None,
         typer.Option(
-            "--min-top1", help="Refuse one that keeps fewer top tokens, 0 to 1.", min=0, max=1, rich_help_panel=PROOF
+            "--min-top1",
+            help="Refuse one that keeps fewer top tokens, 0 to 1; default 0.5, below 4 bits 0.2.",
+            min=0,
+            max=1,
+            rich_help_panel=PROOF,
         ),
     ] = None,
     python: PythonOption = None,

@@ -17,7 +17,7 @@ BITS = {
     "Q2_K": 2.625, "Q3_K": 3.4375, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625,
     "IQ1_S": 1.5625, "IQ1_M": 1.75, "IQ2_XXS": 2.0625, "IQ2_XS": 2.3125, "IQ2_S": 2.5625,
     "IQ3_XXS": 3.0625, "IQ3_S": 3.4375, "IQ4_NL": 4.5, "IQ4_XS": 4.25,
-    "TQ1_0": 1.6875, "TQ2_0": 2.0625, "MXFP4": 4.25,
+    "TQ1_0": 1.6875, "TQ2_0": 2.0625, "MXFP4": 4.25, "Q1_0": 1.125,
 }  # fmt: skip
 # Types whose blocks are shorter than a super-block: any row that 32 divides will do.
 SMALL_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")
@@ -85,6 +85,7 @@ FILE_TYPES = {
     "iq1_s": _plain(24, "IQ1_S", "Q5_K", imatrix=True),
     "tq2_0": _plain(37, "TQ2_0", note=TERNARY),
     "tq1_0": _plain(36, "TQ1_0", note=TERNARY),
+    "q1_0": _plain(40, "Q1_0", note="for models trained to one bit; others come out as noise"),
     "mxfp4_moe": _plain(38, "MXFP4", "Q8_0", note="experts of a mixture in MXFP4, everything else in Q8_0"),
 }
 

@@ -77,6 +77,8 @@ def forecast(model: ModelRef, method: Method, route: Route, settings: dict[str, 
     # A GGUF is quantized from one in 16 bits; with a choice of matrix two results lie beside each other.
     beside = model.parameters * 2 + (size if settings.get("imatrix") == "auto" else 0) if route.format == "gguf" else 0
     doubts = [f"{len(fallbacks)} tensors get a wider type: their rows are no multiple of 256"] if fallbacks else []
+    if route.format == "gguf" and (note := FILE_TYPES[settings["type"]].note):
+        doubts.append(f"{method.name}: {note}")
     return Forecast(
         size_bytes=0 if route.format == "in-memory" else size,
         bits_per_weight=round(size * 8 / model.parameters, 3),
