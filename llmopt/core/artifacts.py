@@ -129,6 +129,14 @@ def open_artifact(path: str | Path) -> Artifact:
     if manifest is None:
         return unquantized(open_model(folder))
     artifact = artifact_of(manifest, folder)
+    if (
+        artifact.quantization.format == "in-memory"
+        and open_model(artifact.base).fingerprint != artifact.base_fingerprint
+    ):
+        raise ModelError(
+            f"{artifact.base}, which {folder} quantizes when it is loaded, is not the model that it was",
+            hint="quantize again",
+        )
     files = weight_files(folder)
     whole = manifest.get("weights_fingerprint", artifact.key)
     if sum(p.stat().st_size for p in files) != artifact.size_bytes or whole not in (fingerprint(files), artifact.key):

@@ -1,9 +1,10 @@
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 
-from llmopt.core.artifacts import MANIFEST, count_parameters, open_artifact, open_model, safetensors_header
+from llmopt.core.artifacts import MANIFEST, count_parameters, manifest_of, open_artifact, open_model, safetensors_header
 from llmopt.core.errors import ModelError
 from unit.make import artifact, model, safetensors
 
@@ -163,3 +164,15 @@ def test_a_damaged_manifest(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ModelError, match="damaged"):
         open_artifact(tmp_path)
+
+
+def test_what_is_quantized_when_it_is_loaded_needs_its_base_as_it_was(tmp_path):
+    base = model(tmp_path / "base")
+    made = artifact(tmp_path / "out", "dynamic-int8", "in-memory")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    fields = {"base": str(base), "base_fingerprint": open_model(base).fingerprint, "size_bytes": 0}
+    (tmp_path / "out" / MANIFEST).write_bytes(manifest_of(replace(made, **fields)))
+    assert open_artifact(tmp_path / "out").size_bytes == 0
+    safetensors(base / "model.safetensors", fill=9)
+    with pytest.raises(ModelError, match="is not the model that it was"):
+        open_artifact(tmp_path / "out")
