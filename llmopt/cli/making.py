@@ -11,7 +11,7 @@ from llmopt.cli.shell import Json, PythonOption, TextOption, TokensOption, app, 
 from llmopt.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmopt.pipeline.making import Options
+    from llmopt.pipeline.requesting import Options
 
 CALIBRATION, LARGE, PROOF = "Calibration", "Large models", "Proof"
 WITH_A_RECIPE = ("recipe", "out", "dry_run", "force", "max_kl", "min_top1", "json")
@@ -119,7 +119,7 @@ def quantize_command(
     """Quantize a model, prove the result against its base, and write a manifest and a card beside the weights."""
     from llmopt import demo
     from llmopt.core.units import parse_quantity
-    from llmopt.pipeline import making, proving, recipes
+    from llmopt.pipeline import making, proving, recipes, requesting
     from llmopt.report.artifacts import print_artifact, print_forecast
 
     if out is None:
@@ -140,7 +140,7 @@ def quantize_command(
             "no model" if model is None else "no quantization",
             hint="llmopt quantize MODEL --quant NAME -o DIR; names: docs/quantizations.md",
         )
-    options = making.Options(
+    options = requesting.Options(
         layout=layout, engine=engine, imatrix=imatrix, calibration=calibration, samples=samples,
         sample_tokens=sample_tokens, seed=seed, device_map=device_map, python=python,
         max_memory_bytes=round(parse_quantity(max_memory, "bytes")) if max_memory else None,
@@ -149,7 +149,7 @@ def quantize_command(
     request = asked(demo.MODEL if model == "demo" else Path(model), quant, options)
     compare = proving.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
     if dry_run:
-        preparation = making.prepared(request, out.resolve(), compare, kv_cache_dtype=kv_cache_dtype, force=force)
+        preparation = requesting.prepared(request, out.resolve(), compare, kv_cache_dtype=kv_cache_dtype, force=force)
         document = preparation.document(out)
         print_json(document) if json else print_forecast(document)
         return
@@ -179,8 +179,8 @@ def nobody_gave(context: typer.Context, name: str) -> bool:
 def asked(model: Path, quant: str, options: Options) -> Any:
     """The checked request; a wrong name fails before the model is looked at."""
     from llmopt.core.artifacts import open_model
-    from llmopt.pipeline import making
+    from llmopt.pipeline import requesting
     from llmopt.quantize import method
 
     method(quant)
-    return making.quantize_request(open_model(model), quant, options)
+    return requesting.quantize_request(open_model(model), quant, options)

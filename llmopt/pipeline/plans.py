@@ -14,10 +14,11 @@ from llmopt.core.errors import MissingEnvironment, UsageError
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import load_runs, with_quality
-from llmopt.pipeline.making import Options, quantize, quantize_request
+from llmopt.pipeline.making import quantize
 from llmopt.pipeline.measuring import bench_artifact, engine_version
 from llmopt.pipeline.proving import QualityText, prove
 from llmopt.pipeline.reporter import Reporter
+from llmopt.pipeline.requesting import Options, quantize_request
 from llmopt.quantize import UNQUANTIZED, method
 from llmopt.recipe import Plan
 from llmopt.recommend.candidates import comparable

@@ -9,9 +9,10 @@ from llmopt import recipe
 from llmopt.core.artifacts import open_model
 from llmopt.core.domain import ModelRef
 from llmopt.core.errors import LlmoptError
-from llmopt.pipeline.making import Options, QuantizeRequest, made_document, prepared, quantize, quantize_request
+from llmopt.pipeline.making import made_document, quantize
 from llmopt.pipeline.proving import ProofLimits, QualityText
 from llmopt.pipeline.reporter import Reporter
+from llmopt.pipeline.requesting import Options, QuantizeRequest, prepared, quantize_request
 
 
 def quantize_all(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 FEW_SAMPLES, FEW_TOKENS = 8, 2048
 # How much farther the calibration may lie from the evaluation text than the evaluation text's own halves do from each
-# other: other code of the same kind lies at 1.0, English prose against code at 1.6.
+# other. Of one kind of text both are alike; tests/unit/quantize/test_calibration.py holds prose against code above it.
 FAR_RATIO = 1.3
 COMPARED_TOKENS = 16_384
 VALIDATION_WINDOWS, VALIDATION_TOKENS = 32, 4096  # at least, of both, where the text has them

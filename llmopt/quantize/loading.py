@@ -25,8 +25,8 @@ class Entry:
     quantizations: tuple[str, ...]
     formats: tuple[str, ...]
     loads: bool
-    version: str
     seen: str
+    version: str = ""
     note: str = ""
 
     def matches(self, engine: str, device: str, quantization: Quantization) -> bool:
@@ -39,7 +39,10 @@ class Entry:
 
     @property
     def evidence(self) -> str:
-        return f"{self.seen} with {self.engine} {self.version}"
+        """In words; what an engine documents is no more than that, and has no version that we saw it with."""
+        if self.seen == "tried":
+            return f"tried with {self.engine} {self.version}"
+        return f"documented for {self.engine}, not tried by us"
 
 
 @functools.cache

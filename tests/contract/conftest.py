@@ -10,7 +10,7 @@ import pytest
 from llmopt import demo
 from llmopt.core.artifacts import open_model, unquantized
 from llmopt.core.domain import Artifact
-from llmopt.pipeline import making, proving
+from llmopt.pipeline import making, proving, requesting
 from llmopt.report.progress import Reporter
 
 PROOF_TOKENS = 4096
@@ -24,10 +24,12 @@ class Workshop:
         self.folder = folder
         self.model = open_model(demo.MODEL)
 
-    def request(self, name: str) -> making.QuantizeRequest:
+    def request(self, name: str) -> requesting.QuantizeRequest:
         """``name`` may carry a layout: ``gptq-int4-g128:gptq``."""
         quant, _, layout = name.partition(":")
-        request = making.quantize_request(self.model, quant, making.Options(layout=layout or None, samples=SAMPLES))
+        request = requesting.quantize_request(
+            self.model, quant, requesting.Options(layout=layout or None, samples=SAMPLES)
+        )
         if "iterations" in request.settings:  # a tenth of them shows that each layout is written and read
             return replace(request, settings=request.settings | {"iterations": 5})
         return request

@@ -13,7 +13,7 @@ from llmopt.core import environments
 from llmopt.core.artifacts import MANIFEST, open_artifact
 from llmopt.core.domain import ServeOptions, Workload
 from llmopt.core.errors import UsageError
-from llmopt.pipeline import making, plans, proving
+from llmopt.pipeline import making, plans, proving, requesting
 from llmopt.pipeline.measuring import bench_artifact
 from llmopt.quantize import METHODS, quantization
 from llmopt.quantize.gguf_types import FILE_TYPES
@@ -55,7 +55,7 @@ def test_manifest_says_how_it_was_made(workshop: Workshop, name: str) -> None:
 @EVERY
 def test_real_bits_are_what_was_forecast(workshop: Workshop, name: str) -> None:
     artifact = workshop.artifact(name)
-    coming = making.prepared(workshop.request(name), Path(artifact.path), None).forecast
+    coming = requesting.prepared(workshop.request(name), Path(artifact.path), None).forecast
     assert artifact.bits_per_weight == pytest.approx(coming.bits_per_weight, rel=0.03)
     assert artifact.quantization.bits < artifact.bits_per_weight < 11
 
@@ -151,7 +151,7 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(workshop: Worksh
 
 def test_other_settings_do_not_pass_for_the_same_artifact(workshop: Workshop) -> None:
     made = workshop.artifact("gptq-int4-g128")
-    other = making.quantize_request(workshop.model, "gptq-int4-g128", making.Options(samples=4))
+    other = requesting.quantize_request(workshop.model, "gptq-int4-g128", requesting.Options(samples=4))
     with pytest.raises(UsageError, match="other settings"):
         making.quantize(other, Path(made.path), Reporter(quiet=True))
 
@@ -191,8 +191,8 @@ def test_a_type_below_three_bits_is_made_with_an_importance_matrix(workshop: Wor
 
 @pytest.mark.skipif(environments.tool("llama-imatrix") is None, reason="llama.cpp's own tools are not here")
 def test_an_importance_matrix_is_kept_only_where_it_measures_better(workshop: Workshop, tmp_path: Path) -> None:
-    options = making.Options(imatrix="auto", samples=SAMPLES)
-    request, out = making.quantize_request(workshop.model, "gguf-q3_k_m", options), tmp_path / "q3"
+    options = requesting.Options(imatrix="auto", samples=SAMPLES)
+    request, out = requesting.quantize_request(workshop.model, "gguf-q3_k_m", options), tmp_path / "q3"
     making.quantize(request, out, Reporter(quiet=True))
     matrix = json.loads((out / MANIFEST).read_text())["details"]["imatrix"]
     assert matrix["kept"] == (matrix["kl_with"] < matrix["kl_without"])

@@ -12,7 +12,7 @@ from llmopt.core.domain import Case, Measurement, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, ModelError, UsageError
 from llmopt.core.store import load_runs
 from llmopt.core.worker import JobResult
-from llmopt.pipeline import loads, making, measuring, plans, proving
+from llmopt.pipeline import loads, making, measuring, plans, proving, requesting
 from llmopt.quantize import method
 from llmopt.report.progress import Reporter
 from unit.make import artifact, decoder, safetensors
@@ -68,14 +68,14 @@ def test_an_artifact_on_an_engine_that_does_not_load_it(tmp_path):
 
 def test_no_calibration_text(tmp_path):
     with pytest.raises(UsageError, match="no file"):
-        making.quantize_request(
-            open_model(decoder(tmp_path)), "nf4-dq", making.Options(calibration=str(tmp_path / "nowhere.txt"))
+        requesting.quantize_request(
+            open_model(decoder(tmp_path)), "nf4-dq", requesting.Options(calibration=str(tmp_path / "nowhere.txt"))
         )
 
 
 def test_no_calibration_samples(tmp_path):
     with pytest.raises(UsageError, match="--samples"):
-        making.quantize_request(open_model(decoder(tmp_path)), "gptq-int4-g128", making.Options(samples=0))
+        requesting.quantize_request(open_model(decoder(tmp_path)), "gptq-int4-g128", requesting.Options(samples=0))
 
 
 def request(tmp_path):
@@ -83,7 +83,7 @@ def request(tmp_path):
     from llmopt.quantize import method
 
     nf4 = method("nf4-dq")
-    return making.QuantizeRequest(
+    return requesting.QuantizeRequest(
         model=open_model(decoder(tmp_path / "base", vocabulary=4096)), method=nf4, route=nf4.routes[0], settings=nf4.routes[0].settings,
         environment=current(),
     )  # fmt: skip
@@ -140,7 +140,7 @@ class Quantizer:
 def test_weights_whose_engine_does_not_start_are_kept_and_only_proven_again(tmp_path, monkeypatch):
     """vLLM that finds no memory says that it does not load a model: hours of work must not go for that."""
     quantizer, asked, proof = Quantizer(monkeypatch), request(tmp_path), proving.QualityText()
-    monkeypatch.setattr(making, "require_provable", lambda *_, **__: None)
+    monkeypatch.setattr(requesting, "require_provable", lambda *_, **__: None)
 
     def fail(*_, **__):
         raise ModelError("the engine does not load it", hint="try another")
@@ -164,7 +164,7 @@ def test_whole_weights_need_no_room(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         making.quantize(asked, tmp_path / "out", QUIET)
     monkeypatch.setattr(making, "command_line", lambda *_: "llmopt")
-    monkeypatch.setattr(making, "require_room", interrupt)
+    monkeypatch.setattr(requesting, "require_room", interrupt)
     assert making.quantize(asked, tmp_path / "out", QUIET)[1] is False
 
 
@@ -191,7 +191,7 @@ def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path, monkeyp
 
 def test_the_cards_command_names_no_place_of_this_machine(tmp_path):
     asked = replace(request(tmp_path), settings={"method": "nf4", "shard_bytes": 10**9}, engine="hf")
-    assert making.command_line(asked, tmp_path / "out") == (
+    assert requesting.command_line(asked, tmp_path / "out") == (
         "llmopt quantize base --quant nf4-dq --format bitsandbytes --for hf --shard-size 1000000000B -o out"
     )
 

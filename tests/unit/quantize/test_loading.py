@@ -12,6 +12,7 @@ def test_entries_name_what_there_is():
         assert entry.device in ("cpu", "cuda", "any")
         assert entry.seen in ("tried", "documented")
         assert entry.loads or entry.note
+        assert bool(entry.version) == (entry.seen == "tried")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -26,7 +27,7 @@ def test_without_an_engine_the_first_layout_is_taken():
 def test_an_engine_chooses_the_layout_that_it_loads():
     route, entry = choose_route(method("awq-int4-g128"), None, "lmdeploy", "cuda")
     assert route.format == "awq"
-    assert entry.evidence == "documented with lmdeploy 0.12"
+    assert entry.evidence == "documented for lmdeploy, not tried by us"
 
 
 def test_a_layout_that_was_asked_for_stays():
