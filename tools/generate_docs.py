@@ -74,7 +74,10 @@ def quantizations() -> str:
         "Bits are those of a linear weight, of a GGUF the average over its mix; the artifact says the real number.",
     ]
     lines += ["", "## Which engine loads what", ""]
-    lines += ["What was tried, with which version, or is documented; `--for ENGINE` chooses by it and refuses by it.", ""]
+    lines += [
+        "What was tried, with which version, or is documented; `--for ENGINE` chooses by it and refuses by it.",
+        "",
+    ]
     lines += [
         "| engine | device | quantizations | layouts | loads | evidence | note |",
         "|---|---|---|---|---|---|---|",
