@@ -13,6 +13,7 @@ import time
 
 STARTED = time.monotonic()  # before anything heavy is imported
 
+import contextlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -155,6 +156,49 @@ def bitsandbytes(**options: Any) -> Function:
     return function
 
 
+def gguf(kind: str) -> Function:
+    """llama.cpp's converter and its llama-quantize, the road of its README; the programs of the same environment as llmopt's."""
+
+    def function(model: str, out: str, samples: Ids) -> float:
+        import runpy
+        import subprocess
+
+        from llmopt.core.environments import CONVERTER_FOLDER, tool  # where they lie, nothing else
+
+        folder, program = Path(sys.prefix) / CONVERTER_FOLDER, tool("llama-quantize")
+        if program is None:
+            raise SystemExit("llama-quantize is not here: llmopt env create llamacpp --build")
+        sys.path.insert(0, str(folder))
+        from conversion.base import TextModel
+
+        imported = time.monotonic()
+        # It refuses a tokenizer whose hash it does not know; who has such a one edits this function.
+        TextModel.get_vocab_base_pre = lambda *_: "qwen2"
+        Path(out).mkdir()
+        sys.argv = ["convert_hf_to_gguf.py", model, "--outfile", f"{out}/base.gguf", "--outtype", "bf16"]
+        with contextlib.suppress(SystemExit):
+            runpy.run_path(str(folder / "convert_hf_to_gguf.py"), run_name="__main__")
+        subprocess.run([str(program), f"{out}/base.gguf", f"{out}/model.gguf", kind], check=True)
+        Path(out, "base.gguf").unlink()
+        return imported
+
+    return function
+
+
+def dynamic(model: str, out: str, samples: Ids) -> float:
+    """torch's tutorial: every linear layer, in memory, run once."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    imported = time.monotonic()
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    quantized = torch.ao.quantization.quantize_dynamic(network, {torch.nn.Linear}, dtype=torch.qint8)
+    with torch.inference_mode():
+        quantized(torch.tensor([[0, 1, 2, 3]]))
+    Path(out).mkdir()
+    return imported
+
+
 G32 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
 
 CASES: dict[str, Case] = {
@@ -177,6 +221,9 @@ CASES: dict[str, Case] = {
             bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
         ),
         Case("int8", "int8", "bitsandbytes", bitsandbytes(load_in_8bit=True)),
+        Case("dynamic-int8", "dynamic-int8", "torch", dynamic),
+        Case("gguf-q8_0", "gguf-q8_0", "llama.cpp", gguf("Q8_0")),
+        Case("gguf-q4_k_m", "gguf-q4_k_m", "llama.cpp", gguf("Q4_K_M")),
     )
 }  # fmt: skip
 

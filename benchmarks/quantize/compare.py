@@ -86,15 +86,11 @@ def command_startup_s(case: Case, model: Path, log: Path, rounds: int = 3) -> fl
 
 
 def distance(model: Path, text: Path, folder: Path) -> Row:
-    argv = [
-        sys.executable,
-        str(HERE / "distance.py"),
-        str(model),
-        str(text),
-        str(QUALITY_TOKENS),
-        str(weights_in(folder)),
-    ]
-    return run(argv, log_of(folder)).get("said", {})
+    """Empty for what is quantized in memory alone."""
+    if not weight_bytes(folder):
+        return {}
+    argv = [str(HERE / "distance.py"), str(model), str(text), str(QUALITY_TOKENS), str(weights_in(folder))]
+    return run([sys.executable, *argv], log_of(folder)).get("said", {})
 
 
 def weights_in(folder: Path) -> Path:
@@ -103,7 +99,8 @@ def weights_in(folder: Path) -> Path:
 
 
 def weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in weights_in(folder).glob("*.safetensors"))
+    files = (file for suffix in ("safetensors", "gguf") for file in weights_in(folder).glob(f"*.{suffix}"))
+    return sum(file.stat().st_size for file in files)
 
 
 def write_samples(model: Path, count: int, file: Path) -> int:
@@ -116,7 +113,7 @@ def write_samples(model: Path, count: int, file: Path) -> int:
 
 
 def compare(case: str, settings: argparse.Namespace, work: Path, text: Path) -> Row:
-    """All rounds of one case; the distance is that of the last results."""
+    """All rounds of one case, each result with its distance: some libraries do not give the same twice."""
     rounds: list[Row] = []
     folders = {"bare": work / "bare", "llmopt": work / "llmopt"}
     for number in range(settings.rounds):
@@ -129,13 +126,14 @@ def compare(case: str, settings: argparse.Namespace, work: Path, text: Path) -> 
         # Which side comes first alternates: the second finds the files of the model and the library in memory.
         order = list(pair) if number % 2 == 0 else list(pair)[::-1]
         rounds.append({side: pair[side]() for side in order})
+        for side, folder in folders.items():
+            rounds[-1][side]["quality"] = distance(settings.model, text, folder)
         print(
             f"({number + 1}/{settings.rounds}): {case} " + ", ".join(said(s, rounds[-1][s]) for s in pair), flush=True
         )
     start = command_startup_s(CASES[case], settings.model, work / "dry.log")
     about = {"startup_s": start, "group": CASES[case].group, "library": CASES[case].library, "rounds": rounds}
-    quality = {side: distance(settings.model, text, folder) for side, folder in folders.items()}
-    return about | {"quality": quality, "weight_bytes": {side: weight_bytes(f) for side, f in folders.items()}}
+    return about | {"weight_bytes": {side: weight_bytes(f) for side, f in folders.items()}}
 
 
 def said(side: str, row: Row) -> str:

@@ -21,7 +21,16 @@ def log_probabilities(folder: str, windows: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu", use_safetensors=True)
+    file: dict[str, Any] = {"use_safetensors": True}
+    if Path(
+        folder, "model.gguf"
+    ).exists():  # transformers unpacks it: the weights' distance, not llama.cpp's arithmetic
+        sys.path[:0] = map(str, Path(sys.prefix).glob("share/llmopt/llama.cpp-*"))
+        import gguf
+
+        gguf.__version__ = "0.19.0"  # it lies there without the metadata that transformers looks for
+        file = {"gguf_file": "model.gguf"}
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu", **file)
     network.eval()
     with torch.inference_mode():
         rows = [torch.log_softmax(network(window[None]).logits[0, :-1].float(), -1) for window in windows]

@@ -35,29 +35,44 @@ def cells(name: str, case: Mapping[str, Any], document: Mapping[str, Any]) -> li
         return [name, case["library"], *problems[:1], *[""] * (len(HEADER) - 3)]
     bare_s, ours_s = median(case, "bare", "wall_s"), median(case, "llmopt", "wall_s")
     bare_b, ours_b = median(case, "bare", "peak_bytes"), median(case, "llmopt", "worker_peak_bytes")
-    kl = {side: case["quality"][side].get("kl_mean") for side in ("bare", "llmopt")}
     best = best_library(case["group"], document)
     return [
         name, case["library"], str(len(case["rounds"])), f"{case['load_average']:.1f}",
         f"{bare_s:.1f}", f"{ours_s:.1f}", f"{case['startup_s']:.1f}", f"{(ours_s - case['startup_s']) / bare_s:.2f}",
         f"{bare_b / 2**20:.0f}", f"{ours_b / 2**20:.0f}", f"{ours_b / bare_b:.2f}",
-        number(kl["bare"]), number(kl["llmopt"]), best,
-        f"{case['quality']['llmopt'].get('top1', float('nan')):.1%}", f"{case['weight_bytes']['llmopt'] / 1e6:.2f}",
+        spread(figures(case, "bare", "kl_mean")), spread(figures(case, "llmopt", "kl_mean")), best,
+        share(figures(case, "llmopt", "top1")), f"{case['weight_bytes']['llmopt'] / 1e6:.2f}",
     ]  # fmt: skip
 
 
 def best_library(group: str, document: Mapping[str, Any]) -> str:
-    """The bare library with the lowest KL of those that make this quantization."""
+    """The bare library with the lowest median KL of those that make this quantization."""
     found = [
-        (kl, case["library"])
+        (statistics.median(kl), case["library"])
         for case in document["cases"].values()
-        if case["group"] == group and (kl := case["quality"]["bare"].get("kl_mean")) is not None
+        if case["group"] == group and (kl := figures(case, "bare", "kl_mean"))
     ]
     return f"{number(min(found)[0])} {min(found)[1]}" if found else "–"
 
 
 def median(case: Mapping[str, Any], side: str, field: str) -> float:
     return statistics.median(r[side][field] for r in case["rounds"])
+
+
+def figures(case: Mapping[str, Any], side: str, name: str) -> list[float]:
+    """Of every round that was compared with the base."""
+    return [r[side]["quality"][name] for r in case["rounds"] if name in r[side].get("quality", {})]
+
+
+def spread(values: list[float]) -> str:
+    """The median, and the range where the rounds did not all give the same."""
+    if not values or number(min(values)) == number(max(values)):
+        return number(values[0] if values else None)
+    return f"{number(statistics.median(values))} ({number(min(values))}–{number(max(values))})"
+
+
+def share(values: list[float]) -> str:
+    return f"{statistics.median(values):.1%}" if values else "–"
 
 
 def number(value: float | None) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from llmopt.core.errors import UsageError
 
@@ -19,6 +22,7 @@ def rows(name: str) -> Iterable[Any]:
         return json_rows(path)
     if not path.is_dir() and (path.suffix in (".json", ".jsonl") or path.is_absolute()):  # no hub is asked for a file
         raise UsageError(f"no file {name}", hint=ROWS_HINT)
+    stay_offline_without_a_hub()
     try:
         import datasets
     except ImportError as error:
@@ -32,6 +36,15 @@ def rows(name: str) -> Iterable[Any]:
     except Exception as error:  # the library raises of every kind
         words = " ".join(str(error).split())[:160]
         raise UsageError(f"no data set {name!r}: {words}", hint=ROWS_HINT) from error
+
+
+def stay_offline_without_a_hub() -> None:
+    """Where the hub's name is not known, its client would ask again for half a minute: a wrong name fails at once."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def json_rows(path: Path) -> Iterator[Any]:

@@ -60,6 +60,7 @@ TOKENIZER_FILES = (
 )
 CARD = "README.md"
 SAMPLES_FILE = "samples.json"
+IN_THIS_PLACE = ("tools", "check_text", "resume_folder", "converted")  # settings that say nothing of the artifact
 
 
 def quantize(
@@ -71,8 +72,12 @@ def quantize(
     limits: ProofLimits | None = None,
     kv_cache_dtype: str = "auto",
     force: bool = False,
+    shared: Path | None = None,
 ) -> tuple[Artifact, bool]:
     """Make an artifact in ``out``, or find it there; returns it and whether it was there already.
+
+    ``shared``: a folder for what several quantizations of one model have in common (the converted model, the base's
+    logits), which are then made once.
 
     Everything happens in a folder beside ``out`` that is renamed at the end, after the result was reloaded and compared
     with its base: whatever kills us, nothing half-made has the artifact's name, and weights that were whole are taken
@@ -85,7 +90,7 @@ def quantize(
             return None
         return prove(
             artifact, proof, report, log_folder=logs_folder(out), limits=limits, engine=request.engine,
-            kv_cache_dtype=kv_cache_dtype, python=request.python_of_proof(kv_cache_dtype),
+            kv_cache_dtype=kv_cache_dtype, python=request.python_of_proof(kv_cache_dtype), shared=shared,
         )  # fmt: skip
 
     def prepare_anew() -> Preparation:
@@ -104,7 +109,7 @@ def quantize(
             if whole:
                 report.say(f"its weights were made before: {request.quantization.name} only needs its proof")
             else:
-                make(preparation or prepare_anew(), aside, out, report)
+                make(preparation or prepare_anew(), aside, out, report, shared)
             shutil.rmtree(resume_folder(out, request.key), ignore_errors=True)
             artifact = open_artifact(aside)
             try:
@@ -143,7 +148,7 @@ def write_card(folder: Path, document: dict[str, Any], command: str) -> None:
         write_atomic(folder / CARD, text.encode())
 
 
-def make(preparation: Preparation, aside: Path, out: Path, report: Reporter) -> None:
+def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, shared: Path | None = None) -> None:
     """Check the base's weights, quantize in a worker, copy the tokenizer, write the manifest: whole weights in ``aside``."""
     request = preparation.request
     base, name = Path(request.model.path), request.quantization.name
@@ -152,6 +157,8 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter) -> 
         require_matching_tokenizer(base)
         require_finite(weight_files(base), work.at)
     settings = request.settings
+    if shared is not None and request.quantization.format == "gguf":
+        settings = settings | {"converted": str(shared / "base.gguf")}
     if request.resumes:
         settings = settings | {"resume_folder": str(resume_folder(out, request.key))}
     samples = aside / SAMPLES_FILE
@@ -181,7 +188,7 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter) -> 
     )  # fmt: skip
     manifest = {
         "method": request.quantization.method,
-        "settings": {k: v for k, v in settings.items() if k not in ("tools", "check_text", "resume_folder")},
+        "settings": {k: v for k, v in settings.items() if k not in IN_THIS_PLACE},
         "base": {
             "name": "llmopt demo model" if base == demo.MODEL else base_name(base),
             "path": request.model.path,

@@ -91,10 +91,12 @@ def prove(
     limits: ProofLimits | None = None,
     engine: str | None = None,
     kv_cache_dtype: str = "auto",
+    shared: Path | None = None,
 ) -> dict[str, Any]:
     """The quality record of an artifact. Raises ModelError for files that are not what they say, ProofFailed for figures.
 
     ``engine``: hf, llamacpp or vllm; another engine's artifact is proven in the one that reads its format.
+    ``shared``: a folder for what the proofs of several artifacts have in common: the base is run once for all of them.
     """
     limits = limits or ProofLimits()
     if not Path(artifact.base).is_dir():
@@ -109,7 +111,8 @@ def prove(
     found = stored_quality(file, key, report)
     structure = check_files(artifact, scales=found is None)
     if found is None:
-        found = measure(artifact, text, report, chosen, kv_cache_dtype, log_folder, python) | {"structure": structure}
+        found = measure(artifact, text, report, chosen, kv_cache_dtype, log_folder, python, shared)
+        found |= {"structure": structure}
         write_atomic(file, json.dumps({"key": key, "quality": found}, indent=1).encode())
     bits = artifact.quantization.bits
     if broken := limits.for_bits(bits).broken(found):
@@ -163,6 +166,7 @@ def measure(
     kv_cache_dtype: str,
     log_folder: Path,
     python: str | None,
+    shared: Path | None,
 ) -> dict[str, Any]:
     """Every weight finite, then base and artifact compared in a fresh worker."""
     environment = environments.find(quality.needs(artifact.quantization, engine), python)
@@ -182,11 +186,20 @@ def measure(
                 engine=engine,
                 kv_cache_dtype=kv_cache_dtype,
                 scratch=scratch,
+                reference=shared and reference_folder(shared, artifact, text, engine),
             ),
             log=log_folder / f"quality-{artifact.label}.log",
             progress=work.at,
         )
     return dict(job.value)
+
+
+def reference_folder(shared: Path, artifact: Artifact, text: QualityText, engine: quality.Engine) -> Path:
+    """Where the base's logits lie for all proofs of this base, on this text, in this engine."""
+    words = [artifact.base, artifact.base_fingerprint, read_text(text.path), text.tokens, engine.reference]
+    folder = shared / f"reference-{stable_hash(words)}"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def quality_file(artifact: Artifact) -> Path:

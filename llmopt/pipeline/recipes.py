@@ -9,6 +9,7 @@ from llmopt import recipe
 from llmopt.core.artifacts import open_model
 from llmopt.core.domain import ModelRef
 from llmopt.core.errors import LlmoptError
+from llmopt.core.files import scratch_folder
 from llmopt.pipeline.making import made_document, quantize
 from llmopt.pipeline.proving import ProofLimits, QualityText
 from llmopt.pipeline.reporter import Reporter
@@ -30,14 +31,17 @@ def quantize_all(
     if dry_run:
         return [prepared(r, folder / name, text, force=force).document(folder / name) for name, r in wanted]
     documents, failures = list[dict[str, Any]](), list[tuple[str, LlmoptError]]()
-    for number, (name, request) in enumerate(wanted, 1):
-        report.say(f"[{number}/{len(wanted)}] {name}")
-        try:
-            artifact, there = quantize(request, folder / name, report, proof=text, limits=limits, force=force)
-            documents.append(made_document(artifact, there))
-        except LlmoptError as error:
-            report.say(f"{name} failed: {error.message}")
-            failures.append((name, error))
+    with scratch_folder(folder.resolve(), "shared-") as shared:
+        for number, (name, request) in enumerate(wanted, 1):
+            report.say(f"[{number}/{len(wanted)}] {name}")
+            try:
+                artifact, there = quantize(
+                    request, folder / name, report, proof=text, limits=limits, force=force, shared=shared
+                )
+                documents.append(made_document(artifact, there))
+            except LlmoptError as error:
+                report.say(f"{name} failed: {error.message}")
+                failures.append((name, error))
     if failures:
         name, first = failures[0]
         raise LlmoptError(

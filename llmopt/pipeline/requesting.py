@@ -45,7 +45,10 @@ HOW = ("max_memory_bytes", "device_map", "resume_folder", "tools", "check_text")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeRequest:
-    """What is to be made; ``key`` says whether it is there already. ``engine``: for which it is made, and proven in."""
+    """What is to be made; ``key`` says whether it is there already. ``engine``: for which it is made, and proven in.
+
+    ``unheard``: options that were given and change nothing here.
+    """
 
     model: ModelRef
     method: Method
@@ -55,6 +58,7 @@ class QuantizeRequest:
     calibration: str = BUILTIN
     engine: str | None = None
     seen: loading.Entry | None = None
+    unheard: tuple[str, ...] = ()
 
     @property
     def quantization(self) -> Quantization:
@@ -165,8 +169,20 @@ def quantize_request(model: ModelRef, name: str, options: Options | None = None)
         require_matrix(chosen, settings["imatrix"], tools)
     return QuantizeRequest(
         model=model, method=chosen, route=route, settings=settings, environment=environment,
-        calibration=options.calibration, engine=options.engine, seen=seen,
+        calibration=options.calibration, engine=options.engine, seen=seen, unheard=unheard(route, settings, options),
     )  # fmt: skip
+
+
+def unheard(route: Route, settings: dict[str, Any], options: Options) -> tuple[str, ...]:
+    """The options given that have no effect on this road: somebody who gave them thinks that they have."""
+    given = []
+    if "samples" not in settings:
+        names = ("samples", "sample_tokens", "seed")
+        given += [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+        given += ["--calibration"] if options.calibration != BUILTIN else []
+    given += ["--shard-size"] if options.shard_bytes is not None and not route.shards else []
+    given += ["--device-map"] if options.device_map is not None and not route.device_map else []
+    return tuple(given)
 
 
 def settings_of(route: Route, options: Options) -> dict[str, Any]:
@@ -225,6 +241,8 @@ def prepared(
     if not force:
         require_room(coming, out, settings.get("max_memory_bytes"), request.quantization.name)
     doubts = [*coming.doubts, *(samples.doubts if samples else [])]
+    if request.unheard:
+        doubts.append(f"without effect on {request.quantization.name}: {', '.join(request.unheard)}")
     if request.engine and request.seen is None:
         doubts.append(
             f"whether {request.engine} loads {request.quantization.format} is not known to llmopt: try it early"

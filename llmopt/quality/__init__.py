@@ -118,7 +118,14 @@ def needs(quantization: Quantization, engine: Engine | None = None) -> Needs:
 
 
 def arguments(
-    artifact: Artifact, text: Path, tokens: int, *, engine: Engine, kv_cache_dtype: str, scratch: Path
+    artifact: Artifact,
+    text: Path,
+    tokens: int,
+    *,
+    engine: Engine,
+    kv_cache_dtype: str,
+    scratch: Path,
+    reference: Path | None = None,
 ) -> dict[str, Any]:
     """The arguments of ``compare`` for this artifact, ready for the worker."""
     return {
@@ -130,4 +137,5 @@ def arguments(
         "text": str(text),
         "max_tokens": tokens,
         "scratch": str(scratch),
+        "reference": str(reference or ""),
     }

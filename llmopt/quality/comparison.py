@@ -2,7 +2,8 @@
 
 The base reads everything first and is gone before the artifact is loaded: memory holds one model at a time, and a
 library that patches transformers when a quantized model is loaded (gptqmodel) cannot reach the base. The base's logits
-wait on disk, window by window, in the type that the engine gave them.
+wait on disk, window by window, in the type that the engine gave them; where several artifacts of one base are proven one
+after the other, they lie there for all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import importlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,7 @@ from llmopt.quality.tokens import same_ids, token_windows
 
 # Logits of so many numbers at once become probabilities: 64 MB in float32, a hundred rows of a vocabulary of 150,000.
 NUMBERS_AT_ONCE = 1 << 24
+COMPLETE = "complete"
 Rows = Sequence[dict[str, list[float]]]
 
 
@@ -39,16 +41,26 @@ def compare(
     text: str,
     max_tokens: int,
     scratch: str,
+    reference: str = "",
 ) -> dict[str, Any]:
-    """``Quality`` of one artifact, as a dict. Raises ModelError when it does not load or its numbers are not finite."""
+    """``Quality`` of one artifact, as a dict. Raises ModelError when it does not load or its numbers are not finite.
+
+    ``reference``: a folder whose name stands for base, text, tokens and engine; the base's logits are left there, and
+    read from there when they are.
+    """
     windows = token_windows(base, text, max_tokens)
     chosen = ENGINES[engine]
     own_ids = same_ids(base, artifact, format, text)
-    reading = Progress(len(windows) * (1 if artifact == base and kv_cache_dtype == "auto" else 2))
+    is_base = artifact == base and kv_cache_dtype == "auto"
     with tempfile.TemporaryDirectory(prefix="llmopt-logits-", dir=scratch) as folder:
-        kept = list(kept_logits(ENGINES[chosen.reference], Source(path=base), windows, Path(folder), reading))
-        gc.collect()
-        if reading.total == len(windows):
+        place = Path(reference or folder)
+        there = (place / COMPLETE).exists()
+        reading = Progress(len(windows) * (2 - is_base - there))
+        if not there:
+            keep_logits(ENGINES[chosen.reference], Source(path=base), windows, place, reading)
+            gc.collect()
+        kept = [place / f"{number}.safetensors" for number in range(len(windows))]
+        if is_base:
             rows = [window_figures(load(file), load(file), window) for file, window in zip(kept, windows, strict=True)]
         else:
             source = Source(path=artifact, base=base, format=format, kv_cache_dtype=kv_cache_dtype)
@@ -56,17 +68,18 @@ def compare(
             with opened(chosen, source) as logits:
                 for file, window in zip(kept, windows, strict=True):
                     rows.append(window_figures(load(file), logits(window), window))
-                    file.unlink()
+                    if not reference:
+                        file.unlink()
                     reading.step()
     figures = summary(rows, sum(len(r["kl"]) for r in rows), Path(text))
-    reference = ENGINES[chosen.reference]
+    base_engine = ENGINES[chosen.reference]
     return asdict(
         replace(
             figures,
             engine=engine,
             engine_version=engine_version(chosen),
             kv_cache_dtype=kv_cache_dtype,
-            reference=f"{reference.distribution} {engine_version(reference) or ''}".strip(),
+            reference=f"{base_engine.distribution} {engine_version(base_engine) or ''}".strip(),
             tokenizer=own_ids,
         )
     )
@@ -89,18 +102,17 @@ def opened(engine: Engine, source: Source) -> Any:
     return getattr(importlib.import_module(module), name)(source)
 
 
-def kept_logits(
+def keep_logits(
     engine: Engine, source: Source, windows: Sequence[Sequence[int]], folder: Path, reading: Progress
-) -> Iterator[Path]:
-    """Run a model over all windows; one file of logits for each."""
+) -> None:
+    """Run a model over all windows; one file of logits for each, and at last one that says that they are all there."""
     from safetensors.torch import save_file
 
     with opened(engine, source) as logits:
         for number, window in enumerate(windows):
-            file = folder / f"{number}.safetensors"
-            save_file({"logits": logits(window).contiguous()}, file)
+            save_file({"logits": logits(window).contiguous()}, folder / f"{number}.safetensors")
             reading.step()
-            yield file
+    (folder / COMPLETE).touch()
 
 
 def load(file: Path) -> Any:

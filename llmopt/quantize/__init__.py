@@ -36,7 +36,8 @@ class Route:
 
     ``distribution`` is the package whose version goes into the artifact's key; ``resumes``: model types of which a killed
     run goes on where it stopped; ``grouped``: input widths must be multiples of the group size; ``by_shards``: goes file by
-    file where the model is larger than ``--max-memory``.
+    file where the model is larger than ``--max-memory``; ``offloads``: layers that wait, wait on disk there; ``shards`` and
+    ``device_map``: the options of those names are passed on.
     """
 
     format: Format
@@ -47,6 +48,9 @@ class Route:
     resumes: tuple[str, ...] = ()
     grouped: bool = False
     by_shards: bool = False
+    offloads: bool = False
+    shards: bool = False
+    device_map: bool = False
 
     @property
     def calibrated(self) -> bool:
@@ -102,6 +106,9 @@ def _llmcompressor(calibrated: bool = True, **settings: Any) -> Route:
         settings=settings | (CALIBRATED if calibrated else {}),
         grouped=bool(settings.get("group_size")),
         by_shards=not calibrated,
+        offloads=calibrated,
+        shards=True,
+        device_map=True,
     )
 
 
@@ -114,6 +121,8 @@ def _gptqmodel(layout: Format, **settings: Any) -> Route:
         settings=settings | CALIBRATED,
         resumes=GPTQ_MODEL_RESUMES,
         grouped=True,
+        offloads=True,
+        shards=True,
     )
 
 
@@ -135,6 +144,7 @@ def _autoround(layout: Format) -> Route:
         }
         | CALIBRATED,
         grouped=True,
+        device_map=True,
     )
 
 
@@ -145,6 +155,8 @@ def _bitsandbytes(name: str, bits: float) -> Method:
         needs=BITSANDBYTES,
         distribution="bitsandbytes",
         settings={"method": name},
+        shards=True,
+        device_map=True,
     )
     return Method(
         name=name, method="bitsandbytes", bits=bits, group_size=64 if bits == 4 else None, routes=(route,),

@@ -30,6 +30,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     ``settings["imatrix"]``: ``none``, ``auto`` or a file.  With ``auto`` and a type that can do without, two files are
     left, model.gguf without and with-imatrix.gguf with the importance matrix: the caller measures which is better.
     ``tools`` holds the paths of llama.cpp's own programs, where they are; without them cyllama quantizes.
+    ``converted``: where the converted model is, or is to be left for other types.
     """
     from llmopt.quantize.checks import require_causal_lm
 
@@ -37,12 +38,17 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))  # before the registry's older gguf
     kind, tools = settings["type"], settings.get("tools") or {}
     folder = Path(out)
-    whole, result = folder / "base.gguf", folder / "model.gguf"
+    kept = settings.get("converted")
+    whole, result = Path(kept or folder / "base.gguf"), folder / "model.gguf"
     steps = 3 if settings["imatrix"] == "none" else 4
     step(0, steps, "converting to GGUF")
-    convert(Path(model), whole)
+    if not whole.exists():
+        convert(Path(model), whole.with_suffix(".partial"))
+        whole.with_suffix(".partial").rename(whole)
     details: dict[str, Any] = {}
-    matrix = importance_matrix(settings["imatrix"], whole, Path(samples) if samples else None, tools, steps, details)
+    matrix = importance_matrix(
+        settings["imatrix"], whole, folder, Path(samples) if samples else None, tools, steps, details
+    )
     step(steps - 2, steps, f"quantizing to {kind.upper()}")
     if matrix is None or not FILE_TYPES[kind].needs_imatrix:
         quantize(whole, result, kind, tools.get("llama-quantize"))
@@ -52,7 +58,8 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
         if settings["imatrix"] != "auto":
             other.replace(result)
     step(steps - 1, steps, "checking token ids")
-    whole.unlink()
+    if not kept:
+        whole.unlink()
     require_same_ids(Path(model), result, Path(settings["check_text"]))
     return details | facts(result, kind)
 
@@ -67,7 +74,13 @@ def facts(file: Path, kind: str) -> dict[str, Any]:
 
 
 def importance_matrix(
-    wanted: str, whole: Path, samples: Path | None, tools: dict[str, str], steps: int, details: dict[str, Any]
+    wanted: str,
+    whole: Path,
+    out: Path,
+    samples: Path | None,
+    tools: dict[str, str],
+    steps: int,
+    details: dict[str, Any],
 ) -> Path | None:
     """The matrix file: the one named, or one computed by llama-imatrix from the calibration; ``None`` without one."""
     if wanted == "none":
@@ -79,7 +92,7 @@ def importance_matrix(
         details["imatrix"] = {"left_out": "llama.cpp's own tools are not here"}
         return None
     step(1, steps, "computing the importance matrix")
-    folder = whole.parent / "imatrix"  # not beside the weights, which it would be taken for
+    folder = out / "imatrix"  # not beside the weights, which it would be taken for
     folder.mkdir()
     text, matrix = folder / "calibration.txt", folder / "imatrix.gguf"
     content = json.loads(samples.read_text())
