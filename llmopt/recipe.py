@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,10 +13,11 @@ import yaml
 from llmopt import demo
 from llmopt.bench.workload import make_workload
 from llmopt.core.domain import Goal, ServeOptions, Workload
-from llmopt.core.errors import UsageError
+from llmopt.core.errors import UsageError, nearest
 from llmopt.quantize import method, quantization
 from llmopt.recommend.constraints import make_goal
-from llmopt.serve import require_loadable
+from llmopt.serve import backend, require_loadable
+from llmopt.serve.options import require_known
 
 BUILTIN = "builtin"
 T = TypeVar("T")
@@ -58,14 +59,6 @@ class QuantizeRecipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, f
     quantizations: list[QuantizationText | str]
     calibration: Calibration = Calibration()
     quality: QualityText = QualityText()
-
-
-class CaseGroup(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    backend: str
-    quantizations: list[str]
-    max_model_len: int | None = None
-    threads: int | None = None
-    extra_args: list[str] = []
 
 
 class WorkloadText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -112,7 +105,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
 
     name: str
     model: str
-    cases: list[CaseGroup]
+    cases: list[dict[str, Any]]
     calibration: Calibration = Calibration()
     quality: QualityText = QualityText()
     workload: WorkloadText = WorkloadText()
@@ -178,16 +171,10 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     """Check every name and combination before anything starts; paths in a recipe are relative to its file."""
     workload = recipe.workload.workload()
     cases = []
-    for group in recipe.cases:
-        for name in group.quantizations:
-            require_loadable(group.backend, quantization(name))
-            options = ServeOptions(
-                backend=group.backend,
-                max_model_len=group.max_model_len,
-                max_num_seqs=workload.most_at_once,
-                threads=group.threads,
-                extra_args=tuple(group.extra_args),
-            )
+    for place, group in enumerate(recipe.cases):
+        names, options = case_group(group, f"$.cases[{place}]", workload)
+        for name in names:
+            require_loadable(options.backend, quantization(name))
             cases.append((name, options))
     if not cases:
         raise UsageError(
@@ -206,6 +193,22 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         repeats=recipe.repeats,
         goal=make_goal(goal.slos, max_memory=goal.max_memory, max_kl=goal.max_kl, optimize=goal.optimize),
     )
+
+
+def case_group(group: dict[str, Any], place: str, workload: Workload) -> tuple[list[str], ServeOptions]:
+    """``backend``, ``quantizations``, and the options of ``llmopt serve`` under the names of ServeOptions."""
+    names = [f.name for f in fields(ServeOptions)]
+    for name in group:
+        if name not in (*names, "quantizations"):
+            raise UsageError(f"unknown field {name!r} - at `{place}`", hint=nearest(name, [*names, "quantizations"]))
+    wanted = {"max_num_seqs": workload.most_at_once} | {n: v for n, v in group.items() if n != "quantizations"}
+    try:
+        quantizations = msgspec.convert(group.get("quantizations"), list[str])
+        options = msgspec.convert(wanted, ServeOptions)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{error} (in `{place}`)", hint="recipes/demo.yaml shows every field") from error
+    require_known(backend(options.backend), options)
+    return quantizations, options
 
 
 def quantize_plan(recipe: QuantizeRecipe, folder: Path) -> QuantizePlan:

@@ -7,10 +7,11 @@ import functools
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmopt.cli.serving import Backend, Port, ReadyTimeout, open_case, takes_serve_options
 from llmopt.cli.shell import (
     GroupedCommand,
     Json,
@@ -36,6 +37,7 @@ client = functools.partial(typer.Option, rich_help_panel="Client and record")
 
 @app.command("bench", cls=GroupedCommand)
 @for_people
+@takes_serve_options
 def bench_command(
     artifact: Annotated[
         Path | None, typer.Argument(help="Artifact or model folder to serve; 'demo' for the bundled model.")
@@ -53,28 +55,9 @@ def bench_command(
         list[str] | None,
         server("--header", help="'Name: value' sent with every request; may be repeated."),
     ] = None,
-    backend: Annotated[
-        str | None,
-        server("--backend", "-b", help="Engine: hf or llamacpp; default: the first that loads it."),
-    ] = None,
-    max_model_len: Annotated[int | None, server("--max-model-len", min=1, help="Context length per sequence.")] = None,
-    max_num_seqs: Annotated[
-        int | None,
-        server("--max-num-seqs", min=1, help="Sequences at once; default: the concurrency."),
-    ] = None,
-    threads: Annotated[int | None, server("--threads", min=1, help="CPU threads of the engine.")] = None,
-    extra_arg: Annotated[
-        list[str] | None,
-        server("--extra-arg", help="Passed to the engine as it is; may be repeated."),
-    ] = None,
-    port: Annotated[
-        int | None,
-        server("--port", min=1, max=65535, help="Port of the server that is started; default: a free one."),
-    ] = None,
-    ready_timeout: Annotated[
-        float | None,
-        server("--ready-timeout", min=1, help="Seconds until a server must answer."),
-    ] = None,
+    backend: Backend = None,
+    port: Port = None,
+    ready_timeout: ReadyTimeout = None,
     python: PythonOption = None,
     concurrency: Annotated[
         int | None,
@@ -168,12 +151,12 @@ def bench_command(
     ] = None,
     results: ResultsOption = Path("results"),
     json: Json = False,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Serve an artifact (or take a running server) and measure it; every run's record goes into the results folder."""
-    from llmopt import demo
     from llmopt.bench.endpoint import parse_headers
     from llmopt.bench.workload import make_workload
-    from llmopt.core.domain import ServeOptions
     from llmopt.pipeline import loads, measuring
 
     if (artifact is None) == (url is None):
@@ -209,13 +192,7 @@ def bench_command(
         )
     else:
         assert artifact is not None
-        serve = ServeOptions(
-            backend=backend or "", max_model_len=max_model_len, max_num_seqs=max_num_seqs or workload.most_at_once,
-            threads=threads, extra_args=tuple(extra_arg or ()),
-        )  # fmt: skip
-        from llmopt.pipeline import plans
-
-        case = plans.open_case(demo.MODEL if str(artifact) == "demo" else artifact, serve, workload)
+        case = open_case(artifact, backend, {"max_num_seqs": workload.most_at_once} | given, workload)
         with measuring.serving_case(
             case, report, results=results, python=python, port=port, ready_timeout_s=ready_timeout
         ) as subject:

@@ -70,13 +70,38 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """How an engine is started; names are vLLM's where it has them."""
+    """How an engine is started; names are vLLM's where it has them, else those of the engine that has them.
+
+    ``None`` and ``()`` leave it to the engine.  What each means stands in ``llmopt.serve.options``.
+    """
 
     backend: str
     max_model_len: int | None = None
     max_num_seqs: int = 4
     threads: int | None = None
     extra_args: tuple[str, ...] = ()
+    max_num_batched_tokens: int | None = None
+    kv_cache_dtype: str | None = None
+    enable_prefix_caching: bool | None = None
+    enable_chunked_prefill: bool | None = None
+    batching: Literal["static", "continuous"] | None = None
+    attn_implementation: str | None = None
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    block_size: int | None = None
+    enforce_eager: bool | None = None
+    gpu_layers: int | None = None
+    device_map: str | None = None
+    speculative_model: str | None = None
+    num_speculative_tokens: int | None = None
+    lora_modules: tuple[str, ...] = ()
+    limit_mm_per_prompt: str | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options that are not left to the engine, without the backend's name."""
+        return {name: value for name, value in asdict(self).items() if name != "backend" and value not in (None, ())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +173,13 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Stable over processes and machines: the same artifact, options and workload give the same key."""
-        return stable_hash([self.artifact.key, asdict(self.serve), asdict(self.workload)])
+        """Stable over processes and machines: the same artifact, options and workload give the same key.
+
+        An option that is left to the engine is no part of it, so that a new one does not make old runs strangers.
+        """
+        first = ("backend", "max_model_len", "max_num_seqs", "threads", "extra_args")
+        serve = {name: getattr(self.serve, name) for name in first} | self.serve.asked
+        return stable_hash([self.artifact.key, serve, asdict(self.workload)])
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from llmopt.core import environments
 from llmopt.core.artifacts import open_artifact, open_model, read_config, unquantized
 from llmopt.core.domain import Artifact, Case, Goal, Measurement, ModelRef, ServeOptions, Workload
 from llmopt.core.errors import MissingEnvironment, UsageError
+from llmopt.core.files import scratch_folder
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import load_runs, with_quality
@@ -26,6 +27,7 @@ from llmopt.recommend.constraints import on_memory
 from llmopt.recommend.rank import memory_axis, recommend
 from llmopt.report.document import ranking_document
 from llmopt.serve import require_loadable
+from llmopt.serve.options import require_known
 
 DEFAULT_CONTEXT = 1024
 TEMPLATE_ROOM = 64  # tokens that a chat template may add to a prompt
@@ -37,22 +39,25 @@ def run_plan(plan: Plan, folder: Path, report: Reporter) -> dict[str, Any]:
     results = folder / "results"
     text = QualityText(path=plan.quality_text, tokens=plan.quality_tokens)
     proven: dict[str, dict[str, Any]] = {}
-    for number, (name, options) in enumerate(plan.cases, 1):
-        report.say(f"[{number}/{len(plan.cases)}] {name} on {options.backend}")
-        artifact = artifact_of(plan, model, name, folder, report, text)
-        found = prove(artifact, text, report, log_folder=folder / "artifacts" / "logs")
-        case = case_of(artifact, options, plan.workload)
-        proven[case.key] = found
-        have = stored_runs(results, case)
-        if have < plan.repeats:
-            bench_artifact(case, report, results=results, repeats=plan.repeats - have, quality_of_case=found)
-        else:
-            report.say(f"already measured: {have} run(s)")
+    with scratch_folder(folder.resolve(), "shared-") as shared:
+        for number, (name, options) in enumerate(plan.cases, 1):
+            report.say(f"[{number}/{len(plan.cases)}] {name} on {options.backend}")
+            artifact = artifact_of(plan, model, name, folder, report, text, shared)
+            found = prove(artifact, text, report, log_folder=folder / "artifacts" / "logs", shared=shared)
+            case = case_of(artifact, options, plan.workload)
+            proven[case.key] = found
+            have = stored_runs(results, case)
+            if have < plan.repeats:
+                bench_artifact(case, report, results=results, repeats=plan.repeats - have, quality_of_case=found)
+            else:
+                report.say(f"already measured: {have} run(s)")
     runs = [run for run in load_runs(results, machine=this_machine()) if run.case_key in proven]
     return rank_runs([with_quality(run, proven[run.case_key]) for run in runs], plan.goal)
 
 
-def artifact_of(plan: Plan, model: ModelRef, name: str, folder: Path, report: Reporter, text: QualityText) -> Artifact:
+def artifact_of(
+    plan: Plan, model: ModelRef, name: str, folder: Path, report: Reporter, text: QualityText, shared: Path
+) -> Artifact:
     if name in UNQUANTIZED:
         base = unquantized(model)
         if base.quantization.name != name:
@@ -62,7 +67,7 @@ def artifact_of(plan: Plan, model: ModelRef, name: str, folder: Path, report: Re
         return base
     request = quantize_request(model, name, Options(calibration=plan.calibration, samples=plan.calibration_samples))
     out = folder / "artifacts" / f"{name}-{request.key[:8]}"
-    artifact, there = quantize(request, out, report, proof=text)
+    artifact, there = quantize(request, out, report, proof=text, shared=shared)
     if there:
         report.say(f"already there: {out}")
     return artifact
@@ -98,9 +103,9 @@ def rank_runs(runs: list[Measurement], goal: Goal) -> dict[str, Any]:
 def open_case(path: Path, options: ServeOptions, workload: Workload) -> Case:
     """An artifact or a base model on disk as a case; without a backend the first that loads it. Raises UsageError."""
     artifact = open_artifact(path)
-    name = options.backend or serve.first_able(artifact.quantization)
-    require_loadable(name, artifact.quantization)
-    return case_of(artifact, replace(options, backend=name), workload)
+    chosen = replace(options, backend=options.backend or serve.first_able(artifact.quantization))
+    require_known(require_loadable(chosen.backend, artifact.quantization), chosen)
+    return case_of(artifact, chosen, workload)
 
 
 def case_of(artifact: Artifact, options: ServeOptions, workload: Workload) -> Case:

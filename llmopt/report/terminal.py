@@ -22,6 +22,17 @@ HEADLINE = ("ttft_p50", "ttft_p95", "ttft_service_p50", "tps_p50", "tpot_p50", "
 ONLY_WHERE_KNOWN = ("peak_vram_bytes", "peak_rss_bytes", "load_s", "goodput_rps", "slo_attainment")
 
 
+def print_command(document: dict[str, Any]) -> None:
+    """The engine's own command, ready to paste."""
+    print(document["shell"])
+
+
+def print_serving(document: dict[str, Any]) -> None:
+    console = stdout_console()
+    what = f"{document['quantization']} on {document['backend']}, ready after {document['load_s']:.1f} s"
+    console.print(f"{document['url']}   model {document['model']}   ({what}; Ctrl-C ends it)", markup=False)
+
+
 def print_ranking(document: dict[str, Any], console: Console | None = None) -> None:
     console = console or stdout_console()
     console.print(title(document), style="bold", markup=False)

@@ -2,8 +2,9 @@
 
 How to add one:
 
-1. Write ``llmopt/serve/ENGINE.py`` with one ``Backend`` object named ``BACKEND``: its command line, how its readiness is
-   asked, the formats that it loads and what its log lines mean.  It measures nothing.
+1. Write ``llmopt/serve/ENGINE.py`` with one ``Backend`` object named ``BACKEND``: its command line, which of our options
+   it has and how it spells them, how its readiness is asked, the formats that it loads, what its log lines mean.  It
+   measures nothing.
 2. Add one line to ``BACKENDS``.
 3. Run ``make test``: the contract tests start, ask, measure and stop every line of the table.
 """
@@ -11,7 +12,8 @@ How to add one:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from llmopt.core.domain import Artifact, Quantization, ServeOptions, ServerComma
 from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import UsageError, nearest
 from llmopt.core.machine import available_cores
+from llmopt.serve.facts import EngineFacts
+from llmopt.serve.options import Flag, arguments
 
 # name → module that holds BACKEND; imported only when it is used.
 BACKENDS = {
@@ -28,15 +32,43 @@ BACKENDS = {
 }
 
 
+MODEL_IN_CONTAINER = "/model"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchContext:
-    """What a backend gets to build its command from."""
+    """What a backend gets to build its command from; ``environment`` is ``None`` where it goes into a container."""
 
     artifact: Artifact
     options: ServeOptions
-    environment: Environment
+    environment: Environment | None
     host: str
     port: int
+
+    @property
+    def model(self) -> str:
+        """The artifact's folder as the engine sees it."""
+        return self.artifact.path if self.environment else MODEL_IN_CONTAINER
+
+    @property
+    def python(self) -> str:
+        return str(self.environment.python) if self.environment else "python3"
+
+    def program(self, name: str) -> str:
+        """A program of the engine: beside its environment's interpreter, else the one on the PATH."""
+        if self.environment is None:
+            return name
+        own = self.environment.python.with_name(name)
+        return str(own) if own.exists() else shutil.which(name) or str(own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """The engine's own image, by a tag that stands still. ``options`` are words of ``docker run`` that it needs."""
+
+    image: str
+    entrypoint: str | None = None
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +82,13 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """A description of one engine; ``distribution`` is the package whose version names the engine's."""
+    """A description of one engine; ``distribution`` is the package whose version names the engine's.
+
+    ``flags``: how it spells those of our options that it has (``options.py``); the others are refused by name.
+    ``facts``: reads from its log where memory goes.  ``metrics``: our names of what it counts (``time_to_first_token``,
+    ``queue_time``, ``prefix_cache_hits``) → its own in ``metrics_path``, in the text format of Prometheus.
+    ``known``: the versions that this description was tried with, empty where it never was.
+    """
 
     name: str
     title: str
@@ -58,10 +96,25 @@ class Backend:
     needs: Needs
     distribution: str
     command: Callable[[LaunchContext], ServerCommand]
+    flags: Mapping[str, Flag]
     failures: tuple[Failure, ...] = ()
+    container: Container | None = None
+    facts: Callable[[Sequence[str]], EngineFacts] = lambda lines: EngineFacts()
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    metrics_path: str = "/metrics"
+    known: tuple[str, ...] = ()
     version: Callable[[Environment], str | None] | None = None
     # What a reader of its numbers must know about a format: format → note, printed beside every ranking.
     format_notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The fields of ServeOptions that it has; words of the engine's own are always passed on."""
+        return frozenset((*self.flags, "extra_args"))
+
+    def arguments(self, options: ServeOptions) -> list[str]:
+        """Our options in the engine's words, and what is passed as it is."""
+        return [*arguments(options, self.flags), *options.extra_args]
 
     def refusal(self, quantization: Quantization) -> str | None:
         """Why this engine cannot load that quantization; ``None`` when it can."""

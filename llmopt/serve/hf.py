@@ -8,6 +8,7 @@ transformers in a process of its own; only the HTTP half is ours.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from llmopt.core.domain import ServerCommand
@@ -24,17 +25,13 @@ def command(context: LaunchContext) -> ServerCommand:
     in_memory = context.artifact.quantization.format == "in-memory"
     model = context.artifact.base if in_memory else context.artifact.path
     argv = [
-        str(context.environment.python),
+        context.python,
         str(SERVER),
         *("--model", model),
         *("--host", context.host, "--port", str(context.port)),
-        *("--max-num-seqs", str(options.max_num_seqs)),
-        *("--threads", str(threads)),
         *(["--dynamic-int8"] if in_memory else []),
-        *options.extra_args,
+        *BACKEND.arguments(replace(options, threads=threads)),
     ]
-    if options.max_model_len:
-        argv += ["--max-model-len", str(options.max_model_len)]
     return ServerCommand(
         argv=tuple(argv),
         base_url=f"http://{context.host}:{context.port}/v1",
@@ -52,6 +49,13 @@ BACKEND = Backend(
     needs=Needs(modules=("torch", "transformers", "starlette", "uvicorn", "bitsandbytes", "compressed_tensors"), extra="hf"),
     distribution="transformers",
     command=command,
+    flags={
+        "max_num_seqs": "--max-num-seqs",
+        "max_model_len": "--max-model-len",
+        "max_num_batched_tokens": "--max-num-batched-tokens",
+        "threads": "--threads",
+        "attn_implementation": "--attn-implementation",
+    },
     format_notes={
         "compressed-tensors": "transformers unpacks these weights to 16 bits when it loads them: its memory and speed here are"
         " not those of 4-bit kernels, which vLLM has",

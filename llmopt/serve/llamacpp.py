@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from llmopt.core.domain import ServerCommand
 from llmopt.core.environments import Environment, Needs
 from llmopt.core.worker import QUIET_ENGINES
 from llmopt.serve import Backend, Failure, LaunchContext, engine_threads, gguf_file
+from llmopt.serve.options import Switch
 
 SERVER = Path(__file__).parent / "shims" / "llamacpp_server.py"
 DEFAULT_CONTEXT = 1024
@@ -26,16 +28,14 @@ def command(context: LaunchContext) -> ServerCommand:
     options = context.options
     threads = engine_threads(options)
     own = shutil.which("llama-server")
-    start = [own] if own else [str(context.environment.python), str(SERVER)]
+    start = [own] if own else [context.python, str(SERVER)]
     argv = [
         *start,
         *("-m", str(gguf_file(context.artifact))),
         *("--host", context.host, "--port", str(context.port)),
-        *("-np", str(options.max_num_seqs)),
         *("-c", str(options.max_num_seqs * (options.max_model_len or DEFAULT_CONTEXT))),
-        *("-t", str(threads)),
         "--metrics",
-        *options.extra_args,
+        *BACKEND.arguments(replace(options, threads=threads)),
     ]
     return ServerCommand(
         argv=tuple(argv),
@@ -62,6 +62,7 @@ BACKEND = Backend(
     needs=Needs(modules=() if shutil.which("llama-server") else ("xllamacpp",), extra="llamacpp"),
     distribution="xllamacpp",
     command=command,
+    flags={"max_num_seqs": "-np", "threads": "-t", "max_model_len": Switch(), "gpu_layers": "-ngl"},
     version=version,
     failures=(
         Failure(pattern=r"couldn't bind|address already in use|bind.*failed", cause="the port is taken", remedy="name another one: --port"),

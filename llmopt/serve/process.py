@@ -19,6 +19,8 @@ from llmopt.core.errors import ServerError
 from llmopt.core.files import disk_errors
 from llmopt.core.process import KeptProcess
 from llmopt.serve import Backend, LaunchContext
+from llmopt.serve.container import in_container
+from llmopt.serve.options import require_known
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
@@ -30,6 +32,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class RunningServer:
     """A server that has answered; ``load_s`` is from process start to its first answered request."""
 
+    backend: str
     command: ServerCommand
     pid: int
     load_s: float
@@ -45,24 +48,42 @@ def serving(
     backend: Backend,
     artifact: Artifact,
     options: ServeOptions,
-    environment: Environment,
+    environment: Environment | None,
     *,
     log: Path,
     port: int | None = None,
+    image: str | None = None,
     ready_timeout_s: float | None = None,
 ) -> Iterator[RunningServer]:
-    """A ready server for the time of the ``with`` block. Raises ServerError with the engine's own reason."""
-    context = LaunchContext(
-        artifact=artifact, options=options, environment=environment, host=HOST, port=free_port(port)
-    )
-    command = backend.command(context)
+    """A ready server for the time of the ``with`` block; in the engine's container where ``environment`` is ``None``.
+
+    Raises UsageError for an option that the engine lacks, ServerError with the engine's own reason.
+    """
+    command = command_of(backend, artifact, options, environment, port, image)
     with disk_errors(log):
         log.unlink(missing_ok=True)
     started = time.monotonic()
     patience_s = command.ready_timeout_s if ready_timeout_s is None else ready_timeout_s
     with KeptProcess(command.argv, log=log, environment=command.environment) as process:
         wait_until_ready(backend, command, process, patience_s)
-        yield RunningServer(command=command, pid=process.pid, load_s=time.monotonic() - started, process=process)
+        load_s = time.monotonic() - started
+        yield RunningServer(backend=backend.name, command=command, pid=process.pid, load_s=load_s, process=process)
+
+
+def command_of(
+    backend: Backend,
+    artifact: Artifact,
+    options: ServeOptions,
+    environment: Environment | None,
+    port: int | None = None,
+    image: str | None = None,
+) -> ServerCommand:
+    """The engine's own command line on a free port, or on that one. Raises UsageError, ServerError."""
+    require_known(backend, options)
+    context = LaunchContext(
+        artifact=artifact, options=options, environment=environment, host=HOST, port=free_port(port)
+    )
+    return backend.command(context) if environment else in_container(backend, context, image)
 
 
 def free_port(wanted: int | None) -> int:

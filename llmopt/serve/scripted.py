@@ -18,6 +18,7 @@ from llmopt.core.environments import Needs
 from llmopt.core.errors import ServerError
 from llmopt.core.process import KeptProcess
 from llmopt.serve import Backend, Failure, LaunchContext
+from llmopt.serve.options import Switch
 from llmopt.serve.process import HOST, answers, free_port
 
 SERVER = Path(__file__).parent / "shims" / "scripted_server.py"
@@ -27,8 +28,7 @@ def command(context: LaunchContext) -> ServerCommand:
     return ServerCommand(
         argv=(
             *(sys.executable, str(SERVER), "--host", context.host, "--port", str(context.port)),
-            *("--max-num-seqs", str(context.options.max_num_seqs)),
-            *context.options.extra_args,
+            *BACKEND.arguments(context.options),
         ),
         base_url=f"http://{context.host}:{context.port}/v1",
         model="scripted",
@@ -44,6 +44,7 @@ BACKEND = Backend(
     needs=Needs(modules=(), extra="dev"),
     distribution="llmopt",
     command=command,
+    flags={"max_num_seqs": "--max-num-seqs", "max_model_len": Switch()},
     failures=(Failure(pattern=r"scripted death: (.+)", cause="it was told to die", remedy="take --fault away"),),
 )
 

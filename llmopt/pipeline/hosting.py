@@ -1,0 +1,97 @@
+"""Serve an artifact in the foreground: the command that is measured elsewhere, for people to use."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmopt import serve
+from llmopt.core import environments
+from llmopt.core.domain import Case, ServerCommand
+from llmopt.core.environments import Environment
+from llmopt.core.files import scratch_folder
+from llmopt.pipeline.measuring import without_secret_arguments
+from llmopt.pipeline.reporter import Reporter
+from llmopt.serve.process import RunningServer, command_of, serving
+
+FOLLOW_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a server goes: an interpreter's environment, or the engine's container; and its port, ``None``: a free one."""
+
+    python: str | None = None
+    port: int | None = None
+    container: bool = False
+    image: str | None = None
+
+    def environment(self, backend: serve.Backend) -> Environment | None:
+        """``None`` for a container. Raises MissingEnvironment."""
+        return None if self.container else environments.find(backend.needs, self.python)
+
+
+@contextlib.contextmanager
+def hosted(
+    case: Case, place: Place, report: Reporter, *, ready_timeout_s: float | None = None
+) -> Iterator[RunningServer]:
+    """A ready server; its log lies in llmopt's own folder as long as it runs."""
+    backend = serve.backend(case.serve.backend)
+    environment = place.environment(backend)
+    with scratch_folder(environments.home() / "logs", "serve-") as folder, contextlib.ExitStack() as stack:
+        with report.task(f"starting {backend.name} with {case.artifact.label}"):
+            server = stack.enter_context(
+                serving(
+                    backend, case.artifact, case.serve, environment, log=folder / f"{backend.name}.log",
+                    port=place.port, image=place.image, ready_timeout_s=ready_timeout_s,
+                )
+            )  # fmt: skip
+        yield server
+
+
+def follow(server: RunningServer) -> None:
+    """The server's log on standard error until Ctrl-C; raises ServerError when it dies."""
+    backend = serve.backend(server.backend)
+    with contextlib.suppress(KeyboardInterrupt), server.process.log.open(errors="replace") as log:
+        while server.process.running:
+            sys.stderr.write(log.read())
+            sys.stderr.flush()
+            time.sleep(FOLLOW_S)
+        server.require_alive(backend)
+
+
+def command_document(case: Case, place: Place) -> dict[str, Any]:
+    """What would be started, without starting it."""
+    backend = serve.backend(case.serve.backend)
+    command = command_of(backend, case.artifact, case.serve, place.environment(backend), place.port, place.image)
+    return document_of(case, command)
+
+
+def serving_document(case: Case, server: RunningServer) -> dict[str, Any]:
+    return document_of(case, server.command) | {"pid": server.pid, "load_s": round(server.load_s, 2)}
+
+
+def document_of(case: Case, command: ServerCommand) -> dict[str, Any]:
+    backend = serve.backend(case.serve.backend)
+    return {
+        "backend": backend.name,
+        "artifact": case.artifact.path,
+        "quantization": case.artifact.quantization.name,
+        "options": asdict(case.serve),
+        "url": command.base_url,
+        "model": command.model,
+        "argv": without_secret_arguments(command.argv),
+        "environment": command.environment,
+        "shell": shell_line(command),
+    }
+
+
+def shell_line(command: ServerCommand) -> str:
+    """The command as one line for a shell, with the environment that it is given."""
+    words = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
+    return " ".join([*words, shlex.join(without_secret_arguments(command.argv))])
