@@ -59,3 +59,22 @@ def gpu_names() -> tuple[str, ...]:
         return ()
     finally:
         pynvml.nvmlShutdown()
+
+
+def free_memory_bytes() -> int:
+    """What an engine may take now: the free memory of all NVIDIA GPUs, or of the machine where there is none."""
+    import psutil
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return int(psutil.virtual_memory().available)
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        free = sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
+        return free or int(psutil.virtual_memory().available)
+    except pynvml.NVMLError:
+        return int(psutil.virtual_memory().available)
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,65 +1,13 @@
-"""Will that engine load this quantization here?  What was seen is data (``loading.toml``); this reads it."""
+"""Will that engine load this quantization here?  Chooses the layout that it is known to load."""
 
 from __future__ import annotations
 
-import functools
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
 
-from llmopt.core.domain import Quantization
 from llmopt.core.errors import UsageError, nearest
+from llmopt.core.loading import Entry as Entry
+from llmopt.core.loading import engines, seen
 from llmopt.quantize import Method, Route
-
-TABLE = Path(__file__).with_name("loading.toml")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One line of what was seen. ``seen``: "tried" by us or "documented" by the engine."""
-
-    engine: str
-    device: str
-    quantizations: tuple[str, ...]
-    formats: tuple[str, ...]
-    loads: bool
-    seen: str
-    version: str = ""
-    note: str = ""
-
-    def matches(self, engine: str, device: str, quantization: Quantization) -> bool:
-        return (
-            self.engine == engine
-            and self.device in ("any", device)
-            and quantization.format in self.formats
-            and any(fnmatch(quantization.name, pattern) for pattern in self.quantizations)
-        )
-
-    @property
-    def evidence(self) -> str:
-        """In words; what an engine documents is no more than that, and has no version that we saw it with."""
-        if self.seen == "tried":
-            return f"tried with {self.engine} {self.version}"
-        return f"documented for {self.engine}, not tried by us"
-
-
-@functools.cache
-def entries() -> tuple[Entry, ...]:
-    rows = tomllib.loads(TABLE.read_text())["entry"]
-    return tuple(
-        Entry(**row | {"quantizations": tuple(row["quantizations"]), "formats": tuple(row["formats"])}) for row in rows
-    )
-
-
-def engines() -> list[str]:
-    return list(dict.fromkeys(entry.engine for entry in entries()))
-
-
-def seen(engine: str, device: str, quantization: Quantization) -> Entry | None:
-    """What is known of this combination; ``None`` when nothing is."""
-    return next((e for e in entries() if e.matches(engine, device, quantization)), None)
 
 
 def choose_route(method: Method, layout: str | None, engine: str | None, device: str) -> tuple[Route, Entry | None]:

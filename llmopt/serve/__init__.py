@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmopt.core import loading
 from llmopt.core.domain import Artifact, Quantization, ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import UsageError, nearest
@@ -28,11 +29,13 @@ from llmopt.serve.options import Flag, arguments
 BACKENDS = {
     "hf": "llmopt.serve.hf",
     "llamacpp": "llmopt.serve.llamacpp",
+    "vllm": "llmopt.serve.vllm",
     "scripted": "llmopt.serve.scripted",
 }
 
 
 MODEL_IN_CONTAINER = "/model"
+FILES_IN_CONTAINER = "/llmopt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class LaunchContext:
     environment: Environment | None
     host: str
     port: int
+    # Where the command's own files go (``ServerCommand.files``), as the engine sees it.
+    folder: str = FILES_IN_CONTAINER
 
     @property
     def model(self) -> str:
@@ -85,9 +90,11 @@ class Backend:
     """A description of one engine; ``distribution`` is the package whose version names the engine's.
 
     ``flags``: how it spells those of our options that it has (``options.py``); the others are refused by name.
+    ``sequences_reserved``: how many sequences of the full context it reserves memory for when it starts.
     ``facts``: reads from its log where memory goes.  ``metrics``: our names of what it counts (``time_to_first_token``,
     ``queue_time``, ``prefix_cache_hits``) → its own in ``metrics_path``, in the text format of Prometheus.
-    ``known``: the versions that this description was tried with, empty where it never was.
+    ``known``: the versions that this description was tried with, empty where it never was.  ``devices``: what it runs
+    on (``cpu``, ``cuda``, ``rocm``).
     """
 
     name: str
@@ -99,10 +106,12 @@ class Backend:
     flags: Mapping[str, Flag]
     failures: tuple[Failure, ...] = ()
     container: Container | None = None
+    sequences_reserved: Callable[[ServeOptions], int] = lambda options: 1
     facts: Callable[[Sequence[str]], EngineFacts] = lambda lines: EngineFacts()
     metrics: Mapping[str, str] = field(default_factory=dict)
     metrics_path: str = "/metrics"
     known: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
     version: Callable[[Environment], str | None] | None = None
     # What a reader of its numbers must know about a format: format → note, printed beside every ranking.
     format_notes: dict[str, str] = field(default_factory=dict)
@@ -117,7 +126,10 @@ class Backend:
         return [*arguments(options, self.flags), *options.extra_args]
 
     def refusal(self, quantization: Quantization) -> str | None:
-        """Why this engine cannot load that quantization; ``None`` when it can."""
+        """Why this engine cannot load that quantization on this machine; ``None`` when it can, or nobody knows better."""
+        known = loading.seen(self.name, loading.device_here(), quantization)
+        if known is not None and not known.loads:
+            return f"{self.name} does not load {quantization.name} on this machine ({known.evidence}): {known.note}"
         if quantization.format in self.formats:
             return None
         return f"{self.name} does not load {quantization.name}: it reads {' and '.join(self.formats)}, not {quantization.format}"

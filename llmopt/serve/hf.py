@@ -49,6 +49,7 @@ BACKEND = Backend(
     needs=Needs(modules=("torch", "transformers", "starlette", "uvicorn", "bitsandbytes", "compressed_tensors"), extra="hf"),
     distribution="transformers",
     command=command,
+    sequences_reserved=lambda options: options.max_num_seqs,
     flags={
         "max_num_seqs": "--max-num-seqs",
         "max_model_len": "--max-model-len",

@@ -62,6 +62,7 @@ BACKEND = Backend(
     needs=Needs(modules=() if shutil.which("llama-server") else ("xllamacpp",), extra="llamacpp"),
     distribution="xllamacpp",
     command=command,
+    sequences_reserved=lambda options: options.max_num_seqs,
     flags={"max_num_seqs": "-np", "threads": "-t", "max_model_len": Switch(), "gpu_layers": "-ngl"},
     version=version,
     failures=(

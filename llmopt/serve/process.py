@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -14,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
-from llmopt.core.environments import Environment
+from llmopt.core.environments import Environment, home
 from llmopt.core.errors import ServerError
 from llmopt.core.files import disk_errors
 from llmopt.core.process import KeptProcess
 from llmopt.serve import Backend, LaunchContext
 from llmopt.serve.container import in_container
 from llmopt.serve.options import require_known
+from llmopt.serve.room import require_room
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
+CLEANUP_S = 20
 # Loopback must not go through a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -64,10 +67,30 @@ def serving(
         log.unlink(missing_ok=True)
     started = time.monotonic()
     patience_s = command.ready_timeout_s if ready_timeout_s is None else ready_timeout_s
-    with KeptProcess(command.argv, log=log, environment=command.environment) as process:
+    with prepared(command), KeptProcess(command.argv, log=log, environment=command.environment) as process:
         wait_until_ready(backend, command, process, patience_s)
         load_s = time.monotonic() - started
         yield RunningServer(backend=backend.name, command=command, pid=process.pid, load_s=load_s, process=process)
+
+
+@contextlib.contextmanager
+def prepared(command: ServerCommand) -> Iterator[None]:
+    """The command's own files for the time of the ``with`` block, and its clean-up afterwards."""
+    try:
+        for name, text in command.files.items():
+            path = Path(name)
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+        yield
+    finally:
+        for name in command.files:
+            Path(name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty, or gone with a neighbour
+                Path(name).parent.rmdir()
+        if command.cleanup:
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                subprocess.run(command.cleanup, capture_output=True, timeout=CLEANUP_S, check=False)
 
 
 def command_of(
@@ -80,8 +103,15 @@ def command_of(
 ) -> ServerCommand:
     """The engine's own command line on a free port, or on that one. Raises UsageError, ServerError."""
     require_known(backend, options)
+    require_room(backend, artifact, options)
+    wanted = free_port(port)
     context = LaunchContext(
-        artifact=artifact, options=options, environment=environment, host=HOST, port=free_port(port)
+        artifact=artifact,
+        options=options,
+        environment=environment,
+        host=HOST,
+        port=wanted,
+        folder=str(home() / "launch" / f"{backend.name}-{wanted}"),
     )
     return backend.command(context) if environment else in_container(backend, context, image)
 

@@ -1,8 +1,9 @@
 import pytest
 
 from llmopt.core.errors import UsageError
+from llmopt.core.loading import engines, entries, seen
 from llmopt.quantize import METHODS, method
-from llmopt.quantize.loading import able, choose_route, engines, entries, seen
+from llmopt.quantize.loading import able, choose_route
 
 
 def test_entries_name_what_there_is():

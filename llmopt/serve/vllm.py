@@ -1,0 +1,194 @@
+"""vLLM's own server: the CUDA build where there is a GPU, its CPU build elsewhere.
+
+Started as a module, not as ``vllm serve``: that command looks up a distribution named ``vllm``, which the CPU build is not
+(0.32).  On a CPU vLLM reserves its KV cache by a number of its own and pins its threads: both are set, and so recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmopt.core import environments
+from llmopt.core.domain import ServeOptions, ServerCommand
+from llmopt.core.environments import Environment, Needs
+from llmopt.core.errors import UsageError
+from llmopt.core.kv_cache import GIB
+from llmopt.core.loading import device_here
+from llmopt.core.worker import QUIET_ENGINES, threads_environment
+from llmopt.serve import Backend, Container, Failure, LaunchContext, engine_threads
+from llmopt.serve.facts import EngineFacts, numbers, sizes, total
+from llmopt.serve.options import Switch
+from llmopt.serve.room import context_bytes
+
+NGRAM_LONGEST = (
+    4  # tokens of the prompt's end that are looked up in it; vLLM has no default for a draft without a model
+)
+GUESSES = 3
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+COLD_COMPILE_S = 600.0  # it may compile its graphs, which took three minutes for a small model on two cores
+
+
+def command(context: LaunchContext) -> ServerCommand:
+    options = context.options
+    name = Path(context.artifact.path).name
+    argv = [
+        *(context.python, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", context.model, "--served-model-name", name),
+        *("--host", context.host, "--port", str(context.port)),
+        *speculative(options),
+        *BACKEND.arguments(options),
+    ]
+    on_cpu = device_here() == "cpu" and context.environment is not None
+    return ServerCommand(
+        argv=tuple(argv),
+        base_url=f"http://{context.host}:{context.port}/v1",
+        model=name,
+        environment=QUIET_ENGINES | {"VLLM_NO_USAGE_STATS": "1"} | (cpu_environment(context) if on_cpu else {}),
+        usage_per_chunk=True,
+        ready_timeout_s=COLD_COMPILE_S,
+    )
+
+
+def cpu_environment(context: LaunchContext) -> dict[str, str]:
+    """Room for the whole context of every sequence, in whole GiB as vLLM wants it, and the cores of each worker."""
+    options = context.options
+    workers = (options.tensor_parallel_size or 1) * (options.pipeline_parallel_size or 1)
+    cores = sorted(os.sched_getaffinity(0))[-engine_threads(options) :]
+    share = max(1, len(cores) // workers)
+    bound = [",".join(map(str, cores[i * share : (i + 1) * share] or cores[-1:])) for i in range(workers)]
+    wanted = context_bytes(context.artifact, options) or 0
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(wanted / workers / GIB))),
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(bound),
+        **threads_environment(share),
+    }
+
+
+def speculative(options: ServeOptions) -> list[str]:
+    """One JSON of two options. Raises UsageError for a number of guesses that nobody makes."""
+    if options.speculative_model is None:
+        if options.num_speculative_tokens is not None:
+            raise UsageError("--num-speculative-tokens without a draft", hint="--speculative-model ngram, or a folder")
+        return []
+    draft: dict[str, Any] = {"num_speculative_tokens": options.num_speculative_tokens or GUESSES}
+    if options.speculative_model == "ngram":
+        draft |= {"method": "ngram", "prompt_lookup_max": NGRAM_LONGEST}
+    else:
+        draft |= {"model": options.speculative_model}
+    return ["--speculative-config", json.dumps(draft)]
+
+
+def lora(modules: Sequence[str]) -> list[str]:
+    """Adapters as NAME=FOLDER, and the rank that the largest of them has. Raises UsageError for what is no adapter."""
+    ranks = []
+    for module in modules:
+        name, _, folder = module.partition("=")
+        try:
+            ranks.append(int(json.loads((Path(folder) / "adapter_config.json").read_text())["r"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"--lora-modules {module}: no adapter in {folder or name}", hint="NAME=FOLDER") from error
+    rank = next((able for able in LORA_RANKS if able >= max(ranks)), max(ranks))
+    return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules]
+
+
+def limit_images(text: str) -> list[str]:
+    """``image=2`` → vLLM's JSON. Raises UsageError."""
+    limits = dict(part.partition("=")[::2] for part in text.split(","))
+    if not all(count.isdigit() for count in limits.values()):
+        raise UsageError(f"--limit-mm-per-prompt {text!r} is no limit", hint="--limit-mm-per-prompt image=2")
+    return ["--limit-mm-per-prompt", json.dumps({kind: int(count) for kind, count in limits.items()})]
+
+
+def facts(lines: Sequence[str]) -> EngineFacts:
+    """Out of its log; the CPU build tells the size of the KV cache and nothing of weights and activations."""
+    unit = r"([\d.,]+) (GiB)"
+    capacity = numbers(r"KV cache size: ([\d,]+) tokens", lines)
+    concurrency = numbers(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.,]+)x", lines)
+    on_cpu = [f"{gib} GiB" for gib in numbers(r"(?:Explicitly|Auto) set \(([\d.]+)/[\d.]+\) GiB for KV cache", lines)]
+    return EngineFacts(
+        weights_bytes=total(sizes(rf"Model loading took {unit}", lines)),
+        kv_cache_bytes=total(sizes(rf"Available KV cache memory: {unit}", lines) or sizes(unit, on_cpu)),
+        activation_bytes=total(sizes(rf"{unit} for peak activation", lines)),
+        kv_capacity_tokens=int(capacity[0]) if capacity else None,
+        max_concurrency=concurrency[0] if concurrency else None,
+    )
+
+
+def sequences_reserved(options: ServeOptions) -> int:
+    """On a GPU it takes the share that it is given, and serves as many sequences as fit; on a CPU we ask for room for all."""
+    return options.max_num_seqs if device_here() == "cpu" else 1
+
+
+def version(environment: Environment) -> str | None:
+    """The CPU build is another distribution."""
+    frozen = environments.freeze(environment)
+    found = frozen.get("vllm") or frozen.get("vllm-cpu")
+    return re.sub(r"\+cpu$", "", found) + (" (CPU build)" if "vllm-cpu" in frozen else "") if found else None
+
+
+BACKEND = Backend(
+    name="vllm",
+    title="vLLM",
+    formats=("plain", "compressed-tensors", "gptq", "awq", "auto-round", "bitsandbytes"),
+    needs=Needs(modules=("vllm",), extra="vllm"),
+    distribution="vllm",
+    version=version,
+    known=("0.32.0",),
+    command=command,
+    sequences_reserved=sequences_reserved,
+    facts=facts,
+    flags={
+        "max_model_len": "--max-model-len",
+        "max_num_seqs": "--max-num-seqs",
+        "max_num_batched_tokens": "--max-num-batched-tokens",
+        "tensor_parallel_size": "--tensor-parallel-size",
+        "pipeline_parallel_size": "--pipeline-parallel-size",
+        "gpu_memory_utilization": "--gpu-memory-utilization",
+        "enable_prefix_caching": Switch(on="--enable-prefix-caching", off="--no-enable-prefix-caching"),
+        "enable_chunked_prefill": Switch(on="--enable-chunked-prefill", off="--no-enable-chunked-prefill"),
+        "kv_cache_dtype": "--kv-cache-dtype",
+        "block_size": "--block-size",
+        "enforce_eager": Switch(on="--enforce-eager"),
+        "lora_modules": lora,
+        "limit_mm_per_prompt": limit_images,
+        # In the environment, or in one JSON together:
+        "threads": Switch(),
+        "speculative_model": Switch(),
+        "num_speculative_tokens": Switch(),
+    },
+    container=Container(image="vllm/vllm-openai:v0.32.0", entrypoint="", options=("--gpus", "all", "--ipc", "host")),
+    metrics={
+        "time_to_first_token": "vllm:time_to_first_token_seconds",
+        "inter_token_latency": "vllm:inter_token_latency_seconds",
+        "queue_time": "vllm:request_queue_time_seconds",
+        "prefill_time": "vllm:request_prefill_time_seconds",
+        "decode_time": "vllm:request_decode_time_seconds",
+        "e2e_time": "vllm:e2e_request_latency_seconds",
+        "prefix_cache_queries": "vllm:prefix_cache_queries_total",
+        "prefix_cache_hits": "vllm:prefix_cache_hits_total",
+        "preemptions": "vllm:num_preemptions_total",
+        "kv_cache_usage": "vllm:kv_cache_usage_perc",
+        "running": "vllm:num_requests_running",
+        "waiting": "vllm:num_requests_waiting",
+    },
+    failures=(
+        Failure(pattern=r"(?i)address already in use", cause="the port is taken", remedy="name another one: --port"),
+        Failure(pattern=r"operator torchvision::nms does not exist", cause="a torchvision of another build stands in the way",
+                remedy="llmopt env create vllm, or remove torchvision, torchaudio and torchcodec from its environment"),
+        Failure(pattern=r"max seq len \((\d+)\).* KV cache is needed", cause="the KV cache has no room for one context of tokens",
+                remedy="a shorter --max-model-len, or a larger --gpu-memory-utilization"),
+        Failure(pattern=r"is less than (?:requested memory for kv|desired GPU memory utilization)|No available memory for the cache blocks",
+                cause="there is less free memory than it was told to take",
+                remedy="a smaller --gpu-memory-utilization, --max-model-len or --max-num-seqs, or end what else uses that memory"),
+        Failure(pattern=r"max_model_len \((\d+)\) is greater than the derived", cause="the model's own context is shorter, asked were",
+                remedy="a shorter --max-model-len"),
+        Failure(pattern=r"(?:EngineCore|Worker)\S* pid=\d+\) ERROR [^\]]*\] (\w*(?:Error|Exception): .+)", cause="its engine failed",
+                remedy="see its log"),
+    ),
+)  # fmt: skip
