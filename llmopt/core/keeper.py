@@ -1,10 +1,14 @@
 """Runs one command and never outlives its parent: the process that stands between llmopt and an engine.
 
-Standard library only, run as a script: ``python -I -S keeper.py LOG GRACE_S COMMAND…``.
+Standard library only, run as a script: ``python -I -S keeper.py LOG GRACE_S TEMPORARY COMMAND…``.
 On stdout it says ``pid N`` once, and ``exit CODE`` at the end.  When its standard
 input closes, because the parent asked for that, crashed, or was killed with SIGKILL,
 the command's whole tree gets SIGTERM, and SIGKILL after GRACE_S seconds.  On Linux
 it adopts orphans, so a grandchild that left the process group is ended too.
+
+With TEMPORARY ``own`` the command gets a temporary folder of its own, and what it leaves there goes with it; so do its
+segments of shared memory.  A killed vLLM leaves hundreds of megabytes in /dev/shm, and even one that ends well leaves its
+sockets in /tmp (0.32).
 """
 
 from __future__ import annotations
@@ -13,13 +17,19 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+SHARED_MEMORY = Path("/dev/shm")
+# What Python's multiprocessing, NCCL and torch name their segments; never a file that somebody put there to be read.
+SEGMENTS = ("psm_", "sem.mp-", "nccl-", "torch_")
+LOOK_S = 1.0
 
 
 def prctl(option: int, value: int) -> None:
@@ -27,12 +37,56 @@ def prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def children() -> list[int]:
-    """Ids of this process's own children (adopted orphans too); Linux only, else empty."""
+def children(process: int | str = "self") -> list[int]:
+    """Ids of a process's children, by default our own (adopted orphans too); Linux only, else empty."""
     found: list[int] = []
     with contextlib.suppress(OSError):
-        for task in Path("/proc/self/task").iterdir():
+        for task in Path(f"/proc/{process}/task").iterdir():
             found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
+
+
+def tree() -> list[int]:
+    """Every process below this one."""
+    found = children()
+    for pid in found:  # grows while it is walked
+        found += children(pid)
+    return found
+
+
+class SharedSegments:
+    """The segments that the command's tree made: new ones are looked at while it still has them mapped."""
+
+    def __init__(self) -> None:
+        self.before, self.own = segments(), set[str]()
+
+    def look(self) -> None:
+        if new := segments() - self.before - self.own:
+            self.own |= new & mapped(tree())
+
+    def remove(self) -> None:
+        """Those that are still there and that no other process has taken up."""
+        if left := self.own & segments():
+            living = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+            for name in left - mapped(living):
+                with contextlib.suppress(OSError):
+                    (SHARED_MEMORY / name).unlink()
+
+
+def segments() -> set[str]:
+    try:
+        return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(SEGMENTS)}
+    except OSError:
+        return set()
+
+
+def mapped(processes: list[int]) -> set[str]:
+    """Names in shared memory that any of these processes maps."""
+    found = set()
+    for pid in processes:
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+            found |= {line.rpartition("/")[2] for line in lines if f"{SHARED_MEMORY}/" in line}
     return found
 
 
@@ -70,8 +124,15 @@ def end_tree(command: subprocess.Popen[bytes], grace_s: float) -> None:
         time.sleep(0.02)
 
 
+def remove(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
-    log, grace_s, argv = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
+    log, grace_s, argv = sys.argv[1], float(sys.argv[2]), sys.argv[4:]
+    temporary = tempfile.mkdtemp(prefix="llmopt-") if sys.argv[3] == "own" else None
+    shared = SharedSegments()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent decides, by closing our input
@@ -94,18 +155,24 @@ def main() -> None:
                 stderr=output,
                 start_new_session=True,
                 preexec_fn=in_child,
+                env=os.environ | ({"TMPDIR": temporary} if temporary else {}),
             )
     except OSError as error:
         print(f"failed {error}", flush=True)
+        remove(temporary)
         return
     print(f"pid {command.pid}", flush=True)
     while command.poll() is None:
-        ready, _, _ = select.select([0, wake_read], [], [])
+        ready, _, _ = select.select([0, wake_read], [], [], LOOK_S)
+        shared.look()
         if 0 in ready and not os.read(0, 1):
             break
         if wake_read in ready:
             os.read(wake_read, 4096)
+    shared.look()
     end_tree(command, grace_s)
+    shared.remove()
+    remove(temporary)
     with contextlib.suppress(BrokenPipeError):
         print(f"exit {command.returncode}", flush=True)
 

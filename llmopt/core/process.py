@@ -21,11 +21,18 @@ class KeptProcess:
     """A command under the keeper (see ``keeper.py``); its output goes to ``log``.
 
     Use as a context manager: leaving it stops the whole tree.  When this process dies
-    in any way, the keeper notices the closed pipe and does the same.
+    in any way, the keeper notices the closed pipe and does the same.  Segments of shared memory that the tree leaves are
+    removed; with ``own_temporary`` its temporary folder too.
     """
 
     def __init__(
-        self, argv: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None, grace_s: float = 5.0
+        self,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        grace_s: float = 5.0,
+        own_temporary: bool = False,
     ) -> None:
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +40,16 @@ class KeptProcess:
         self.log, self.argv, self.grace_s = log, tuple(argv), grace_s
         self.returncode: int | None = None
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(KEEPER), str(log), str(grace_s), *argv],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                str(KEEPER),
+                str(log),
+                str(grace_s),
+                "own" if own_temporary else "shared",
+                *argv,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,8 +1,11 @@
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import psutil
 import pytest
@@ -151,3 +154,36 @@ def test_nothing_outlives_a_parent_that_was_killed(log):
         parent.communicate()
     assert len(pids) == 2
     assert until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_a_killed_command_leaves_no_shared_memory(log):
+    make = "from multiprocessing.shared_memory import SharedMemory as S; s = S(create=True, size=4096); print(s.name, flush=True)"
+    with KeptProcess(python(f"{make}; import time; time.sleep(60)"), log=log) as process:
+        segment = Path("/dev/shm") / until(lambda: log.read_text().strip())
+        assert segment.exists()
+        time.sleep(1.5)  # the keeper looks once a second
+        command = psutil.Process(process.pid)
+        for one in [*command.children(recursive=True), command]:
+            one.kill()
+        process.wait(10)
+    assert not segment.exists()
+
+
+def test_shared_memory_of_others_stays(log):
+    with contextlib.ExitStack() as stack:
+        segments = []
+        with KeptProcess(python("import time; time.sleep(60)"), log=log):
+            segments.append(SharedMemory(create=True, size=4096))
+            stack.callback(segments[0].unlink)
+            time.sleep(1.2)
+        assert Path("/dev/shm", segments[0].name).exists()
+        segments[0].close()
+
+
+def test_a_temporary_folder_of_its_own_goes_with_the_command(log):
+    leave = "import tempfile, pathlib; p = pathlib.Path(tempfile.mkdtemp()); (p / 'left').touch(); print(p, flush=True)"
+    with KeptProcess(python(leave), log=log, own_temporary=True) as process:
+        process.wait(10)
+    left = Path(log.read_text().strip())
+    assert left.parent.name.startswith("llmopt-")
+    assert not left.parent.exists()
