@@ -184,3 +184,32 @@ def asked(model: Path, quant: str, options: Options) -> Any:
 
     method(quant)
     return requesting.quantize_request(open_model(model), quant, options)
+
+
+@app.command("synth")
+@for_people
+def synth_command(
+    config: Annotated[str, typer.Argument(help="config.json, model folder, or a shape: qwen2.5-7b, llama-3.1-8b, …")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Only so many layers of it.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = "bfloat16",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="Folder of another tokenizer; default: the config's, or the bundled."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the weights.")] = 0,
+    shard_size: Annotated[str, typer.Option("--shard-size", help="Largest file.")] = "5GB",
+    json: Json = False,
+) -> None:
+    """Make a checkpoint of any architecture with random weights: true for speed and memory, empty for quality."""
+    from llmopt.core.units import parse_quantity
+    from llmopt.pipeline.synthesis import synthesize
+
+    made = synthesize(
+        config, out, reporter(quiet=json), layers=layers, dtype=dtype, tokenizer=tokenizer, seed=seed,
+        shard_bytes=round(parse_quantity(shard_size, "bytes")),
+    )  # fmt: skip
+    if json:
+        print_json(made)
+    else:
+        print(f"{made['path']}: {made['parameters'] / 1e6:,.0f} M parameters, {made['size']}, random weights")

@@ -16,9 +16,10 @@ from llmopt import demo, quality
 from llmopt.core import environments
 from llmopt.core.artifacts import open_artifact, read_manifest, weight_files
 from llmopt.core.domain import Artifact, Measurement, Quantization, stable_hash
-from llmopt.core.errors import GoalNotMet, LlmoptError, ModelError
+from llmopt.core.errors import GoalNotMet, LlmoptError, ModelError, UsageError
 from llmopt.core.files import read_text, scratch_folder, write_atomic
 from llmopt.core.store import with_quality
+from llmopt.core.synthetic import is_synthetic
 from llmopt.core.weights import check_shards, require_finite, require_matching_tokenizer
 from llmopt.core.worker import run_job
 from llmopt.pipeline.reporter import Reporter
@@ -103,6 +104,7 @@ def prove(
         raise ModelError(
             f"the base of {artifact.path} is gone: {artifact.base}", hint="put the base model back, or quantize again"
         )
+    require_meaning(artifact.base)
     chosen = engine_of_proof(artifact.quantization, engine, kv_cache_dtype, report)
     if engine is not None and engine != chosen.name:
         kv_cache_dtype = "auto"  # it was said in another engine's words
@@ -134,6 +136,15 @@ def require_provable(
     """Whether a proof could start: asked before hours of work. Raises UsageError, MissingEnvironment."""
     chosen = engine_of_proof(quantization, engine, kv_cache_dtype)
     environments.find(quality.needs(quantization, chosen), python)
+
+
+def require_meaning(base: str | Path) -> None:
+    """Raises UsageError for weights that were drawn at random: they have no quality that could be lost."""
+    if is_synthetic(base):
+        raise UsageError(
+            f"{base} has random weights (llmopt synth): nothing can be said of its quality",
+            hint="--no-proof; measure its speed and memory with llmopt bench",
+        )
 
 
 def engine_of_proof(

@@ -20,6 +20,7 @@ from llmopt.core.weights import embedding_rows
 from llmopt.pipeline.proving import (
     QualityText,
     engine_of_proof,
+    require_meaning,
     require_provable,
 )
 from llmopt.quality import WINDOW_TOKENS, needs
@@ -221,6 +222,7 @@ def prepared(
     """Calibration, forecast and doubts; raises when the proof could not start, or disk or memory will not do, unless forced."""
     base, samples, settings = Path(request.model.path), None, request.settings
     if proof is not None:
+        require_meaning(base)
         require_provable(
             request.quantization, engine=request.engine, kv_cache_dtype=kv_cache_dtype,
             python=request.python_of_proof(kv_cache_dtype),
