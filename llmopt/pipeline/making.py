@@ -46,9 +46,7 @@ from llmopt.pipeline.proving import (
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.requesting import Preparation, QuantizeRequest, command_line, prepared
 from llmopt.quality.gguf_file import read_gguf
-from llmopt.quantize.preflight import (
-    remember,
-)
+from llmopt.quantize.preflight import remember, weights_room
 from llmopt.report.card import base_name, card
 
 TOKENIZER_FILES = (
@@ -60,7 +58,13 @@ TOKENIZER_FILES = (
 )
 CARD = "README.md"
 SAMPLES_FILE = "samples.json"
-IN_THIS_PLACE = ("tools", "check_text", "resume_folder", "converted")  # settings that say nothing of the artifact
+IN_THIS_PLACE = (
+    "tools",
+    "check_text",
+    "resume_folder",
+    "converted",
+    "weights_memory_bytes",
+)  # settings that say nothing of the artifact
 
 
 def quantize(
@@ -159,6 +163,9 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
     settings = request.settings
     if shared is not None and request.quantization.format == "gguf":
         settings = settings | {"converted": str(shared / "base.gguf")}
+    if request.route.offloads and (limit := settings.get("max_memory_bytes")):
+        room = weights_room(request.model, request.method, request.route, limit)
+        settings = settings | {"weights_memory_bytes": room}
     if request.resumes:
         settings = settings | {"resume_folder": str(resume_folder(out, request.key))}
     samples = aside / SAMPLES_FILE

@@ -36,7 +36,7 @@ class Route:
 
     ``distribution`` is the package whose version goes into the artifact's key; ``resumes``: model types of which a killed
     run goes on where it stopped; ``grouped``: input widths must be multiples of the group size; ``by_shards``: goes file by
-    file where the model is larger than ``--max-memory``; ``offloads``: layers that wait, wait on disk there; ``shards`` and
+    file where the model is larger than ``--max-memory``; ``offloads``: what does not fit waits on disk; ``shards`` and
     ``device_map``: the options of those names are passed on.
     """
 
@@ -121,7 +121,6 @@ def _gptqmodel(layout: Format, **settings: Any) -> Route:
         settings=settings | CALIBRATED,
         resumes=GPTQ_MODEL_RESUMES,
         grouped=True,
-        offloads=True,
         shards=True,
     )
 

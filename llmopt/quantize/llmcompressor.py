@@ -78,9 +78,9 @@ def by_layers(model: str, out: str, settings: dict[str, Any], samples: str) -> d
 
 
 def load(model: str, settings: dict[str, Any], offload: str) -> Any:
-    """The model in memory; with ``max_memory_bytes`` only so much of it, the rest stays in files under ``offload``."""
+    """The model in memory; with ``weights_memory_bytes`` only so much of it, the rest stays in files under ``offload``."""
     own = {"device_map": settings["device_map"]} if settings.get("device_map") else {}
-    limit = settings.get("max_memory_bytes")
+    limit = settings.get("weights_memory_bytes")
     if limit is None or limit >= weights_bytes(model):
         return load_model(model, **own)
     from compressed_tensors.offload import load_offloaded_model

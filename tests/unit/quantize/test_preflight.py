@@ -23,8 +23,11 @@ def own_home(tmp_path, monkeypatch):
 
 
 def forecast(folder, name, **settings):
-    chosen = method(name)
-    return preflight.forecast(open_model(folder), chosen, chosen.routes[0], chosen.routes[0].settings | settings, 4096)
+    """``name`` may have a layout behind a slash."""
+    quantization, _, layout = name.partition("/")
+    chosen = method(quantization)
+    route = chosen.route(layout or None)
+    return preflight.forecast(open_model(folder), chosen, route, route.settings | settings, 4096)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -147,7 +150,22 @@ def test_a_model_larger_than_the_limit_goes_file_by_file_where_the_library_can(t
     limit = 200 << 20
     libraries = COSTS["rtn", "compressed-tensors"].memory_bytes(0)
     assert forecast(tmp_path, "w4a16", max_memory_bytes=limit).memory_bytes < libraries + 4 * (65 << 20)
-    assert forecast(tmp_path, "gptq-int4-g128", max_memory_bytes=limit) == forecast(tmp_path, "gptq-int4-g128")
+    assert forecast(tmp_path, "gptq-int4-g128/gptq", max_memory_bytes=limit) == forecast(
+        tmp_path, "gptq-int4-g128/gptq"
+    )
+
+
+def test_where_layers_wait_on_disk_the_limit_is_kept_until_one_does_not_fit(tmp_path):
+    for number in range(8):
+        weights(tmp_path / f"model-{number}.safetensors", {f"model.layers.{number}.mlp.up_proj.weight": (8192, 4096)})
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    one_layer, hessians = 2 * 4096 * 8192, 2 * 4 * 4096**2
+    least = COSTS["gptq", "compressed-tensors"].memory_bytes(0) + one_layer + hessians
+    whole = forecast(tmp_path, "gptq-int4-g128").memory_bytes
+    assert least < least + 1000 < whole
+    assert forecast(tmp_path, "gptq-int4-g128", max_memory_bytes=least + 1000).memory_bytes == least + 1000
+    assert forecast(tmp_path, "gptq-int4-g128", max_memory_bytes=1000).memory_bytes == least
 
 
 def test_too_little_disk_is_said_before(tmp_path, monkeypatch):
