@@ -15,12 +15,14 @@ class EngineFacts:
 
     ``kv_cache_bytes`` is what is reserved, not what is used; ``kv_capacity_tokens`` how many tokens fit into it, and
     ``max_concurrency`` how many sequences of the full context length that makes.  ``activation_bytes`` is the engine's
-    peak of working memory.  Over all devices.
+    peak of working memory, ``baseline_bytes`` what it held before the model: interpreter, libraries, the GPU's context.
+    Over all devices and processes.
     """
 
     weights_bytes: int | None = None
     kv_cache_bytes: int | None = None
     activation_bytes: int | None = None
+    baseline_bytes: int | None = None
     kv_capacity_tokens: int | None = None
     max_concurrency: float | None = None
 
