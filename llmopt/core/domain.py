@@ -188,7 +188,11 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerCommand:
-    """How to start one server process and how to see that it is ready."""
+    """How to start one server process and how to see that it is ready.
+
+    ``files`` are written before the start (path → text): options that an engine takes from a file alone.  ``cleanup``
+    is run when it has been stopped: it takes away what outlives the process (a container).
+    """
 
     argv: tuple[str, ...]
     base_url: str
@@ -197,6 +201,8 @@ class ServerCommand:
     health_path: str = "/health"
     usage_per_chunk: bool = False
     ready_timeout_s: float = 180.0
+    files: dict[str, str] = field(default_factory=dict)
+    cleanup: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +322,10 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run: a JSON document in the store."""
+    """One run: a JSON document in the store.
+
+    ``memory`` is where the server's memory goes, ``server`` what it counted itself over the same time.
+    """
 
     run_id: str
     started_at: str
@@ -334,6 +343,8 @@ class Measurement:
     definitions: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
     telemetry: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    server: dict[str, Any] = field(default_factory=dict)
     evidence: Evidence = "measured"
     llmopt_version: str = ""
     measuring_revision: int = 0

@@ -51,11 +51,15 @@ TELLING = ("llama-server", "llama-cli", "llama-bench")
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What an adapter must find in an environment; ``extra`` is the extra of llmopt that brings it."""
+    """What an adapter must find in an environment; ``extra`` is the extra of llmopt that brings it.
+
+    ``programs`` may lie beside the environment's interpreter or on the PATH.
+    """
 
     modules: tuple[str, ...]
     extra: str
     converter: bool = False
+    programs: tuple[str, ...] = ()
 
 
 def find(needs: Needs, python: str | None = None) -> Environment:
@@ -79,7 +83,7 @@ def find(needs: Needs, python: str | None = None) -> Environment:
 
 @functools.cache
 def missing(environment: Environment, needs: Needs) -> tuple[str, ...]:
-    """The needed modules that are not installed there."""
+    """The needed modules and programs that are not there."""
     if environment.origin == "current":
         absent = [m for m in needs.modules if importlib.util.find_spec(m) is None]
     else:
@@ -87,6 +91,7 @@ def missing(environment: Environment, needs: Needs) -> tuple[str, ...]:
         absent = ask(environment, code, *needs.modules).split()
     if needs.converter and not (environment.converter / "convert_hf_to_gguf.py").exists():
         absent.append("llama.cpp's converter")
+    absent += [p for p in needs.programs if not environment.python.with_name(p).exists() and not shutil.which(p)]
     return tuple(absent)
 
 

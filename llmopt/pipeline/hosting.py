@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from llmopt import serve
@@ -87,11 +88,16 @@ def document_of(case: Case, command: ServerCommand) -> dict[str, Any]:
         "model": command.model,
         "argv": without_secret_arguments(command.argv),
         "environment": command.environment,
+        "files": command.files,
         "shell": shell_line(command),
     }
 
 
 def shell_line(command: ServerCommand) -> str:
-    """The command as one line for a shell, with the environment that it is given."""
+    """The command as one line for a shell, with the environment that it is given; its files on lines before it."""
+    files = [
+        f"mkdir -p {shlex.quote(str(Path(path).parent))} && printf %s {shlex.quote(text)} > {shlex.quote(path)}\n"
+        for path, text in command.files.items()
+    ]
     words = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
-    return " ".join([*words, shlex.join(without_secret_arguments(command.argv))])
+    return "".join(files) + " ".join([*words, shlex.join(without_secret_arguments(command.argv))])

@@ -25,11 +25,17 @@ from llmopt.core.machine import available_cores
 from llmopt.serve.facts import EngineFacts
 from llmopt.serve.options import Flag, arguments
 
-# name → module that holds BACKEND; imported only when it is used.
+# name → module that holds BACKEND; imported only when it is used.  In the order in which an engine is chosen.
 BACKENDS = {
     "hf": "llmopt.serve.hf",
     "llamacpp": "llmopt.serve.llamacpp",
     "vllm": "llmopt.serve.vllm",
+    "sglang": "llmopt.serve.sglang",
+    "trtllm": "llmopt.serve.trtllm",
+    "tgi": "llmopt.serve.tgi",
+    "lmdeploy": "llmopt.serve.lmdeploy",
+    "rayserve": "llmopt.serve.rayserve",
+    "triton": "llmopt.serve.triton",
     "scripted": "llmopt.serve.scripted",
 }
 
@@ -61,10 +67,13 @@ class LaunchContext:
 
     def program(self, name: str) -> str:
         """A program of the engine: beside its environment's interpreter, else the one on the PATH."""
-        if self.environment is None:
-            return name
-        own = self.environment.python.with_name(name)
-        return str(own) if own.exists() else shutil.which(name) or str(own)
+        return name if self.environment is None else program(self.environment, name)
+
+
+def program(environment: Environment, name: str) -> str:
+    """A program of an engine: beside this environment's interpreter, else the one on the PATH."""
+    own = environment.python.with_name(name)
+    return str(own) if own.exists() else shutil.which(name) or str(own)
 
 
 @dataclass(frozen=True, kw_only=True)

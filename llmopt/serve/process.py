@@ -67,7 +67,10 @@ def serving(
         log.unlink(missing_ok=True)
     started = time.monotonic()
     patience_s = command.ready_timeout_s if ready_timeout_s is None else ready_timeout_s
-    with prepared(command), KeptProcess(command.argv, log=log, environment=command.environment) as process:
+    with (
+        prepared(command),
+        KeptProcess(command.argv, log=log, environment=command.environment, own_temporary=True) as process,
+    ):
         wait_until_ready(backend, command, process, patience_s)
         load_s = time.monotonic() - started
         yield RunningServer(backend=backend.name, command=command, pid=process.pid, load_s=load_s, process=process)
@@ -86,8 +89,9 @@ def prepared(command: ServerCommand) -> Iterator[None]:
     finally:
         for name in command.files:
             Path(name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty, or gone with a neighbour
-                Path(name).parent.rmdir()
+            with contextlib.suppress(OSError):  # up to the first folder that holds something else
+                for folder in Path(name).parents:
+                    folder.rmdir()
         if command.cleanup:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 subprocess.run(command.cleanup, capture_output=True, timeout=CLEANUP_S, check=False)

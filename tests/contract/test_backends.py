@@ -29,7 +29,7 @@ LOADS = {"hf": "nf4-dq", "llamacpp": "gguf-q4_k_m", "scripted": "bf16"}
 WORKLOAD = Workload(input_tokens=48, output_tokens=16, concurrency=4, requests=64, warmup_requests=4)
 
 
-@pytest.fixture(scope="module", params=list(serve.BACKENDS))
+@pytest.fixture(scope="module", params=list(LOADS))
 def started(request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """One real server per engine, for all tests of this page that only ask it something."""
     backend = serve.backend(request.param)
