@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from llmopt.bench import calibrate
+from llmopt.bench import agreement, calibrate
 from llmopt.bench.endpoint import Endpoint
+from llmopt.bench.evidence import Evidence
 from llmopt.bench.load import LoadResult, Progress, clients, play
+from llmopt.bench.memory import memory_split
 from llmopt.bench.schedule import MOST_PREPARED, Schedule, make_schedule
+from llmopt.bench.server_side import GAUGES, TIMES, Page, ServerMetrics, server_of, window
 from llmopt.bench.telemetry import Telemetry
-from llmopt.bench.verdict import Evidence, judge
+from llmopt.bench.verdict import judge
 from llmopt.core.domain import RequestTrace, Verdict, Workload, stable_hash
 from llmopt.core.errors import ServerError
 from llmopt.core.limits import parse_until
@@ -31,7 +34,11 @@ LEAST_UNTIL = 64  # requests before --until looks at an interval
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A running server. ``pid`` is its process, where it is ours."""
+    """A running server. ``pid`` is its process, where it is ours.
+
+    ``metrics_url`` and ``metric_names`` (our keys → the server's names) say what it tells of itself, ``facts`` what it said
+    while it loaded; ``vram_before``: bytes in use on each GPU before it was started.
+    """
 
     base_url: str
     model: str
@@ -39,6 +46,10 @@ class Target:
     load_s: float | None = None
     usage_per_chunk: bool = False
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    metrics_url: str | None = None
+    metric_names: Mapping[str, str] = field(default_factory=dict)
+    facts: Callable[[], Mapping[str, Any]] = dict
+    vram_before: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +78,9 @@ class RunResult:
     telemetry: dict[str, Any]
     client: dict[str, Any]
     tokens: dict[str, Any]
+    server: dict[str, Any]
+    memory: dict[str, Any]
+    series: dict[str, list[Any]]
     stopped: str | None = None
 
 
@@ -93,7 +107,9 @@ def measure(
             workload, target.model, salt=traffic.salt, source=traffic.source, tokenizer=traffic.tokenizer,
             usage_per_chunk=target.usage_per_chunk, pool=pool,
         )  # fmt: skip
-        with Telemetry(pid=target.pid) as telemetry:
+        server = server_of(target.metrics_url, target.metric_names, target.base_url, target.headers)
+        before = server.first() if server is not None else None
+        with telemetry_of(target, server) as telemetry:
             load = play(
                 crew, schedule, endpoint, count=traffic.count(), progress=progress, enough=enough(workload),
                 request_id=f"llmopt-{stable_hash(traffic.salt, 8)}", stop_when=stop_when,
@@ -102,13 +118,44 @@ def measure(
         if load.stopped == "interrupted":
             raise KeyboardInterrupt
         raise nothing_succeeded(load.traces, endpoint, target)
-    return result_of(target, workload, schedule, load, telemetry, alive())
+    own_words = server_record(server, before, load.traces)
+    return result_of(target, workload, schedule, load, telemetry, own_words, alive())
+
+
+def telemetry_of(target: Target, server: ServerMetrics | None) -> Telemetry:
+    asked = server is not None and any(key in target.metric_names for key in GAUGES)
+    return Telemetry(
+        pid=target.pid,
+        gauges=server.gauges if server is not None and asked else None,
+        gauges_s=(lambda: server.cost_s) if server is not None else (lambda: 0.0),
+        vram_before=target.vram_before,
+    )
+
+
+def server_record(server: ServerMetrics | None, before: Page | None, traces: Sequence[RequestTrace]) -> dict[str, Any]:
+    """What the server counted while these requests ran, beside what the client saw; empty where it does not tell."""
+    if server is None:
+        return {}
+    answered = sum(t.ok for t in traces)
+    after = server.last(before, answered)
+    server.close()
+    found = window(server.names, before, after, answered)
+    return found | {"agreement": agreement.compare(traces, found)} if found else {}
 
 
 def result_of(
-    target: Target, workload: Workload, schedule: Schedule, load: LoadResult, telemetry: Telemetry, alive: bool
-) -> RunResult:
+    target: Target, workload: Workload, schedule: Schedule, load: LoadResult, telemetry: Telemetry,
+    server: dict[str, Any], alive: bool,
+) -> RunResult:  # fmt: skip
     client = client_record(workload, load)
+    sampled = telemetry.metrics()
+    memory = memory_split(
+        target.facts(),
+        peak_vram_bytes=sampled["peak_vram_bytes"],
+        peak_rss_bytes=sampled["peak_rss_bytes"],
+        kv_usage_peak=sampled["kv_usage_peak"],
+    )
+    metrics = run_metrics(load.traces, workload) | sampled | {"load_s": target.load_s}
     narrow = enough(workload)
     evidence = Evidence(
         traces=load.traces,
@@ -126,18 +173,41 @@ def result_of(
         throttled=telemetry.throttled,
         foreign_gpu_processes=telemetry.foreign_gpu_processes,
         server_survived=alive,
+        server=server,
+        agreement=server.get("agreement", {}),
+        memory=memory,
+        kv_usage_peak=sampled["kv_usage_peak"],
     )
-    memory = {name: getattr(telemetry, name) for name in ("peak_rss_bytes", "peak_vram_bytes", "cpu_s")}
     return RunResult(
         traces=load.traces,
-        metrics=run_metrics(load.traces, workload) | memory | {"load_s": target.load_s},
+        metrics=metrics | told_by_server(server, memory) | {"energy_per_token_j": per_token(metrics, load.traces)},
         intervals=run_intervals(load.traces, workload),
         verdict=judge(evidence),
         telemetry=telemetry.record(),
         client=client,
         tokens=tokens_record(load.traces) | {"prompts": "exact" if schedule.exact_prompts else "estimated from words"},
+        server=server,
+        memory=memory,
+        series=telemetry.series(),
         stopped=load.stopped,
     )
+
+
+def told_by_server(server: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics by record key: those of the server's own page and log that are known."""
+    named = {name: server.get(name) for name in (*(f"{m}_s" for m in TIMES.values()), "preemptions")}
+    named |= {
+        name: memory[name] for name in ("weights_bytes", "kv_cache_bytes", "kv_capacity_tokens", "max_concurrency")
+    }
+    hits = server.get("cache_hit_rate")
+    return {k: v for k, v in (named | {"cache_hit_rate": hits}).items() if v is not None}
+
+
+def per_token(metrics: Mapping[str, Any], traces: Sequence[RequestTrace]) -> float | None:
+    """Joules for each output token of the whole run."""
+    tokens = [t.output_tokens for t in traces if t.chunks_ns]
+    energy = metrics["energy_j"]
+    return energy / sum(n or 0 for n in tokens) if energy is not None and tokens and all(tokens) else None
 
 
 # --- what the client knows about itself ---------------------------------------------------------------------------

@@ -1,75 +1,238 @@
-"""Memory, processor and GPU of a server's process tree, sampled beside the load."""
+"""Memory, processor, GPU and queues of a server, sampled beside the load on the clock that stamps its requests.
+
+Sampling must not be seen in what is measured: every source is asked again only when its last answer has been paid for
+(``Paced``), so that a large server is looked at less often instead of being held up.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from llmopt.bench.gpu import THROTTLED, GpuReader, GpuSample, open_reader
+
 SAMPLE_S = 0.25
+BUDGET = 0.003  # of a core for each of our sources; they are three, and the whole must stay under 1 %
+SERVER_BUDGET = 0.01  # of the server's time for telling us
+TREE_S = 2.0  # processes come and go rarely, and finding them reads every process of the machine
+LEAST_OWN_BYTES = 64 << 20  # a GPU whose use grew by less than a CUDA context's size is not the server's
+
+
+@dataclass(kw_only=True)
+class Paced:
+    """Asks a source at most every ``SAMPLE_S``, and no more often than its budgets allow.
+
+    ``server_s`` says how long the server took over its last answer.
+    """
+
+    ask: Callable[[], Mapping[str, Any]]
+    server_s: Callable[[], float] = lambda: 0.0
+    due_s: float = 0.0
+
+    def answer(self, now_s: float) -> Mapping[str, Any]:
+        if now_s < self.due_s:
+            return {}
+        before = time.thread_time()
+        found = self.ask()
+        ours_s = time.thread_time() - before
+        self.due_s = now_s + max(SAMPLE_S * 0.9, ours_s / BUDGET, self.server_s() / SERVER_BUDGET)
+        return found
 
 
 @dataclass(kw_only=True)
 class Telemetry:
-    """Samples one process tree while the ``with`` block runs; everything is ``None`` without a process.
+    """Samples one process tree, its GPUs and ``gauges`` of the server while the ``with`` block runs.
 
-    Memory is the proportional set size (pages shared by n processes count 1/n each) where
-    the system tells it, else the unique set size.
+    Everything is ``None`` without a process.  ``vram_before``: bytes in use on each GPU before the server was started.
+    Memory is the proportional set size (pages shared by n processes count 1/n each) where the system tells it, else the
+    unique set size.  ``rows`` is the time series: CLOCK_MONOTONIC stamps and what was asked at that moment.
     """
 
     pid: int | None
-    peak_rss_bytes: int | None = None
-    peak_vram_bytes: int | None = None
+    gauges: Callable[[], Mapping[str, float]] | None = None
+    gauges_s: Callable[[], float] = lambda: 0.0
+    reader: Callable[[], GpuReader | None] = open_reader
+    vram_before: Mapping[int, int] | None = None
     cpu_s: float | None = None
-    foreign_gpu_processes: bool = False
     steal_share: float | None = None
-    throttled: bool = False
-    samples: int = 0
+    sampling_cpu_s: float = 0.0
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    gpu: list[tuple[GpuSample, ...]] = field(default_factory=list)
+    _own: set[int] = field(default_factory=set)
+    _heat: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _tree: list[psutil.Process] = field(default_factory=list)
+    _tree_due_s: float = 0.0
     _cpu_start: float = 0.0
+    _start_ns: int = 0
     _host_start: tuple[float, float] = (0.0, 0.0)
     _throttles: int = 0
+    _gpu: GpuReader | None = None
 
     def __enter__(self) -> Telemetry:
-        self._host_start, self._throttles = host_times(), cpu_throttles()
+        self._host_start, self._throttles, self._start_ns = host_times(), cpu_throttles(), time.monotonic_ns()
         if self.pid is not None:
             self._cpu_start = cpu_seconds(self.pid)
+            self._gpu = self.reader()
+        if self.pid is not None or self.gauges is not None:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self.seconds = (time.monotonic_ns() - self._start_ns) / 1e9
         total, stolen = (b - a for a, b in zip(self._host_start, host_times(), strict=True))
         self.steal_share = stolen / total if total > 0 else None
-        self.throttled |= cpu_throttles() > self._throttles
-        if self._thread is not None and self.pid is not None:
+        self._heat = cpu_throttles() > self._throttles
+        if self._thread is not None:
             self._thread.join()
-            self._sample()
+        if self.pid is not None:
             self.cpu_s = max(0.0, cpu_seconds(self.pid) - self._cpu_start)
 
-    def _run(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
-            self._sample()
+    # --- sampling ---
 
-    def _sample(self) -> None:
+    def _run(self) -> None:
+        sources = [Paced(ask=self._ask_gauges, server_s=self.gauges_s)] if self.gauges is not None else []
+        if self.pid is not None:
+            sources += [Paced(ask=self._ask_memory)]
+        if self._gpu is not None:
+            sources += [Paced(ask=self._ask_gpus)]
+        while True:
+            now_ns = time.monotonic_ns()
+            row = {key: value for source in sources for key, value in source.answer(now_ns / 1e9).items()}
+            if row:
+                self.rows.append({"t_ns": now_ns} | row)
+            if self._stop.wait(SAMPLE_S):
+                break
+        # The last look at the machine, whatever it costs: a short run has a peak too, and the card's energy is a difference.
+        if self.pid is not None:
+            self.rows.append({"t_ns": time.monotonic_ns()} | self._ask_memory() | self._ask_gpus())
+        self.sampling_cpu_s = time.thread_time()
+
+    def _ask_gauges(self) -> Mapping[str, Any]:
+        assert self.gauges is not None
+        return self.gauges()
+
+    def _ask_memory(self) -> dict[str, Any]:
         assert self.pid is not None
-        memory = tree_memory_bytes(self.pid)
-        if memory is not None:
-            self.samples += 1
-            self.peak_rss_bytes = max(self.peak_rss_bytes or 0, memory)
-        self.throttled |= gpu_throttled()
-        video, foreign = tree_vram_bytes(self.pid)
-        self.foreign_gpu_processes |= foreign
-        if video is not None:
-            self.peak_vram_bytes = max(self.peak_vram_bytes or 0, video)
+        if time.monotonic() >= self._tree_due_s:
+            before = time.thread_time()
+            self._tree = tree(self.pid)
+            self._tree_due_s = time.monotonic() + max(TREE_S, (time.thread_time() - before) / BUDGET)
+        memory = memory_of(self._tree)
+        return {} if memory is None else {"pss_bytes": memory}
+
+    def _ask_gpus(self) -> dict[str, Any]:
+        if self._gpu is None:
+            return {}
+        samples = self._gpu.read()
+        self.gpu.append(samples)
+        own = self.own_gpus(samples)
+        self._own |= {s.index for s in own}
+        mine = [s for s in samples if s.index in self._own]
+        return {
+            "vram_bytes": self.vram_of(mine) if mine else None,
+            "util": mean([s.util for s in mine]),
+            "power_w": total([s.power_w for s in mine]),
+            "sm_mhz": mean([s.sm_mhz for s in mine]),
+            "energy_j": total([s.energy_j for s in mine]),
+            "reasons": sorted({word for s in mine for word in s.reasons}),
+        }
+
+    # --- whose GPU it is ---
+
+    def own_gpus(self, samples: Sequence[GpuSample]) -> list[GpuSample]:
+        """Those with a process of the tree; where the driver hides our ids, those whose use grew when the server came."""
+        ids = self.ids()
+        seen = [s for s in samples if any(pid in ids for pid, _ in s.processes or ())]
+        if seen or self.vram_before is None:
+            return seen
+        grown = [s for s in samples if s.used_bytes is not None and s.index in self.vram_before]
+        return [s for s in grown if (s.used_bytes or 0) - self.vram_before[s.index] >= LEAST_OWN_BYTES]
+
+    def ids(self) -> set[int]:
+        return {process.pid for process in self._tree}
+
+    def vram_of(self, samples: Sequence[GpuSample]) -> int | None:
+        """Memory of the tree on its GPUs: by process where the driver says it, else what was added to those before."""
+        ids = self.ids()
+        by_process = [size for s in samples for pid, size in s.processes or () if pid in ids]
+        if by_process and None not in by_process:
+            return sum(size or 0 for size in by_process)
+        if self.vram_before is None or any(s.used_bytes is None or s.index not in self.vram_before for s in samples):
+            return None
+        return sum((s.used_bytes or 0) - self.vram_before[s.index] for s in samples)
+
+    @property
+    def foreign_gpu_processes(self) -> bool:
+        """Whether somebody else computed on a GPU of the server, where the driver shows our own processes."""
+        ids = self.ids()
+        for samples in self.gpu:
+            for sample in samples:
+                users = {pid for pid, _ in sample.processes or ()}
+                if users & ids and users - ids:
+                    return True
+        return False
+
+    # --- what follows from the rows ---
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.rows if row.get(name) is not None]
+
+    @property
+    def samples(self) -> int:
+        return len(self.column("pss_bytes"))
+
+    @property
+    def peak_rss_bytes(self) -> int | None:
+        return max(self.column("pss_bytes"), default=None)
+
+    @property
+    def peak_vram_bytes(self) -> int | None:
+        return max(self.column("vram_bytes"), default=None)
+
+    @property
+    def throttled(self) -> bool:
+        """By heat or by a power brake: the processor, or a GPU of the server."""
+        return self._heat or any(THROTTLED.intersection(reasons) for reasons in self.column("reasons"))
+
+    @property
+    def energy_j(self) -> float | None:
+        """Of the server's GPUs, by the card's own counter; where it has none, by its power over time."""
+        counted = self.column("energy_j")
+        if len(counted) > 1:
+            return float(counted[-1] - counted[0])
+        points = [(row["t_ns"] / 1e9, row["power_w"]) for row in self.rows if row.get("power_w") is not None]
+        if len(points) < 2:
+            return None
+        return float(sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)))
+
+    def metrics(self) -> dict[str, Any]:
+        """By record key."""
+        return {
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "peak_vram_bytes": self.peak_vram_bytes,
+            "cpu_s": self.cpu_s,
+            "energy_j": self.energy_j,
+            "gpu_util": mean(self.column("util")),
+            "power_w": mean(self.column("power_w")),
+            "kv_usage_peak": max(self.column("kv_cache_usage"), default=None),
+        }
 
     def record(self) -> dict[str, Any]:
+        """What else is worth keeping of the samples; the samples themselves are in ``series``."""
+        reasons = self.column("reasons")
         return {
             "peak_rss_bytes": self.peak_rss_bytes,
             "peak_vram_bytes": self.peak_vram_bytes,
@@ -77,7 +240,35 @@ class Telemetry:
             "steal_share": self.steal_share,
             "throttled": self.throttled,
             "samples": self.samples,
+            "gpus": sorted(self._own),
+            "gpu_source": self._gpu.name if self._gpu is not None else None,
+            "foreign_gpu_processes": self.foreign_gpu_processes,
+            "sm_mhz": mean(self.column("sm_mhz")),
+            "clock_reasons": {
+                word: sum(word in r for r in reasons) / len(reasons) for word in sorted({w for r in reasons for w in r})
+            },
+            "peak_running": max(self.column("running"), default=None),
+            "peak_waiting": max(self.column("waiting"), default=None),
+            "sampling_cores": self.sampling_cpu_s / self.seconds if self.seconds else None,
         }
+
+    def series(self) -> dict[str, list[Any]]:
+        """The time series by column; ``None`` where a source was not asked at that moment."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return {name: [row.get(name) for row in self.rows] for name in names}
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def total(values: Sequence[float | None]) -> float | None:
+    """``None`` unless all of them are known."""
+    return None if not values or None in values else sum(v or 0.0 for v in values)
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -87,9 +278,9 @@ def tree(pid: int) -> list[psutil.Process]:
     return []
 
 
-def tree_memory_bytes(pid: int) -> int | None:
+def memory_of(processes: Sequence[psutil.Process]) -> int | None:
     total, seen = 0, False
-    for process in tree(pid):
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             info = process.memory_full_info()
             total += getattr(info, "pss", 0) or info.uss
@@ -119,40 +310,3 @@ def cpu_throttles() -> int:
         with contextlib.suppress(OSError, ValueError):
             total += int(file.read_text())
     return total
-
-
-def gpu_throttled() -> bool:
-    """Whether a GPU runs slower than it would because of heat, or of a power brake, right now."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        slow = pynvml.nvmlClocksThrottleReasonHwSlowdown | pynvml.nvmlClocksThrottleReasonSwThermalSlowdown
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return any(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(h) & slow for h in handles)
-    except pynvml.NVMLError:
-        return False
-
-
-def tree_vram_bytes(pid: int) -> tuple[int | None, bool]:
-    """GPU memory of the tree, and whether another process uses the same GPU.
-
-    ``None`` without an NVIDIA driver, and where the driver does not show which process is ours, as in
-    a container with process ids of its own: unknown is not zero.
-    """
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        own, total, foreign = {p.pid for p in tree(pid)}, None, False
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            users = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
-            mine = [user for user in users if user.pid in own]
-            if any(user.usedGpuMemory is None for user in mine):
-                return None, False
-            if mine:
-                total = (total or 0) + sum(user.usedGpuMemory for user in mine)
-                foreign |= len(mine) < len(users)
-    except pynvml.NVMLError:
-        return None, False
-    return total, foreign

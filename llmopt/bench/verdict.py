@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from llmopt.core.domain import Doubt, RequestTrace, Verdict, Workload
+from llmopt.bench.evidence import Evidence
+from llmopt.bench.server_doubts import SERVER_DOUBTS
+from llmopt.core.domain import Doubt, Verdict
 from llmopt.core.metrics import steady_window, warm_up_requests
 from llmopt.core.statistics import MIN_SAMPLES, percentile
 
@@ -20,34 +21,6 @@ MAX_CEILING_SHARE = 0.5  # of what this client can do: above it the client is pa
 MAX_STEAL_SHARE = 0.05
 MAX_WARM_UP_SHARE = 0.25
 WARM_UP_FACTOR = 1.1  # slower than the rest by less is no warm-up worth a word
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """Everything that a doubt may look at. ``lateness_s`` is how late the client sent what was due, ``lag_s`` how late it
-
-    read what the kernel had received; p99, or the largest of few.
-    """
-
-    traces: Sequence[RequestTrace]
-    workload: Workload
-    lateness_s: float = 0.0
-    lag_s: float = 0.0
-    asked_rate: float | None = None
-    achieved_rate: float | None = None
-    ceiling_share: float | None = None
-    user_stamped_share: float = 0.0
-    reused_prompts: int = 0
-    until_reached: bool = True
-    stopped: str | None = None
-    steal_share: float = 0.0
-    throttled: bool = False
-    foreign_gpu_processes: bool = False
-    server_survived: bool = True
-    good: Sequence[RequestTrace] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "good", [t for t in self.traces if t.ok])
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -239,11 +212,12 @@ def prefix_cache(e: Evidence) -> Doubt | None:
     if e.workload.turns > 1 or e.workload.load == "trace":
         return None
     prompt, cached = sum(t.prompt_tokens or 0 for t in e.good), sum(t.cached_tokens or 0 for t in e.good)
-    if prompt and cached > 0.05 * prompt:
+    rate = max(cached / prompt if prompt else 0.0, e.server.get("cache_hit_rate") or 0.0)
+    if rate > 0.05:
         return Doubt(
             code="prefix_cache",
             severity="suspect",
-            message=f"{cached / prompt:.0%} of the prompt tokens came from a prefix cache although every prompt is different",
+            message=f"{rate:.0%} of the prompt tokens came from a prefix cache although every prompt is different",
             remedy="a chat template or system prompt is shared; turn prefix caching off to measure prefill",
         )
     if not e.reused_prompts:
@@ -357,4 +331,5 @@ DOUBTS: tuple[Callable[[Evidence], Doubt | None], ...] = (
     machine_noisy,
     throttled,
     shared_gpu,
+    *SERVER_DOUBTS,
 )

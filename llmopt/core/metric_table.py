@@ -22,11 +22,11 @@ class Metric:
     """One row of the table. ``key`` is the name in a record: the name with its unit."""
 
     name: str
-    unit: Literal["s", "tps", "rps", "bytes", "share", "joule", "count", "nats"]
+    unit: Literal["s", "tps", "rps", "bytes", "share", "joule", "watt", "count", "nats"]
     better: Literal["lower", "higher"]
     formula: str
     kind: Literal["distribution", "scalar"] = "scalar"
-    source: Literal["request", "run", "telemetry", "quality"] = "run"
+    source: Literal["request", "run", "telemetry", "server", "quality"] = "run"
     of_request: Callable[[RequestTrace], float | None] | None = None
 
     @property
@@ -85,6 +85,15 @@ def max_stall(trace: RequestTrace) -> float | None:
 # --- the table --------------------------------------------------------------------------------------------------
 
 
+SERVER_TIMES = {
+    "ttft": "arrival to first token",
+    "itl": "one token to the next",
+    "queue": "arrival to the start of computing",
+    "prefill": "start of computing to the first token",
+    "decode": "first token to the last",
+    "e2e": "arrival to the last token",
+}
+
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
@@ -123,13 +132,36 @@ METRICS: dict[str, Metric] = {
         Metric(name="requests_failed", unit="count", better="lower", formula="planned requests that failed or were never sent"),
         Metric(name="dropped", unit="count", better="lower", formula="planned requests that were never sent"),
         Metric(name="error_rate", unit="share", better="lower", formula="failed or never sent / planned requests"),
-        Metric(name="cache_hit_rate", unit="share", better="higher", formula="cached prompt tokens / prompt tokens, as the server reports them"),
+        Metric(name="cache_hit_rate", unit="share", better="higher",
+               formula="prompt tokens from the prefix cache / prompt tokens looked up,"
+               " by the server's counters over the run; else by its usage of each answer"),
+        *(Metric(name=f"server_{name}", unit="s", better="lower", kind="distribution", source="server",
+                 formula=f"{words}, by the server's own histogram over the run: mean = sum / count, percentiles interpolated in its buckets")
+          for name, words in SERVER_TIMES.items()),
+        Metric(name="preemptions", unit="count", better="lower", source="server",
+               formula="requests that the engine put back because its KV cache was full, by its counter over the run"),
+        Metric(name="kv_usage_peak", unit="share", better="lower", source="server",
+               formula="fullest state of the KV cache among the samples of the run, by the server's gauge"),
+        Metric(name="kv_cache_bytes", unit="bytes", better="lower", source="server",
+               formula="memory reserved for the KV cache, by the engine's own word"),
+        Metric(name="kv_capacity_tokens", unit="count", better="higher", source="server",
+               formula="tokens that fit into the KV cache, by the engine's own word"),
+        Metric(name="max_concurrency", unit="count", better="higher", source="server",
+               formula="sequences of the full context length that fit into the KV cache, by the engine's own word"),
         Metric(name="peak_rss_bytes", unit="bytes", better="lower", source="telemetry",
                formula="peak proportional set size (PSS) of the server's process tree"),
         Metric(name="peak_vram_bytes", unit="bytes", better="lower", source="telemetry", formula="peak GPU memory of the server's process tree"),
         Metric(name="cpu_s", unit="s", better="lower", source="telemetry", formula="CPU seconds of the server's process tree during the run"),
+        Metric(name="gpu_util", unit="share", better="higher", source="telemetry",
+               formula="mean utilisation of the server's GPUs over the samples of the run"),
+        Metric(name="power_w", unit="watt", better="lower", source="telemetry",
+               formula="mean power of the server's GPUs, added up, over the samples of the run"),
+        Metric(name="energy_j", unit="joule", better="lower", source="telemetry",
+               formula="energy of the server's GPUs during the run, by their own counters; else their power over time"),
+        Metric(name="energy_per_token_j", unit="joule", better="lower", source="telemetry", formula="energy_j / output tokens of the whole run"),
         Metric(name="load_s", unit="s", better="lower", source="telemetry", formula="process start to the first answered request"),
-        Metric(name="weights_bytes", unit="bytes", better="lower", source="quality", formula="bytes of the weight files"),
+        Metric(name="weights_bytes", unit="bytes", better="lower", source="quality",
+               formula="weights in memory, by the engine's own word; else the bytes of the weight files"),
         Metric(name="kl", unit="nats", better="lower", source="quality", formula="mean KL(base ‖ artifact) of the next-token distribution"),
         Metric(name="kl_p99", unit="nats", better="lower", source="quality", formula="99th percentile of the per-token KL divergence"),
         Metric(name="top1", unit="share", better="higher", source="quality", formula="share of tokens whose most likely successor is unchanged"),

@@ -1,13 +1,14 @@
 """The results folder: one immutable JSON document per run, its timelines beside it, and tables over many.
 
-``RESULTS/<machine>/machine.json``, ``<run_id>.json`` and ``<run_id>.traces.json.gz``.
+``RESULTS/<machine>/machine.json``, ``<run_id>.json``, ``<run_id>.traces.json.gz`` and, where something was sampled beside
+the load, ``<run_id>.telemetry.json.gz``: one list a column, ``t_ns`` on the clock of the timelines.
 """
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,17 +35,23 @@ def prepare_results(results: Path, machine: Machine) -> None:
     write_atomic(folder / "machine.json", pretty(machine))
 
 
-def save_run(results: Path, run: Measurement, traces: Sequence[RequestTrace]) -> Path:
+def save_run(
+    results: Path, run: Measurement, traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]] | None = None
+) -> Path:
     """Write one run and its timelines; the record is written last, so a record always has its timelines."""
     folder = machine_folder(results, run.machine)
     if not (folder / "machine.json").exists():
         prepare_results(results, run.machine)
-    write_atomic(
-        folder / f"{run.run_id}.traces.json.gz", gzip.compress(msgspec.json.encode(traces), compresslevel=5, mtime=0)
-    )
+    write_atomic(folder / f"{run.run_id}.traces.json.gz", packed(traces))
+    if series:
+        write_atomic(folder / f"{run.run_id}.telemetry.json.gz", packed(series))
     path = folder / f"{run.run_id}.json"
     write_atomic(path, pretty(run))
     return path
+
+
+def packed(value: Any) -> bytes:
+    return gzip.compress(msgspec.json.encode(value), compresslevel=5, mtime=0)
 
 
 def pretty(value: Any) -> bytes:
@@ -86,6 +93,17 @@ def load_traces(record: Path) -> list[RequestTrace]:
         return msgspec.json.decode(gzip.decompress(file.read_bytes()), type=list[RequestTrace])
     except (msgspec.DecodeError, OSError, EOFError, zlib.error) as error:
         raise StoreError(f"the timelines {file} cannot be read: {error}") from error
+
+
+def load_series(record: Path) -> dict[str, list[Any]]:
+    """What was sampled beside a run, by column; empty where nothing was."""
+    file = record.with_name(record.stem + ".telemetry.json.gz")
+    if not file.exists():
+        return {}
+    try:
+        return msgspec.json.decode(gzip.decompress(file.read_bytes()), type=dict[str, list[Any]])
+    except (msgspec.DecodeError, OSError, EOFError, zlib.error) as error:
+        raise StoreError(f"the samples {file} cannot be read: {error}") from error
 
 
 def with_quality(run: Measurement, quality: dict[str, Any] | None) -> Measurement:

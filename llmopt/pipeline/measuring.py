@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import llmopt
 from llmopt import demo, serve
+from llmopt.bench.gpu import used_by_gpu
 from llmopt.bench.load import Progress
 from llmopt.bench.prompts import load_tokenizer
 from llmopt.bench.runner import RunResult, Target, Traffic, measure
@@ -32,6 +33,7 @@ from llmopt.serve.process import RunningServer, serving
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+LOG_LINES = 1 << 20  # all of it: what an engine said while it loaded stands above its requests
 SECRET_FLAG = re.compile(r"--?\S*(?:key|token|secret|password|hft)\b(?<!max-token)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"(?:hf_|sk-)\w")
 
@@ -91,7 +93,7 @@ def measure_and_save(
             stop_when=stop_when,
         )
     run = record(subject, workload, result, run_id, started_at, definitions_of(options.definitions, result))
-    file = save_run(options.results, run, result.traces)
+    file = save_run(options.results, run, result.traces, result.series)
     if result.stopped == "interrupted":
         raise Interrupted(f"interrupted; the {len(result.traces)} requests measured until then are kept in {file}")
     return run
@@ -155,7 +157,7 @@ def serving_case(
     environment = environments.find(backend.needs, python)
     log = results / "logs" / f"{case.artifact.label}-{backend.name}.log"
     prepare_results(results, this_machine())
-    tokenizer = load_tokenizer(case.artifact.path)
+    tokenizer, vram_before = load_tokenizer(case.artifact.path), used_by_gpu()
     with started(backend, case, environment, report, log, port, ready_timeout_s) as server:
         yield Subject(
             target=Target(
@@ -164,6 +166,10 @@ def serving_case(
                 pid=server.pid,
                 load_s=server.load_s,
                 usage_per_chunk=server.command.usage_per_chunk,
+                metrics_url=metrics_url(server.command.base_url, backend),
+                metric_names=backend.metrics,
+                facts=lambda: asdict(backend.facts(server.process.log_tail(LOG_LINES))),
+                vram_before=vram_before,
             ),
             backend=backend_record(backend, environment, server, case.artifact.quantization.format),
             artifact=artifact_record(case.artifact),
@@ -175,6 +181,11 @@ def serving_case(
             alive=lambda: server.process.running,
         )
         server.require_alive(backend)
+
+
+def metrics_url(base_url: str, backend: Backend) -> str | None:
+    """Where an engine that we started counts; ``None`` for one that does not."""
+    return urlsplit(base_url)._replace(path=backend.metrics_path).geturl() if backend.metrics else None
 
 
 def url_subject(
@@ -282,13 +293,15 @@ def record(
         serve=subject.serve,
         workload=asdict(workload),
         verdict=result.verdict,
-        metrics=result.metrics | subject.metrics,
+        metrics=subject.metrics | result.metrics,
         intervals=result.intervals,
         client=result.client,
         tokens=result.tokens,
         definitions=definitions,
         quality=subject.quality,
         telemetry=result.telemetry,
+        memory=result.memory,
+        server=result.server,
         llmopt_version=llmopt.__version__,
         measuring_revision=MEASURING_REVISION,
     )

@@ -45,8 +45,15 @@ BACKEND = Backend(
     distribution="llmopt",
     command=command,
     flags={"max_num_seqs": "--max-num-seqs", "max_model_len": Switch()},
+    metrics={
+        key: f"scripted:{key}"
+        for key in (
+            "time_to_first_token", "inter_token_latency", "queue_time", "prefill_time", "decode_time", "e2e_time",
+            "prefix_cache_queries", "prefix_cache_hits", "preemptions", "kv_cache_usage", "running", "waiting",
+        )
+    },
     failures=(Failure(pattern=r"scripted death: (.+)", cause="it was told to die", remedy="take --fault away"),),
-)
+)  # fmt: skip
 
 
 @contextlib.contextmanager

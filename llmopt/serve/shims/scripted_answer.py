@@ -37,6 +37,7 @@ class Script:
     usage_unasked: bool = field(default=False, metadata={"help": "usage even without stream_options"})
     usage_factor: int = field(default=1, metadata={"help": "report so many times the output tokens"})
     cached_tokens: int = field(default=0, metadata={"help": "report these as cached; -1: all but one"})
+    preemptions: int = field(default=0, metadata={"help": "say in /metrics that a request was put back so often"})
     header_delay_ms: float = field(default=0, metadata={"help": "headers, and all that follows, later"})
     trap: str = field(default="none", metadata={"help": "one of --list-traps, or several with commas between"})
     times: int | None = field(default=None, metadata={"help": "the trap holds for so many first requests of a model"})
@@ -95,6 +96,11 @@ class Ask:
     usage_each: bool = False
     usage_last: bool = False
     close: bool = False
+
+    @property
+    def cached_tokens(self) -> int:
+        said = self.script.cached_tokens
+        return said if said >= 0 else self.prompt_tokens + said
 
 
 def make_ask(body: Mapping[str, Any], script: Script, *, chat: bool, close: bool) -> Ask:
@@ -184,7 +190,6 @@ class Events:
         kind = "chat.completion.chunk" if ask.chat else "text_completion"
         head = {"id": "chatcmpl-scripted" if ask.chat else "cmpl-scripted", "object": kind, "created": CREATED}
         self.head = json.dumps(head | {"model": ask.model}, separators=(",", ":"))[:-1]
-        self.cached = script.cached_tokens if script.cached_tokens >= 0 else ask.prompt_tokens + script.cached_tokens
         self.text = json.dumps(script.text, ensure_ascii=False)
         self.choices: dict[tuple[str, str | None], str] = {}
 
@@ -222,7 +227,7 @@ class Events:
         prompt, output = self.ask.prompt_tokens, sent * self.ask.script.usage_factor
         return (
             f'{{"prompt_tokens":{prompt},"total_tokens":{prompt + output},"completion_tokens":{output},'
-            f'"prompt_tokens_details":{{"cached_tokens":{self.cached}}}}}'
+            f'"prompt_tokens_details":{{"cached_tokens":{self.ask.cached_tokens}}}}}'
         )
 
     def without_text(self, sent: int, *, role: bool = False) -> bytes:
@@ -295,6 +300,12 @@ def reply(status: str, value: Any, *, close: bool = False) -> Plan:
     return compile_answer(answer)
 
 
+def reply_text(text: str) -> Plan:
+    answer = document(NOBODY, text, kind="text/plain; version=0.0.4; charset=utf-8")
+    answer.ended = "error"
+    return compile_answer(answer)
+
+
 def error(message: str, code: int | str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "scripted", "code": code}}
 
@@ -307,6 +318,8 @@ class Timing:
     token_counts: list[int]
     period_ns: int
     prompt_tokens: int
+    cached_tokens: int = 0
+    preemptions: int = 0
 
     def due_ns(self, number: int) -> int:
         """When write ``number`` of those that carry tokens is due."""
@@ -366,6 +379,8 @@ def compile_answer(answer: Answer) -> Plan:
             token_counts=[tokens for *_, tokens in writes if tokens],
             period_ns=offsets[-1] - offsets[first] + round(max(script.tpot_ms * script.tokens_per_chunk, 0.1) * MS),
             prompt_tokens=answer.ask.prompt_tokens,
+            cached_tokens=answer.ask.cached_tokens,
+            preemptions=script.preemptions,
         ),
     )
 

@@ -6,7 +6,8 @@ Token n of a request is written at ``start + ttft + n × tpot`` by an absolute c
 
 ``GET /scripted/log`` returns, per streamed request in order of arrival (``?all=1``: per request), the CLOCK_MONOTONIC
 stamps of what was really done: the truth that load clients are measured against.  ``DELETE`` empties it.
-``GET /scripted/stats`` says how late the writes of that log were, and what they cost.
+``GET /scripted/stats`` says how late the writes of that log were, and what they cost; ``GET /metrics`` what an engine
+would say of itself (scripted_metrics.py).
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ from typing import TYPE_CHECKING, Any
 # isort: off
 # fmt: off
 if TYPE_CHECKING or __package__:
-    from llmopt.serve.shims.scripted_answer import SCRIPT_PARSERS, Ask, Plan, Script, ScriptError, error, make_ask, reply, split_model
+    from llmopt.serve.shims.scripted_answer import SCRIPT_PARSERS, Ask, Plan, Script, ScriptError
+    from llmopt.serve.shims.scripted_answer import error, make_ask, reply, reply_text, split_model
     from llmopt.serve.shims.scripted_http import Message
     from llmopt.serve.shims.scripted_loop import Loop, Request, be_precise
+    from llmopt.serve.shims.scripted_metrics import Metrics
     from llmopt.serve.shims.scripted_traps import TRAPS, plan, script_of
 else:
-    from scripted_answer import SCRIPT_PARSERS, Ask, Plan, Script, ScriptError, error, make_ask, reply, split_model
+    from scripted_answer import SCRIPT_PARSERS, Ask, Plan, Script, ScriptError
+    from scripted_answer import error, make_ask, reply, reply_text, split_model
     from scripted_http import Message
     from scripted_loop import Loop, Request, be_precise
+    from scripted_metrics import Metrics
     from scripted_traps import TRAPS, plan, script_of
 # fmt: on
 # isort: on
@@ -51,6 +56,7 @@ class Service:
     def __init__(self, options: argparse.Namespace, settings: dict[str, Any]) -> None:
         self.options, self.settings = options, settings
         self.log: list[Request] = []
+        self.metrics = Metrics(kv_capacity_tokens=options.kv_capacity_tokens, late_s=options.metrics_late_ms / 1e3)
         self.asked: Counter[str] = Counter()  # streams by exact model, where a trap holds for the first ones only
 
     def answer(self, request: Request, message: Message) -> Plan:
@@ -60,6 +66,8 @@ class Service:
             return self.plan_about_itself(message.method, path, query)
         if path.endswith("/health"):
             return reply("200 OK", {"status": "ok"})
+        if path == "/metrics":
+            return reply_text(self.metrics.page(query))
         key = self.options.api_key
         allowed = not key or message.headers.get("authorization") == f"Bearer {key}"
         if path.endswith("/models") and message.method == "GET":
@@ -67,6 +75,7 @@ class Service:
         if not path.endswith("/completions") or message.method != "POST":
             return reply("404 Not Found", error(f"no such path: {message.method} {path}", 404))
         self.log.append(request)
+        self.metrics.follow(request)
         try:
             body = json.loads(message.body)
             request.model, request.stream = str(body.get("model", "scripted")), bool(body.get("stream"))
@@ -147,6 +156,8 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, dict[
     parser.add_argument("--api-key", help="refuse requests without this Bearer key")
     parser.add_argument("--only-model", help="refuse every other model")
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
+    parser.add_argument("--kv-capacity-tokens", type=int, default=1 << 16, help="that /metrics counts the use of")
+    parser.add_argument("--metrics-late-ms", type=float, default=0, help="added to each TTFT that /metrics tells")
     parser.add_argument("--slow-start-s", type=float, default=0, help="listen only after this time")
     parser.add_argument("--fault", choices=["die", "hang", "cut", "error"])
     parser.add_argument("--list-traps", action="store_true", help="print the traps as JSON and leave")

@@ -267,7 +267,7 @@ def test_what_is_no_http_is_refused(server):
 def test_models_health_and_unknown_paths(server):
     assert [one["id"] for one in server.get("/v1/models")[2]["data"]] == ["scripted", "truth"]
     assert server.get("/health")[0] == 200
-    status, _, body = server.get("/metrics")
+    status, _, body = server.get("/nothing")
     assert (status, "no such path" in body["error"]["message"]) == (404, True)
 
 
