@@ -59,7 +59,11 @@ def configuration(context: LaunchContext, name: str) -> dict[str, Any]:
                 "name": "llmopt",
                 "route_prefix": "/",
                 "import_path": "ray.serve.llm:build_openai_app",
-                "args": {"llm_configs": [model]},
+                # The ingress only passes requests on: it takes no core from the cluster's count.
+                "args": {
+                    "llm_configs": [model],
+                    "ingress_deployment_config": {"ray_actor_options": {"num_cpus": 0}},
+                },
             }
         ],
     }

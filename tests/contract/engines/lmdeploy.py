@@ -1,0 +1,44 @@
+"""``lmdeploy serve api_server MODEL``: spellings of 0.18 (``cli/serve.py``, ``cli/utils.py``)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.contract.engines.fake_engine import Face, run
+
+FACE = Face(
+    name="lmdeploy",
+    owned_by="lmdeploy",
+    pages={"/health": {"status": "healthy"}, "/metrics": "lmdeploy.metrics"},
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="lmdeploy serve api_server")
+    found.add_argument("model_path")
+    found.add_argument("--server-name", default="0.0.0.0")
+    found.add_argument("--server-port", type=int, default=23333)
+    found.add_argument("--model-name")
+    found.add_argument("--backend", choices=["pytorch", "turbomind"], default="turbomind")
+    for name in (
+        "--session-len",
+        "--max-batch-size",
+        "--max-prefill-token-num",
+        "--cache-block-seq-len",
+        "--quant-policy",
+        "--tp",
+    ):
+        found.add_argument(name, type=int)
+    found.add_argument("--cache-max-entry-count", type=float, default=0.8)
+    found.add_argument("--adapters", nargs="*")
+    for name in ("--enable-prefix-caching", "--eager-mode", "--disable-metrics"):
+        found.add_argument(name, action="store_true")
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1:3] != ["serve", "api_server"]:
+        sys.exit("lmdeploy: error: invalid choice")
+    args = parser().parse_args(sys.argv[3:])
+    run(FACE, host=args.server_name, port=args.server_port, model=args.model_name, slots=args.max_batch_size or 8)

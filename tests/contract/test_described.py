@@ -1,0 +1,163 @@
+"""Engines that do not run here, each against a fake of its command line (``engines/``): it starts, is measured, is gone."""
+
+from __future__ import annotations
+
+import re
+import sys
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmopt import demo, serve
+from llmopt.bench.prompts import load_tokenizer
+from llmopt.bench.runner import RunResult, Target, Traffic, measure
+from llmopt.core import environments
+from llmopt.core.artifacts import open_model, unquantized
+from llmopt.core.domain import Artifact, ServeOptions, Workload
+from llmopt.core.errors import ServerError
+from llmopt.serve import triton
+from llmopt.serve.process import RunningServer, command_of, completes, serving
+from llmopt.serve.recognise import recognise
+from tests.processes import gone_within
+
+ENGINES = Path(__file__).with_name("engines")
+PROGRAMS = {
+    "sglang": "sglang", "trtllm": "trtllm-serve", "tgi": "text-generation-launcher", "lmdeploy": "lmdeploy", "rayserve": "serve",
+}  # fmt: skip
+DESCRIBED = (*PROGRAMS, "triton")
+WORKLOAD = Workload(input_tokens=16, output_tokens=8, concurrency=2, requests=8, warmup_requests=0)
+# One value for every option that such an engine may have.
+VALUES = {
+    "max_model_len": 512, "max_num_seqs": 4, "max_num_batched_tokens": 2048, "kv_cache_dtype": "fp8_e5m2",
+    "enable_prefix_caching": True, "enable_chunked_prefill": True, "tensor_parallel_size": 2, "pipeline_parallel_size": 2,
+    "gpu_memory_utilization": 0.8, "block_size": 64, "enforce_eager": True, "speculative_model": "ngram",
+    "num_speculative_tokens": 4, "lora_modules": ("style=/adapters/style",), "limit_mm_per_prompt": "image=2",
+    "attn_implementation": "flashinfer",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    return unquantized(open_model(demo.MODEL))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """The fakes on the PATH under their engines' names."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name, program in PROGRAMS.items():
+        path = folder / program
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} {ENGINES / name}.py "$@"\n')
+        path.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(folder), prepend=":")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        patch.setenv("LLMOPT_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(triton, "FRONTEND", str(ENGINES / "triton.py"))
+        yield
+
+
+def start(name: str, artifact: Artifact, log: Path, **options):  # type: ignore[no-untyped-def]
+    """The fake under its engine's description; a CPU will do for it."""
+    backend = replace(serve.backend(name), devices=("cpu",))
+    chosen = ServeOptions(backend=name, **options)
+    return serving(backend, artifact, chosen, environments.current(), log=log, ready_timeout_s=20)
+
+
+@pytest.fixture(scope="module", params=DESCRIBED)
+def started(
+    request: pytest.FixtureRequest, programs: None, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+):  # type: ignore[no-untyped-def]
+    with start(request.param, artifact, tmp_path_factory.mktemp("log") / "log", max_num_seqs=4) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def run(started: RunningServer) -> RunResult:
+    command = started.command
+    target = Target(
+        base_url=command.base_url,
+        model=command.model,
+        pid=started.pid,
+        load_s=started.load_s,
+        usage_per_chunk=command.usage_per_chunk,
+    )
+    traffic = Traffic(
+        salt="described", source=demo.CALIBRATION_TEXT.read_text(), tokenizer=load_tokenizer(str(demo.MODEL))
+    )
+    return measure(target, WORKLOAD, traffic)
+
+
+def test_it_is_ready_and_answers(started: RunningServer) -> None:
+    assert completes(started.command, 5)
+
+
+def test_it_is_measured(run: RunResult) -> None:
+    assert [t.error for t in run.traces] == [None] * WORKLOAD.requests
+    assert run.metrics["ttft_s"]["p50"] > 0.009
+
+
+def test_what_it_counts_lies_where_the_description_says(started: RunningServer) -> None:
+    backend = serve.backend(started.backend)
+    if not backend.metrics:
+        pytest.skip("its metrics are not at the server's address")
+    root = started.command.base_url.removesuffix("/v1")
+    with urllib.request.urlopen(root + backend.metrics_path, timeout=5) as response:
+        text = response.read().decode()
+    families = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    assert set(backend.metrics.values()) <= families
+
+
+def test_it_is_recognised_behind_its_address(started: RunningServer) -> None:
+    found = recognise(started.command.base_url)
+    assert found.engine == started.backend
+    assert found.evidence
+    assert (found.metrics_url is not None) == bool(serve.backend(started.backend).metrics)
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_nothing_of_it_is_left(name: str, programs: None, artifact: Artifact, tmp_path: Path) -> None:
+    with start(name, artifact, tmp_path / "log") as server:
+        port = server.command.base_url.rpartition(":")[2].removesuffix("/v1")
+        assert all(Path(file).exists() for file in server.command.files)
+    assert gone_within(f"port {port}", 5)
+    assert not any(Path(file).exists() for file in server.command.files)
+    assert not list((environments.home() / "launch").glob(f"*-{port}"))
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_the_engine_knows_every_word_that_our_options_become(
+    name: str, programs: None, artifact: Artifact, tmp_path: Path
+) -> None:
+    known = {option: VALUES[option] for option in serve.backend(name).flags if option in VALUES}
+    assert len(known) >= 10
+    with start(name, artifact, tmp_path / "log", **known) as server:
+        assert completes(server.command, 5)
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_word_that_the_engine_does_not_know_is_its_own_error(
+    name: str, programs: None, artifact: Artifact, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(ServerError, match=f"{name} died while loading") as caught,
+        start(name, artifact, tmp_path / "log", extra_args=("--no-such-word",)),
+    ):
+        pass
+    assert "--no-such-word" in caught.value.message
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_the_container_gets_the_model_read_only_and_listens_on_the_loopback_address_alone(
+    name: str, artifact: Artifact
+) -> None:
+    command = command_of(serve.backend(name), artifact, ServeOptions(backend=name), None, port=None)
+    words = list(command.argv)
+    assert words[:3] == ["docker", "run", "--rm"]
+    assert f"{artifact.path}:/model:ro" in words
+    assert words[words.index("--publish") + 1].startswith("127.0.0.1:")
+    assert words[words.index("--gpus") + 1] == "all"
+    assert command.cleanup[:2] == ("docker", "rm")
+    assert not any(str(environments.home()) in word for word in words[words.index("--shm-size") :])
