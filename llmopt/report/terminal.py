@@ -11,6 +11,7 @@ from rich.table import Table
 
 from llmopt.core.metrics import METRICS, parse_metric, value_of
 from llmopt.core.units import show
+from llmopt.report.server_notes import server_notes
 from llmopt.report.table import Column, artifact_name, columns, footnotes, goal_line, label, title, workload_line
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def print_run(record: dict[str, Any], console: Console | None = None) -> None:
         table.add_row("kl", show(record["quality"]["kl_mean"], METRICS["kl"].unit), "")
         table.add_row("top1", show(record["quality"]["top1_agreement"], METRICS["top1"].unit), "")
     console.print(table)
+    for line in server_notes(record):
+        console.print(line, markup=False, soft_wrap=True)
     for line in run_notes(record):
         console.print(line, style="dim", markup=False, soft_wrap=True)
     print_definitions(record.get("definitions") or {}, console)
