@@ -1,4 +1,4 @@
-"""transformers with continuous batching, behind a thin server of our own.
+"""transformers with continuous or static batching, behind a thin server of our own.
 
 ``transformers serve`` was tried first.  Its generating thread shares a process with
 the event loop and starves it: a fast model's whole answer arrives in one chunk, so
@@ -8,19 +8,27 @@ transformers in a process of its own; only the HTTP half is ours.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmopt.core.domain import ServerCommand
+from llmopt.core.domain import ServeOptions, ServerCommand
 from llmopt.core.environments import Needs
+from llmopt.core.errors import UsageError
 from llmopt.core.worker import QUIET_ENGINES, threads_environment
 from llmopt.serve import Backend, Failure, LaunchContext, engine_threads
+from llmopt.serve.facts import EngineFacts
+from llmopt.serve.options import BY_NAME, Switch
 
 SERVER = Path(__file__).parent / "shims" / "hf_server.py"
+FACTS = "llmopt facts: "  # as the server begins the one line that tells where memory goes
+OF_CONTINUOUS_BATCHING = ("block_size", "enable_prefix_caching", "max_num_batched_tokens")
 
 
 def command(context: LaunchContext) -> ServerCommand:
     options = context.options
+    require_consistent(options)
     threads = engine_threads(options)
     in_memory = context.artifact.quantization.format == "in-memory"
     model = context.artifact.base if in_memory else context.artifact.path
@@ -41,9 +49,27 @@ def command(context: LaunchContext) -> ServerCommand:
     )
 
 
+def require_consistent(options: ServeOptions) -> None:
+    """Raise UsageError for what static batching has no use for."""
+    if options.batching != "static":
+        return
+    for name in OF_CONTINUOUS_BATCHING:
+        if getattr(options, name) not in (None, False):
+            raise UsageError(
+                f"{BY_NAME[name].flag} is of continuous batching: a static batch has no blocks and no steps to share out",
+                hint="leave it out, or --batching continuous",
+            )
+
+
+def facts(lines: Sequence[str]) -> EngineFacts:
+    """The server tells them in one line of JSON."""
+    told = next((line.partition(FACTS)[2] for line in lines if FACTS in line), None)
+    return EngineFacts(**json.loads(told)) if told else EngineFacts()
+
+
 BACKEND = Backend(
     name="hf",
-    title="transformers, continuous batching",
+    title="transformers, continuous or static batching",
     formats=("plain", "compressed-tensors", "gptq", "awq", "auto-round", "bitsandbytes", "in-memory"),
     # What reads gptq, awq and auto-round is not among them: an environment without it still serves all the others.
     needs=Needs(modules=("torch", "transformers", "starlette", "uvicorn", "bitsandbytes", "compressed_tensors"), extra="hf"),
@@ -56,6 +82,23 @@ BACKEND = Backend(
         "max_num_batched_tokens": "--max-num-batched-tokens",
         "threads": "--threads",
         "attn_implementation": "--attn-implementation",
+        "batching": "--batching",
+        "block_size": "--block-size",
+        "enable_prefix_caching": Switch(on="--enable-prefix-caching"),
+        "device_map": "--device-map",
+        "enforce_eager": Switch(on="--enforce-eager"),
+    },
+    known=("5.17.0",),
+    facts=facts,
+    metrics={
+        "time_to_first_token": "llmopt_hf:time_to_first_token_seconds",
+        "inter_token_latency": "llmopt_hf:inter_token_latency_seconds",
+        "queue_time": "llmopt_hf:request_queue_time_seconds",
+        "prefill_time": "llmopt_hf:request_prefill_time_seconds",
+        "decode_time": "llmopt_hf:request_decode_time_seconds",
+        "e2e_time": "llmopt_hf:e2e_request_latency_seconds",
+        "prefix_cache_queries": "llmopt_hf:prefix_cache_queries_total",
+        "prefix_cache_hits": "llmopt_hf:prefix_cache_hits_total",
     },
     format_notes={
         "compressed-tensors": "transformers unpacks these weights to 16 bits when it loads them: its memory and speed here are"

@@ -1,8 +1,9 @@
-"""A thin OpenAI-compatible server over transformers' continuous batching; runs inside the engine's environment.
+"""A thin OpenAI-compatible server over transformers; runs inside the engine's environment.
 
-Two processes: this one speaks HTTP and never imports torch; its child runs the model.
-They talk over a pipe.  The generating thread itself writes each token to the pipe the
-moment it exists, so that no event loop stands between a token and its chunk.
+Two processes: this one speaks HTTP and never imports torch; its child (hf_engine.py) runs
+the model.  They talk over a pipe.  The generating thread itself writes each token to the
+pipe the moment it exists, so that no event loop stands between a token and its chunk.
+What this one sees of each request it counts (hf_counters.py) and shows under ``/metrics``.
 
 Greedy decoding only.  One chunk per token; with ``stream_options.continuous_usage_stats``
 each chunk carries the usage so far, so that a client can count without tokenizing.
@@ -18,16 +19,25 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-BLOCK_TOKENS = 32
-DEFAULT_CONTEXT = 1024
+# Run by its path, this is a script beside its parts; imported, a module of the package.
+# isort: off
+if TYPE_CHECKING or __package__:
+    from llmopt.serve.shims.hf_counters import Counters, Times
+    from llmopt.serve.shims.hf_engine import proportional_set_bytes, run_engine
+    from llmopt.serve.shims.hf_news import News
+else:
+    from hf_counters import Counters, Times
+    from hf_engine import proportional_set_bytes, run_engine
+    from hf_news import News
+# isort: on
+
 DEFAULT_MAX_TOKENS = 16
+FACTS = "llmopt facts: "  # begins the one line of the log that tells where memory goes
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,97 +50,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-num-batched-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--attn-implementation", default="sdpa")
+    parser.add_argument("--batching", choices=("continuous", "static"), default="continuous")
+    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of the KV cache")
+    parser.add_argument("--enable-prefix-caching", action="store_true", help="share blocks of prompts that begin alike")
+    parser.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--device-map", default=None)
     parser.add_argument(
         "--dynamic-int8", action="store_true", help="quantize the linear layers to int8 in memory (CPU)"
     )
     return parser.parse_args()
-
-
-# --- the child: the model ---------------------------------------------------------------------------------------
-
-
-def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
-    """Load the model, say ("ready", context length), then turn ("add" | "cancel", …) into ("tokens", …) until the pipe closes."""
-    import torch
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
-    torch.set_num_threads(arguments.threads)
-    model = load(arguments)
-    own_limit = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
-    context = min(arguments.max_model_len or DEFAULT_CONTEXT, own_limit)
-    config = ContinuousBatchingConfig(
-        block_size=BLOCK_TOKENS,
-        num_blocks=arguments.max_num_seqs * -(-context // BLOCK_TOKENS),
-        max_batch_tokens=arguments.max_num_batched_tokens,
-        max_requests_per_batch=arguments.max_num_seqs,
-        allow_block_sharing=False,
-    )
-    manager = model.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=-1), config)
-    manager.output_router = router_to(pipe)
-    manager.start()
-    try:
-        pipe.send(("ready", context))
-        while True:
-            word, request, *rest = pipe.recv()
-            if word == "add":
-                ids, max_tokens, end_ids = rest
-                manager.add_request(
-                    ids, request_id=request, max_new_tokens=max_tokens, streaming=True, eos_token_id=end_ids
-                )
-            else:
-                manager.cancel_request(request)
-    except (EOFError, OSError):
-        os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
-
-
-def load(arguments: argparse.Namespace) -> Any:
-    """The model on the GPU, or on the CPU where there is none, as its config says it is quantized."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    # torch's dynamic kernels take fp32 on the CPU and nothing else.
-    device = "cuda" if torch.cuda.is_available() and not arguments.dynamic_int8 else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.model,
-        dtype=torch.float32 if arguments.dynamic_int8 else "auto",
-        device_map=device,
-        use_safetensors=True,
-        attn_implementation=f"paged|{arguments.attn_implementation}",
-    )
-    if arguments.dynamic_int8:
-        quantize_in_memory(model)
-    return model
-
-
-def quantize_in_memory(model: Any) -> None:
-    """As ``llmopt.quantize.torch_dynamic`` does it, which this file cannot import: llmopt may not be installed here."""
-    import torch
-    from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
-
-    head = model.get_output_embeddings()
-    names = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head]
-    quantize_dynamic(model.eval(), dict.fromkeys(names, default_dynamic_qconfig), dtype=torch.qint8, inplace=True)
-
-
-def router_to(pipe: Connection) -> Any:
-    """An output router that writes to the pipe from the generating thread itself."""
-    from transformers.generation.continuous_batching.continuous_api import OutputRouter
-
-    lock = threading.Lock()
-
-    class PipeRouter(OutputRouter):  # type: ignore[misc]
-        def deliver(self, output: Any) -> None:
-            self.deliver_batch([output])
-
-        def deliver_batch(self, outputs: list[Any]) -> None:
-            news = [(o.request_id, list(o.generated_tokens), o.is_finished(), o.error) for o in outputs]
-            with lock, contextlib.suppress(OSError):
-                pipe.send(("tokens", news))
-
-    return PipeRouter()
-
-
-# --- the parent: HTTP -------------------------------------------------------------------------------------------
 
 
 class BadRequest(Exception):
@@ -146,9 +74,10 @@ class Engine:
         self.process = context.Process(target=run_engine, args=(arguments, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.queues: dict[str, asyncio.Queue[tuple[list[int], bool, str | None]]] = {}
+        self.queues: dict[str, asyncio.Queue[News]] = {}
         self.names = (f"cmpl-{n}" for n in itertools.count())
         self.context_length: int | None = None
+        self.counters = Counters()
 
     def listen(self) -> None:
         asyncio.get_running_loop().add_reader(self.pipe.fileno(), self.receive)
@@ -160,24 +89,30 @@ class Engine:
             print("the engine process died", file=sys.stderr, flush=True)
             os._exit(1)
         if word == "ready":
-            self.context_length = value
+            self.context_length, facts = value
+            if facts["baseline_bytes"] is not None:
+                facts["baseline_bytes"] += proportional_set_bytes() or 0
+            print(FACTS + json.dumps(facts), flush=True)
             return
-        for request, tokens, finished, error in value:
-            if (queue := self.queues.get(request)) is not None:
-                queue.put_nowait((tokens, finished, error))
+        for news in value:
+            if (queue := self.queues.get(news.request)) is not None:
+                queue.put_nowait(news)
 
-    async def generate(self, ids: list[int], max_tokens: int, end_ids: list[int]) -> AsyncIterator[list[int]]:
+    async def generate(self, ids: list[int], max_tokens: int, end_ids: list[int], times: Times) -> AsyncIterator[News]:
         """All tokens so far, each time there is a new one. Raises RuntimeError when the engine gives the request up."""
-        name, queue = next(self.names), asyncio.Queue[tuple[list[int], bool, str | None]]()
+        name, queue = next(self.names), asyncio.Queue[News]()
         self.queues[name] = queue
         self.pipe.send(("add", name, ids, max_tokens, end_ids or [-1]))
         finished = False
         try:
             while not finished:
-                tokens, finished, error = await queue.get()
-                if error:
-                    raise RuntimeError(error)
-                yield tokens
+                news = await queue.get()
+                finished = news.finished
+                if news.error:
+                    raise RuntimeError(news.error)
+                times.take(len(news.tokens), news.scheduled_s, news.cached)
+                yield news
+            self.counters.add(times)
         finally:
             del self.queues[name]
             if not finished:
@@ -227,7 +162,7 @@ class Texts:
 def application(arguments: argparse.Namespace) -> Any:
     from starlette.applications import Starlette
     from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
     from starlette.routing import Route
 
     engine, texts = Engine(arguments), Texts(Path(arguments.model))
@@ -237,13 +172,18 @@ def application(arguments: argparse.Namespace) -> Any:
         ready = engine.context_length is not None
         return JSONResponse({"status": "ok" if ready else "loading"}, status_code=200 if ready else 503)
 
+    async def metrics(_: Request) -> Response:
+        return PlainTextResponse(engine.counters.text(running=len(engine.queues)))
+
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "llmopt"}]})
 
     async def complete(request: Request) -> Response:
+        accepted_s = time.monotonic()
         try:
             body = await request.json()
-            job = Job(body, texts, engine, chat=request.url.path.endswith("/chat/completions"), model=name)
+            chat = request.url.path.endswith("/chat/completions")
+            job = Job(body, texts, engine, chat=chat, model=name, accepted_s=accepted_s)
         except (BadRequest, ValueError) as error:
             return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=400)
         if job.stream:
@@ -260,6 +200,7 @@ def application(arguments: argparse.Namespace) -> Any:
 
     routes = [
         Route("/health", health),
+        Route("/metrics", metrics),
         Route("/v1/models", models),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", complete, methods=["POST"]),
@@ -270,13 +211,16 @@ def application(arguments: argparse.Namespace) -> Any:
 class Job:
     """One request: checked in the constructor, then streamed or collected."""
 
-    def __init__(self, body: dict[str, Any], texts: Texts, engine: Engine, *, chat: bool, model: str) -> None:
+    def __init__(
+        self, body: dict[str, Any], texts: Texts, engine: Engine, *, chat: bool, model: str, accepted_s: float
+    ) -> None:
         if body.get("temperature") or body.get("top_p", 1) != 1:
             raise BadRequest("this server decodes greedily: temperature must be 0 and top_p 1")
         if body.get("stop") or body.get("n", 1) != 1:
             raise BadRequest("this server takes no stop strings, and n must be 1")
         self.texts, self.engine, self.chat, self.model = texts, engine, chat, model
         self.ids = texts.prompt(body)
+        self.times = Times(prompt_tokens=len(self.ids), accepted_s=accepted_s)
         self.max_tokens = int(body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_MAX_TOKENS)
         limit = engine.context_length or 0
         if self.max_tokens < 1 or len(self.ids) + self.max_tokens > limit:
@@ -289,9 +233,9 @@ class Job:
         self.usage_at_end = bool(options.get("include_usage"))
         self.usage_always = bool(options.get("continuous_usage_stats"))
 
-    def usage(self, tokens: int) -> dict[str, Any]:
+    def usage(self, tokens: int, cached: int) -> dict[str, Any]:
         counts = {"prompt_tokens": len(self.ids), "completion_tokens": tokens, "total_tokens": len(self.ids) + tokens}
-        return counts | {"prompt_tokens_details": {"cached_tokens": 0}}
+        return counts | {"prompt_tokens_details": {"cached_tokens": cached}}
 
     def envelope(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
@@ -309,14 +253,15 @@ class Job:
     async def events(self) -> AsyncIterator[bytes]:
         from tokenizers.decoders import DecodeStream
 
-        decoder, seen, tokens = DecodeStream(skip_special_tokens=True), 0, list[int]()
+        decoder, seen, tokens, cached = DecodeStream(skip_special_tokens=True), 0, list[int](), 0
         try:
-            async for tokens in self.engine.generate(self.ids, self.max_tokens, self.end_ids):
+            async for news in self.engine.generate(self.ids, self.max_tokens, self.end_ids, self.times):
+                tokens, cached = news.tokens, news.cached
                 for place in range(seen, len(tokens)):
                     text = decoder.step(self.texts.tokenizer, tokens[place]) or ""
                     event = self.envelope([self.choice(text, None, chunk=True)], chunk=True)
                     if self.usage_always:
-                        event["usage"] = self.usage(place + 1)
+                        event["usage"] = self.usage(place + 1, cached)
                     yield sse(event)
                 seen = len(tokens)
         except RuntimeError as error:
@@ -324,16 +269,16 @@ class Job:
             return
         yield sse(self.envelope([self.choice("", self.finish_reason(tokens), chunk=True)], chunk=True))
         if self.usage_at_end:
-            yield sse(self.envelope([], chunk=True) | {"usage": self.usage(len(tokens))})
+            yield sse(self.envelope([], chunk=True) | {"usage": self.usage(len(tokens), cached)})
         yield b"data: [DONE]\n\n"
 
     async def whole(self) -> dict[str, Any]:
-        tokens: list[int] = []
-        async for so_far in self.engine.generate(self.ids, self.max_tokens, self.end_ids):
-            tokens = so_far
+        tokens, cached = list[int](), 0
+        async for news in self.engine.generate(self.ids, self.max_tokens, self.end_ids, self.times):
+            tokens, cached = news.tokens, news.cached
         text = self.texts.tokenizer.decode(tokens)
         choice = self.choice(text, self.finish_reason(tokens), chunk=False)
-        return self.envelope([choice], chunk=False) | {"usage": self.usage(len(tokens))}
+        return self.envelope([choice], chunk=False) | {"usage": self.usage(len(tokens), cached)}
 
 
 def sse(event: dict[str, Any]) -> bytes:

@@ -1,0 +1,243 @@
+"""The process that runs the model for hf_server.py: transformers, with continuous or with static batching.
+
+It turns ("add" | "cancel", …) from its pipe into ("tokens", [News, …]) until the pipe closes.  Before it says ("ready",
+…) it answers a request of its own: kernels are chosen, packed weights unpacked, and memory is where it will be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Run by its path, hf_server.py is a script beside its parts; imported, a module of the package.
+# isort: off
+if TYPE_CHECKING or __package__:
+    from llmopt.serve.shims.hf_news import Deliver, News
+    from llmopt.serve.shims.hf_static import StaticBatches
+else:
+    from hf_news import Deliver, News
+    from hf_static import StaticBatches
+# isort: on
+
+DEFAULT_CONTEXT = 1024
+WARM_UP, WARM_UP_TOKENS = "warm-up", 64
+WARM_UP_LIMIT_S = 3600.0
+
+
+def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
+    """Load the model, warm up, say ("ready", (context length, facts)), and work until the pipe closes."""
+    import torch
+    import transformers  # noqa: F401  # before memory is looked at: what it takes is not the model's
+
+    torch.set_num_threads(arguments.threads)
+    baseline = proportional_set_bytes()
+    lock, warm, failed = threading.Lock(), threading.Event(), list[str]()
+
+    def deliver(news: list[News]) -> None:
+        if not warm.is_set():
+            failed.extend(one.error for one in news if one.error)
+            if any(one.finished for one in news):
+                warm.set()
+            return
+        with lock, contextlib.suppress(OSError):
+            pipe.send(("tokens", news))
+
+    model = load(arguments)
+    own_limit = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
+    context = min(arguments.max_model_len or DEFAULT_CONTEXT, own_limit)
+    engine: Any = (StaticBatches if arguments.batching == "static" else ContinuousBatches)(
+        model, arguments, context, deliver
+    )
+    before = resident_peak_bytes(reset=True)
+    longest = arguments.max_num_batched_tokens if on_gpu(model) else WARM_UP_TOKENS
+    prompt = [0] * max(1, min(longest, context - 2))
+    engine.add(WARM_UP, prompt, 2, [-1])
+    if not warm.wait(WARM_UP_LIMIT_S) or failed:
+        print(f"RuntimeError: the model's first request failed: {failed or 'no answer'}", file=sys.stderr, flush=True)
+        os._exit(1)  # the generating thread would keep this process alive
+    facts = {
+        "baseline_bytes": baseline,
+        # What torch packs for its dynamic kernels is no parameter any more.
+        "weights_bytes": None if arguments.dynamic_int8 else weights_bytes(model),
+        **engine.facts(),
+        "activation_bytes": activation_bytes(model, before, engine.bytes_per_token * (len(prompt) + 2)),
+    }
+    try:
+        pipe.send(("ready", (context, facts)))
+        while True:
+            word, request, *rest = pipe.recv()
+            if word == "add":
+                engine.add(request, *rest)
+            else:
+                engine.cancel(request)
+    except (EOFError, OSError):
+        os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
+
+
+def load(arguments: argparse.Namespace) -> Any:
+    """The model on the GPU, or on the CPU where there is none, as its config says it is quantized."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # torch's dynamic kernels take fp32 on the CPU and nothing else.
+    device = "cuda" if torch.cuda.is_available() and not arguments.dynamic_int8 else "cpu"
+    paged = "" if arguments.batching == "static" else "paged|"
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model,
+        dtype=torch.float32 if arguments.dynamic_int8 else "auto",
+        device_map=arguments.device_map or device,
+        use_safetensors=True,
+        attn_implementation=f"{paged}{arguments.attn_implementation}",
+    )
+    if arguments.dynamic_int8:
+        quantize_in_memory(model)
+    return model.eval()
+
+
+def quantize_in_memory(model: Any) -> None:
+    """As ``llmopt.quantize.torch_dynamic`` does it, which this file cannot import: llmopt may not be installed here."""
+    import torch
+    from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
+
+    head = model.get_output_embeddings()
+    names = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head]
+    quantize_dynamic(model.eval(), dict.fromkeys(names, default_dynamic_qconfig), dtype=torch.qint8, inplace=True)
+
+
+class ContinuousBatches:
+    """transformers' own continuous batching: a request joins the batch between two steps, and leaves when it is done."""
+
+    def __init__(self, model: Any, arguments: argparse.Namespace, context: int, deliver: Deliver) -> None:
+        import torch
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        blocks = arguments.max_num_seqs * -(-context // arguments.block_size)
+        config = ContinuousBatchingConfig(
+            block_size=arguments.block_size,
+            num_blocks=blocks,
+            max_batch_tokens=arguments.max_num_batched_tokens,
+            max_requests_per_batch=arguments.max_num_seqs,
+            allow_block_sharing=arguments.enable_prefix_caching,
+            use_cuda_graph=False if arguments.enforce_eager else None,
+        )
+        self.manager = model.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=-1), config)
+        hits = dict[str, int]()
+        self.manager.output_router = router(deliver, hits)
+        with torch.no_grad():  # now and here, so that its cache can be asked and watched; `start` takes it up
+            self.manager.batch_processor = self.manager._create_batch_processor()
+        cache = self.manager.batch_processor.cache
+        if arguments.enable_prefix_caching and not cache.use_prefix_sharing:
+            raise ValueError(
+                "this model's KV cache cannot be shared between prompts: leave --enable-prefix-caching out"
+            )
+        self.cache_bytes = sum(t.nbytes for t in (*cache.key_cache, *cache.value_cache))
+        self.capacity = cache.num_pages
+        self.bytes_per_token = self.cache_bytes // len(cache.key_cache[0]) if cache.key_cache else 0
+        self.context = context
+        count_prefix_hits(cache, hits)
+        self.manager.start()
+
+    def add(self, request: str, ids: list[int], max_tokens: int, end_ids: list[int]) -> None:
+        self.manager.add_request(
+            ids, request_id=request, max_new_tokens=max_tokens, streaming=True, eos_token_id=end_ids
+        )
+
+    def cancel(self, request: str) -> None:
+        self.manager.cancel_request(request)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "kv_cache_bytes": self.cache_bytes,
+            "kv_capacity_tokens": self.capacity,
+            "max_concurrency": self.capacity / self.context,
+        }
+
+
+def count_prefix_hits(cache: Any, found: dict[str, int]) -> None:
+    """Note of each request how many tokens of its prompt were found in the cache: transformers tells nobody."""
+    search = cache.search_prefix_match
+
+    def counted(request_id: str, prompt_ids: list[int]) -> int:
+        length: int = search(request_id, prompt_ids)
+        found[request_id] = min(length, len(prompt_ids) - 1)  # the last token is computed anyway, to start from
+        return length
+
+    cache.search_prefix_match = counted
+
+
+def router(deliver: Deliver, hits: dict[str, int]) -> Any:
+    """An output router that delivers from the generating thread itself."""
+    from transformers.generation.continuous_batching.continuous_api import OutputRouter
+
+    class Direct(OutputRouter):  # type: ignore[misc]
+        def deliver(self, output: Any) -> None:
+            self.deliver_batch([output])
+
+        def deliver_batch(self, outputs: list[Any]) -> None:
+            deliver(
+                [
+                    News(
+                        request=o.request_id,
+                        tokens=list(o.generated_tokens),
+                        finished=o.is_finished(),
+                        error=o.error,
+                        scheduled_s=o.lifespan[0] if o.lifespan[0] > 0 else None,
+                        cached=(hits.pop if o.is_finished() else hits.get)(o.request_id, 0),
+                    )
+                    for o in outputs
+                ]
+            )
+
+    return Direct()
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+def on_gpu(model: Any) -> bool:
+    return bool(model.device.type == "cuda")
+
+
+def weights_bytes(model: Any) -> int:
+    """Parameters and buffers; tied ones, and views of one storage, are counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def activation_bytes(model: Any, before: int | None, cached: int) -> int | None:
+    """The most that the warm-up held beyond what it leaves behind: by torch on a GPU, by the kernel on a CPU."""
+    import torch
+
+    if on_gpu(model):
+        return int(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
+    peak = resident_peak_bytes()
+    return None if peak is None or before is None else max(0, peak - before - cached)
+
+
+def resident_peak_bytes(*, reset: bool = False) -> int | None:
+    """The peak of this process's resident memory (since the last reset); ``None`` where the kernel does not say."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return kibibytes(Path("/proc/self/status"), "VmHWM:")
+    except OSError:
+        return None
+
+
+def proportional_set_bytes() -> int | None:
+    """This process's memory now, shared pages by its share of them; ``None`` where the kernel does not say."""
+    try:
+        return kibibytes(Path("/proc/self/smaps_rollup"), "Pss:")
+    except OSError:
+        return None
+
+
+def kibibytes(file: Path, name: str) -> int | None:
+    values = [line.split()[1] for line in file.read_text().splitlines() if line.startswith(name)]
+    return int(values[0]) << 10 if values else None
