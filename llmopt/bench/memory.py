@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 TOLERANCE = 0.05  # of the sampled whole, by which the parts may differ from it
+# In main memory also what no engine counts: libraries that are loaded with the first request, the allocator's arenas,
+# threads.  130 MiB with transformers 5.17 on two cores, whatever the model's size.
+UNCOUNTED_BYTES = 256 << 20
 PARTS = ("weights_bytes", "kv_cache_bytes", "activation_bytes", "rest_bytes")
 
 
@@ -52,7 +55,7 @@ def compared(split: Mapping[str, Any], *, lazy: bool) -> dict[str, Any]:
     least = most - (split["kv_cache_bytes"] or 0) + (split["kv_cache_used_bytes"] or 0) if lazy else most
     unexplained = total - min(max(total, least), most)
     complete = len(known) == len(PARTS)
-    fits = abs(unexplained) <= TOLERANCE * total
+    fits = abs(unexplained) <= TOLERANCE * total + (UNCOUNTED_BYTES if lazy and unexplained > 0 else 0)
     return {
         "unexplained_bytes": unexplained,
         "adds_up": fits if complete or (unexplained < 0 and not fits) else None,

@@ -23,6 +23,7 @@ SAMPLE_S = 0.25
 BUDGET = 0.003  # of a core for each of our sources; they are three, and the whole must stay under 1 %
 SERVER_BUDGET = 0.01  # of the server's time for telling us
 TREE_S = 2.0  # processes come and go rarely, and finding them reads every process of the machine
+GROWN = 1.01  # resident memory that is larger than this times what it was at the last PSS: that is looked at anew
 LEAST_OWN_BYTES = 64 << 20  # a GPU whose use grew by less than a CUDA context's size is not the server's
 
 
@@ -30,11 +31,12 @@ LEAST_OWN_BYTES = 64 << 20  # a GPU whose use grew by less than a CUDA context's
 class Paced:
     """Asks a source at most every ``SAMPLE_S``, and no more often than its budgets allow.
 
-    ``server_s`` says how long the server took over its last answer.
+    ``server_s`` says how long the server took over its last answer; a source of its own pace is ``free``.
     """
 
     ask: Callable[[], Mapping[str, Any]]
     server_s: Callable[[], float] = lambda: 0.0
+    free: bool = False
     due_s: float = 0.0
 
     def answer(self, now_s: float) -> Mapping[str, Any]:
@@ -42,7 +44,7 @@ class Paced:
             return {}
         before = time.thread_time()
         found = self.ask()
-        ours_s = time.thread_time() - before
+        ours_s = 0.0 if self.free else time.thread_time() - before
         self.due_s = now_s + max(SAMPLE_S * 0.9, ours_s / BUDGET, self.server_s() / SERVER_BUDGET)
         return found
 
@@ -73,6 +75,8 @@ class Telemetry:
     _thread: threading.Thread | None = None
     _tree: list[psutil.Process] = field(default_factory=list)
     _tree_due_s: float = 0.0
+    _pss_due_s: float = 0.0
+    _resident_then: int = 0
     _cpu_start: float = 0.0
     _start_ns: int = 0
     _host_start: tuple[float, float] = (0.0, 0.0)
@@ -105,7 +109,7 @@ class Telemetry:
     def _run(self) -> None:
         sources = [Paced(ask=self._ask_gauges, server_s=self.gauges_s)] if self.gauges is not None else []
         if self.pid is not None:
-            sources += [Paced(ask=self._ask_memory)]
+            sources += [Paced(ask=self._ask_memory, free=True)]
         if self._gpu is not None:
             sources += [Paced(ask=self._ask_gpus)]
         while True:
@@ -117,6 +121,7 @@ class Telemetry:
                 break
         # The last look at the machine, whatever it costs: a short run has a peak too, and the card's energy is a difference.
         if self.pid is not None:
+            self._pss_due_s = 0.0
             self.rows.append({"t_ns": time.monotonic_ns()} | self._ask_memory() | self._ask_gpus())
         self.sampling_cpu_s = time.thread_time()
 
@@ -130,7 +135,18 @@ class Telemetry:
             before = time.thread_time()
             self._tree = tree(self.pid)
             self._tree_due_s = time.monotonic() + max(TREE_S, (time.thread_time() - before) / BUDGET)
+        resident = resident_of(self._tree)
+        found: dict[str, Any] = {} if resident is None else {"rss_bytes": resident}
+        return found | self._ask_pss(resident or 0)
+
+    def _ask_pss(self, resident: int) -> dict[str, int]:
+        """The kernel walks every page for it (10 ms for 0.5 GB), so only as often as that may cost, and at a new peak."""
+        now_s, before = time.monotonic(), time.thread_time()
+        if now_s < self._pss_due_s and resident <= GROWN * self._resident_then:
+            return {}
         memory = memory_of(self._tree)
+        self._pss_due_s = now_s + (time.thread_time() - before) / BUDGET
+        self._resident_then = max(self._resident_then, resident)
         return {} if memory is None else {"pss_bytes": memory}
 
     def _ask_gpus(self) -> dict[str, Any]:
@@ -276,6 +292,16 @@ def tree(pid: int) -> list[psutil.Process]:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
     return []
+
+
+def resident_of(processes: Sequence[psutil.Process]) -> int | None:
+    """Resident memory added up, pages that are shared counted in each: cheap, and it moves as PSS does."""
+    total, seen = 0, False
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_info().rss
+            seen = True
+    return total if seen else None
 
 
 def memory_of(processes: Sequence[psutil.Process]) -> int | None:
