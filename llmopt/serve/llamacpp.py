@@ -1,41 +1,49 @@
 """llama.cpp's own server, with parallel slots.
 
-The user's ``llama-server`` on PATH goes first; else the same server out of the
-xllamacpp wheel, in a process of its own.  ``python -m llama_cpp.server`` is never
-used: it serialises requests, and by default a new one kills the running stream.
+The user's ``llama-server`` on PATH goes first, then the one that ``llmopt env create llamacpp --build`` compiled; else the
+same server out of the xllamacpp wheel, in a process of its own (shims/llamacpp_server.py), which takes the same words.
+``python -m llama_cpp.server`` is never used: it serialises requests, and by default a new one kills the running stream.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmopt.core.domain import ServerCommand
+from llmopt.core import environments
+from llmopt.core.domain import ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, Needs
+from llmopt.core.errors import UsageError
 from llmopt.core.worker import QUIET_ENGINES
 from llmopt.serve import Backend, Failure, LaunchContext, engine_threads, gguf_file
+from llmopt.serve.facts import EngineFacts, sizes, total
 from llmopt.serve.options import Switch
 
 SERVER = Path(__file__).parent / "shims" / "llamacpp_server.py"
 DEFAULT_CONTEXT = 1024
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+UNQUANTIZED_KV_TYPES = KV_TYPES[:3]
+ATTENTION = {"flash_attention": "on", "flash_attention_2": "on", "eager": "off"}
 
 
 def command(context: LaunchContext) -> ServerCommand:
     """The context is given per slot: llama.cpp divides ``-c`` by ``-np``."""
     options = context.options
-    threads = engine_threads(options)
-    own = shutil.which("llama-server")
-    start = [own] if own else [context.python, str(SERVER)]
+    require_consistent(options)
+    own = environments.tool("llama-server")
     argv = [
-        *start,
+        *([str(own)] if own else [context.python, str(SERVER)]),
         *("-m", str(gguf_file(context.artifact))),
         *("--host", context.host, "--port", str(context.port)),
         *("-c", str(options.max_num_seqs * (options.max_model_len or DEFAULT_CONTEXT))),
         "--metrics",
-        *BACKEND.arguments(replace(options, threads=threads)),
+        *telling(own),
+        *speculative(options, own),
+        *BACKEND.arguments(replace(options, threads=engine_threads(options))),
     ]
     return ServerCommand(
         argv=tuple(argv),
@@ -45,30 +53,141 @@ def command(context: LaunchContext) -> ServerCommand:
     )
 
 
+def require_consistent(options: ServeOptions) -> None:
+    """Raise UsageError for a KV cache that llama.cpp has not, or only with flash attention."""
+    dtype = options.kv_cache_dtype
+    if dtype not in (None, *KV_TYPES):
+        raise UsageError(f"llamacpp has no KV cache of {dtype}", hint=f"--kv-cache-dtype {', '.join(KV_TYPES)}")
+    if options.attn_implementation not in (None, *ATTENTION):
+        raise UsageError(
+            f"llamacpp has no --attn-implementation {options.attn_implementation}", hint=" or ".join(ATTENTION)
+        )
+    if ATTENTION.get(options.attn_implementation or "") == "off" and dtype not in (None, *UNQUANTIZED_KV_TYPES):
+        raise UsageError(
+            f"llamacpp quantizes values of the KV cache ({dtype}) with flash attention alone",
+            hint="leave --attn-implementation out",
+        )
+
+
+def telling(server: Path | None) -> list[str]:
+    """The words that make it log where memory goes: the level below ``info`` in newer ones; older ones do it unasked.
+
+    That level adds some lines per request and none per token.
+    """
+    return ["-lv", "4"] if server is None or "4: trace" in usage(server) else []
+
+
+def speculative(options: ServeOptions, server: Path | None) -> list[str]:
+    """A draft model, or guesses out of the prompt itself. Raises UsageError for a draft that is not there."""
+    draft, guesses = options.speculative_model, options.num_speculative_tokens
+    if draft is None:
+        if guesses is not None:
+            raise UsageError(
+                "--num-speculative-tokens without a draft", hint="--speculative-model ngram, or a GGUF file"
+            )
+        return []
+    if draft == "ngram":
+        return ["--spec-type", "ngram-simple", *(["--spec-ngram-simple-size-m", str(guesses)] if guesses else [])]
+    file = Path(draft) / "model.gguf" if Path(draft).is_dir() else Path(draft)
+    if not file.is_file():
+        raise UsageError(
+            f"--speculative-model {draft}: no GGUF file", hint="a GGUF file, an artifact's folder, or ngram"
+        )
+    renamed = server is None or "--spec-draft-n-max" in usage(server)
+    longest = "--spec-draft-n-max" if renamed else "--draft-max"
+    # Newer ones load the draft and never ask it, unless the way of guessing is named too (build 0c1e570).
+    way = ["--spec-type", "draft-simple"] if renamed else []
+    return ["-md", str(file), *way, *([longest, str(guesses)] if guesses else [])]
+
+
+def usage(server: Path) -> str:
+    """What this file says of its own options: they are renamed now and then."""
+    return told_usage(server, server.stat().st_mtime_ns)
+
+
+@functools.cache
+def told_usage(server: Path, changed_ns: int) -> str:
+    try:
+        told = subprocess.run([str(server), "--help"], capture_output=True, text=True, timeout=30, errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return told.stdout + told.stderr
+
+
+def kv_cache_type(dtype: str) -> list[str]:
+    quantized = dtype not in UNQUANTIZED_KV_TYPES
+    return ["-ctk", dtype, "-ctv", dtype, *(["-fa", "on"] if quantized else [])]
+
+
+def adapters(modules: Sequence[str]) -> list[str]:
+    """NAME=FILE of GGUF adapters; llama.cpp numbers them and applies them all. Raises UsageError."""
+    files = [Path(module.rpartition("=")[2]) for module in modules]
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"--lora-modules: no GGUF adapter at {file}", hint="NAME=FILE.gguf")
+    return ["--lora", ",".join(map(str, files))]
+
+
 def version(environment: Environment) -> str | None:
-    """What the user's own ``llama-server`` says of itself; ``None`` where the wheel is used."""
-    own = shutil.which("llama-server")
-    if own is None:
-        return None
-    said = subprocess.run([own, "--version"], capture_output=True, text=True, timeout=20, check=False)
-    found = re.search(r"version: (.+)", said.stdout + said.stderr)
-    return f"llama-server {found[1] if found else 'of unknown version'}"
+    """What ``llama-server`` says of itself; ``None`` where the wheel is used."""
+    own = environments.tool("llama-server")
+    return f"llama-server {environments.tool_version(own) or 'of unknown version'}" if own else None
+
+
+def facts(lines: Sequence[str]) -> EngineFacts:
+    """Out of its log, over all devices and a draft model; repacked weights are in memory beside the mapped file."""
+    size = r"size =\s+([\d.]+) (MiB|GiB|KiB)"
+    slots = next((m for line in lines if (m := re.search(r"n_slots = (\d+), n_ctx_slot = (\d+)", line))), None)
+    return EngineFacts(
+        weights_bytes=total(sizes(f"model buffer {size}", lines)),
+        kv_cache_bytes=total(sizes(f"KV buffer {size}", lines)),
+        activation_bytes=total(sizes(f"(?:compute|output) buffer {size}", lines)),
+        kv_capacity_tokens=int(slots[1]) * int(slots[2]) if slots else None,
+        max_concurrency=float(slots[1]) if slots else None,
+    )
 
 
 BACKEND = Backend(
     name="llamacpp",
     title="llama.cpp server",
     formats=("gguf",),
-    needs=Needs(modules=() if shutil.which("llama-server") else ("xllamacpp",), extra="llamacpp"),
+    needs=Needs(modules=() if environments.tool("llama-server") else ("xllamacpp",), extra="llamacpp"),
     distribution="xllamacpp",
     command=command,
     sequences_reserved=lambda options: options.max_num_seqs,
-    flags={"max_num_seqs": "-np", "threads": "-t", "max_model_len": Switch(), "gpu_layers": "-ngl"},
+    facts=facts,
+    flags={
+        "max_num_seqs": "-np",
+        "threads": "-t",
+        "gpu_layers": "-ngl",
+        "max_num_batched_tokens": lambda tokens: ["-b", str(tokens), "-ub", str(tokens)],
+        "kv_cache_dtype": kv_cache_type,
+        "attn_implementation": lambda kernel: ["-fa", ATTENTION[kernel]],
+        # Its second store, in main memory, keeps prompts whose slot was taken by another.
+        "enable_prefix_caching": lambda on: ["--cache-prompt"] if on else ["--no-cache-prompt", "--cache-ram", "0"],
+        "lora_modules": adapters,
+        # In ``-c``, and composed from two options:
+        "max_model_len": Switch(),
+        "speculative_model": Switch(),
+        "num_speculative_tokens": Switch(),
+    },
     version=version,
+    known=("2026.10.11549", "llama-server 0.5.0-dev (build 1, commit 0c1e570)"),
+    # Sums and no histograms: times are over all requests, and queries of the prefix cache are what was found and what not.
+    metrics={
+        "prefill_time": "llamacpp:prompt_seconds_total",
+        "decode_time": "llamacpp:tokens_predicted_seconds_total",
+        "prefix_cache_hits": "llamacpp:prompt_tokens_cached_total",
+        "prefix_cache_misses": "llamacpp:prompt_tokens_total",
+        "running": "llamacpp:requests_processing",
+        "waiting": "llamacpp:requests_deferred",
+    },
     failures=(
         Failure(pattern=r"couldn't bind|address already in use|bind.*failed", cause="the port is taken", remedy="name another one: --port"),
         Failure(pattern=r"failed to allocate|unable to allocate", cause="memory ran out while loading",
                 remedy="a smaller quantization, or a shorter --max-model-len"),
+        Failure(pattern=r"(?:invalid argument|unrecognized arguments): (.+)", cause="this llama-server does not know",
+                remedy="leave it out, or another version: llmopt env create llamacpp --build"),
         Failure(pattern=r"error loading model: (.+)|failed to load model", cause="llama.cpp does not load this file", remedy="quantize again"),
     ),
 )  # fmt: skip

