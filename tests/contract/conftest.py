@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from llmopt import demo
+from llmopt.core import environments
 from llmopt.core.artifacts import open_model, unquantized
 from llmopt.core.domain import Artifact
+from llmopt.core.environments import Environment
+from llmopt.core.errors import MissingEnvironment
 from llmopt.pipeline import making, proving, requesting
 from llmopt.report.progress import Reporter
+from llmopt.serve import Backend
 
 PROOF_TOKENS = 4096
 SAMPLES = 8
@@ -47,3 +51,11 @@ class Workshop:
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("artifacts"))
+
+
+def environment_of(backend: Backend) -> Environment:
+    """Where the engine lives here; the test is skipped where it does not."""
+    try:
+        return environments.find(backend.needs)
+    except MissingEnvironment as error:
+        pytest.skip(f"{backend.name} is not here: {error.hint}")

@@ -21,11 +21,12 @@ from llmopt.core.domain import ServeOptions, Workload
 from llmopt.core.errors import ServerError, UsageError
 from llmopt.quantize import quantization
 from llmopt.serve.process import RunningServer, serving
-from tests.contract.conftest import Workshop
+from tests.contract.conftest import Workshop, environment_of
 from tests.processes import gone_within, mentioning
 
 pytestmark = pytest.mark.engine
-LOADS = {"hf": "nf4-dq", "llamacpp": "gguf-q4_k_m", "scripted": "bf16"}
+# What each engine that can be had here is asked to load; those that are only described have a page of their own.
+LOADS = {"hf": "nf4-dq", "llamacpp": "gguf-q4_k_m", "vllm": "gptq-int4-g128", "scripted": "bf16"}
 WORKLOAD = Workload(input_tokens=48, output_tokens=16, concurrency=4, requests=64, warmup_requests=4)
 
 
@@ -34,10 +35,13 @@ def started(request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory
     """One real server per engine, for all tests of this page that only ask it something."""
     backend = serve.backend(request.param)
     extra = ("--prompt-tokens", "48") if backend.name == "scripted" else ()
-    options = ServeOptions(backend=backend.name, max_num_seqs=4, extra_args=extra)
+    eager = True if backend.name == "vllm" else None  # starts in a third of the time
+    options = ServeOptions(
+        backend=backend.name, max_num_seqs=4, max_model_len=512, enforce_eager=eager, extra_args=extra
+    )
     log = tmp_path_factory.mktemp("logs") / "server.log"
-    artifact = workshop.artifact(LOADS[backend.name])
-    with serving(backend, artifact, options, environments.find(backend.needs), log=log) as server:
+    environment = environment_of(backend)
+    with serving(backend, workshop.artifact(LOADS[backend.name]), options, environment, log=log) as server:
         yield server
 
 
