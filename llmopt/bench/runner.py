@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -101,24 +102,24 @@ def measure(
     interrupted before one had; later an interrupt ends the run, and the result says so.
     """
     endpoint = Endpoint.of(target.base_url, workload.endpoint, target.headers)
-    with clients(workers) as crew:
+    server = server_of(target.metrics_url, target.metric_names, target.base_url, target.headers)
+    with clients(workers) as crew, closing(server) if server is not None else nullcontext():
         pool = None if warm else warm_up(target, endpoint, workload, traffic)
         schedule = make_schedule(
             workload, target.model, salt=traffic.salt, source=traffic.source, tokenizer=traffic.tokenizer,
             usage_per_chunk=target.usage_per_chunk, pool=pool,
         )  # fmt: skip
-        server = server_of(target.metrics_url, target.metric_names, target.base_url, target.headers)
         before = server.first() if server is not None else None
         with telemetry_of(target, server) as telemetry:
             load = play(
                 crew, schedule, endpoint, count=traffic.count(), progress=progress, enough=enough(workload),
                 request_id=f"llmopt-{stable_hash(traffic.salt, 8)}", stop_when=stop_when,
             )  # fmt: skip
-    if not any(t.ok for t in load.traces):
-        if load.stopped == "interrupted":
-            raise KeyboardInterrupt
-        raise nothing_succeeded(load.traces, endpoint, target)
-    own_words = server_record(server, before, load.traces)
+        if not any(t.ok for t in load.traces):
+            if load.stopped == "interrupted":
+                raise KeyboardInterrupt
+            raise nothing_succeeded(load.traces, endpoint, target)
+        own_words = server_record(server, before, load.traces)
     return result_of(target, workload, schedule, load, telemetry, own_words, alive())
 
 
@@ -138,7 +139,6 @@ def server_record(server: ServerMetrics | None, before: Page | None, traces: Seq
         return {}
     answered = sum(t.ok for t in traces)
     after = server.last(before, answered)
-    server.close()
     found = window(server.names, before, after, answered)
     return found | {"agreement": agreement.compare(traces, found)} if found else {}
 

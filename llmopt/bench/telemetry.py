@@ -86,8 +86,9 @@ class Telemetry:
     def __enter__(self) -> Telemetry:
         self._host_start, self._throttles, self._start_ns = host_times(), cpu_throttles(), time.monotonic_ns()
         if self.pid is not None:
-            self._cpu_start = cpu_seconds(self.pid)
             self._gpu = self.reader()
+            self._look()
+            self._cpu_start = cpu_seconds(self.pid)
         if self.pid is not None or self.gauges is not None:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
@@ -103,8 +104,16 @@ class Telemetry:
             self._thread.join()
         if self.pid is not None:
             self.cpu_s = max(0.0, cpu_seconds(self.pid) - self._cpu_start)
+            self._pss_due_s = 0.0
+            self._look()
 
     # --- sampling ---
+
+    def _look(self) -> None:
+        """Before the load and after it, when it disturbs nobody: a short run has a peak too, and energy is a difference."""
+        row = {"t_ns": time.monotonic_ns()} | self._ask_memory() | self._ask_gpus()
+        if len(row) > 1:
+            self.rows.append(row)
 
     def _run(self) -> None:
         sources = [Paced(ask=self._ask_gauges, server_s=self.gauges_s)] if self.gauges is not None else []
@@ -112,17 +121,11 @@ class Telemetry:
             sources += [Paced(ask=self._ask_memory, free=True)]
         if self._gpu is not None:
             sources += [Paced(ask=self._ask_gpus)]
-        while True:
+        while not self._stop.wait(SAMPLE_S):
             now_ns = time.monotonic_ns()
             row = {key: value for source in sources for key, value in source.answer(now_ns / 1e9).items()}
             if row:
                 self.rows.append({"t_ns": now_ns} | row)
-            if self._stop.wait(SAMPLE_S):
-                break
-        # The last look at the machine, whatever it costs: a short run has a peak too, and the card's energy is a difference.
-        if self.pid is not None:
-            self._pss_due_s = 0.0
-            self.rows.append({"t_ns": time.monotonic_ns()} | self._ask_memory() | self._ask_gpus())
         self.sampling_cpu_s = time.thread_time()
 
     def _ask_gauges(self) -> Mapping[str, Any]:

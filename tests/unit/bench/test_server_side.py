@@ -1,5 +1,6 @@
 import math
 import os
+from contextlib import closing
 
 import pytest
 
@@ -207,23 +208,23 @@ def test_the_queue_of_the_server_is_seen(told):
 
 def test_a_server_can_be_asked_for_less_than_everything(told):
     target = told()
-    asked = ServerMetrics(url=target.metrics_url, names=target.metric_names)
-    first = asked.first()
-    assert asked.chosen
-    assert set(asked.gauges()) == {"kv_cache_usage", "running", "waiting"}
-    assert requests_between(asked.names, first, asked.read()) == 0
-    asked.close()
+    with closing(ServerMetrics(url=target.metrics_url, names=target.metric_names)) as asked:
+        first = asked.first()
+        assert asked.chosen
+        assert set(asked.gauges()) == {"kv_cache_usage", "running", "waiting"}
+        assert requests_between(asked.names, first, asked.read()) == 0
 
 
 def test_a_server_that_does_not_tell_is_none(answering):
     url, _ = answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-    asked = ServerMetrics(url=url, names=NAMES)
-    assert (asked.first(), asked.gauges(), asked.read()) == (None, {}, None)
+    with closing(ServerMetrics(url=url, names=NAMES)) as asked:
+        assert (asked.first(), asked.gauges(), asked.read()) == (None, {}, None)
 
 
 def test_a_page_that_is_no_page_is_none(answering):
     url, _ = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n\x00\x01")
-    assert ServerMetrics(url=url, names=NAMES).first() is None
+    with closing(ServerMetrics(url=url, names=NAMES)) as asked:
+        assert asked.first() is None
 
 
 def test_the_key_goes_to_the_measured_server_alone(monkeypatch):
