@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import socket
 import subprocess
 import time
@@ -19,7 +18,7 @@ from llmopt.core.environments import Environment, home
 from llmopt.core.errors import ServerError
 from llmopt.core.files import disk_errors
 from llmopt.core.process import KeptProcess
-from llmopt.serve import Backend, LaunchContext
+from llmopt.serve import Backend, LaunchContext, failures
 from llmopt.serve.container import in_container
 from llmopt.serve.options import require_known
 from llmopt.serve.room import require_room
@@ -27,6 +26,7 @@ from llmopt.serve.room import require_room
 HOST = "127.0.0.1"
 POLL_S = 0.1
 CLEANUP_S = 20
+LOG_LINES = 5000  # a root cause may stand far above the last word of an engine of several processes
 # Loopback must not go through a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -137,13 +137,17 @@ def wait_until_ready(backend: Backend, command: ServerCommand, process: KeptProc
     """Ready = alive + healthy + one real completion."""
     health = command.base_url.removesuffix("/v1") + command.health_path
     deadline = time.monotonic() + patience_s
+    refused = ""
     while time.monotonic() < deadline:
         if not process.running:
-            raise failure(backend, process, "died while loading")
-        if answers(health) and completes(command, deadline - time.monotonic()):
-            return
+            what = "says that it is healthy, and died at its first request" if refused else "died while loading"
+            raise failure(backend, process, what)
+        if answers(health):
+            refused = refusal(command, deadline - time.monotonic())
+            if not refused:
+                return
         process.wait(POLL_S)
-    raise failure(backend, process, f"was not ready after {patience_s:g} s")
+    raise failure(backend, process, f"was not ready after {patience_s:g} s", refused)
 
 
 def answers(url: str) -> bool:
@@ -156,24 +160,30 @@ def answers(url: str) -> bool:
 
 def completes(command: ServerCommand, timeout_s: float) -> bool:
     """Whether one real completion comes back whole."""
+    return not refusal(command, timeout_s)
+
+
+def refusal(command: ServerCommand, timeout_s: float) -> str:
+    """Why one real completion did not come back whole, in the server's words; empty when it did."""
     body = json.dumps({"model": command.model, "prompt": "Hello", "max_tokens": 2, "temperature": 0}).encode()
     request = urllib.request.Request(f"{command.base_url}/completions", body, {"Content-Type": "application/json"})
     try:
         with DIRECT.open(request, timeout=max(1.0, timeout_s)) as response:
-            return bool(json.load(response)["choices"])
-    except (OSError, ValueError, KeyError):
-        return False
+            return "" if json.load(response)["choices"] else "an answer without choices"
+    except urllib.error.HTTPError as error:
+        with error:
+            return f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
-def failure(backend: Backend, process: KeptProcess, what: str) -> ServerError:
-    """The engine's root cause out of its log, as one line with its remedy."""
-    lines = [line.strip() for line in process.log_tail(500) if line.strip()]
-    for known in backend.failures:
-        for line in lines:
-            if match := re.search(known.pattern, line):
-                detail = next((group for group in match.groups() if group), "")
-                cause = f"{known.cause}: {detail}" if detail else known.cause
-                return ServerError(f"{backend.name} {what}: {cause}", hint=f"{known.remedy}   (log: {process.log})")
-    errors = [line for line in lines if re.search(r"(?i)\berror\b|exception", line)]
-    last = (errors or lines or ["it said nothing"])[-1]
-    return ServerError(f"{backend.name} {what}: {last[:300]}", hint=f"its log: {process.log}")
+def failure(backend: Backend, process: KeptProcess, what: str, refused: str = "") -> ServerError:
+    """The engine's root cause out of its log, or what it answered, as one line with its remedy."""
+    lines = process.log_tail(LOG_LINES)
+    returncode = None if process.running else process.returncode
+    found = failures.explain(backend.failures, lines, returncode=returncode)
+    if refused and process.running:
+        found = failures.explain_text(refused) or found or (f"it answers {refused[:300]}", None)
+    cause, remedy = found or (failures.last_words(lines), None)
+    hint = f"{remedy}   (log: {process.log})" if remedy else f"its log: {process.log}"
+    return ServerError(f"{backend.name} {what}: {cause}", hint=hint)
