@@ -1,0 +1,85 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from llmopt.core.domain import ServeOptions
+from llmopt.core.errors import UsageError
+from llmopt.serve import backend, room
+from unit.make import artifact
+
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "hidden_size": 4096, "max_position_embeddings": 131072, "dtype": "bfloat16",
+}  # fmt: skip  # 131,072 bytes a token
+GIB = 1 << 30
+
+
+@pytest.fixture
+def model(tmp_path):
+    made = artifact(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
+    return replace(made, size_bytes=4 * GIB)
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Sets how much memory is free."""
+    return lambda size: monkeypatch.setattr(room, "free_memory_bytes", lambda: size)
+
+
+def check(model, **options):
+    room.require_room(backend("hf"), model, ServeOptions(backend="hf", **options))
+
+
+def test_weights_and_the_cache_of_all_sequences_fit(model, free):
+    free(8 * GIB)
+    check(model, max_model_len=8192, max_num_seqs=4)
+
+
+def test_a_cache_that_does_not_fit_is_said_with_the_numbers(model, free):
+    free(8 * GIB)
+    with pytest.raises(UsageError, match=r"131,072 bytes × 32768 tokens × 4 sequences") as caught:
+        check(model, max_model_len=32768, max_num_seqs=4)
+    assert "8.00 GiB of memory are free" in str(caught.value)
+    assert caught.value.hint.startswith("--max-model-len 8192 at most")
+
+
+def test_what_is_advised_fits(model, free):
+    free(8 * GIB)
+    check(model, max_model_len=8192, max_num_seqs=4)
+    with pytest.raises(UsageError):
+        check(model, max_model_len=8193, max_num_seqs=4)
+
+
+def test_weights_alone_may_be_too_large(model, free):
+    free(3 * GIB)
+    with pytest.raises(UsageError) as caught:
+        check(model, max_model_len=16)
+    assert caught.value.hint == "a smaller quantization"
+
+
+def test_a_smaller_type_of_the_cache_makes_room(model, free):
+    free(8 * GIB)
+    options = ServeOptions(backend="llamacpp", max_model_len=16384, max_num_seqs=4)
+    with pytest.raises(UsageError):
+        room.require_room(backend("llamacpp"), model, options)
+    room.require_room(backend("llamacpp"), model, replace(options, kv_cache_dtype="q4_0"))
+
+
+def test_a_context_beyond_the_models_own_is_refused(model, free):
+    free(1 << 50)
+    with pytest.raises(UsageError, match="positions for 131072 tokens"):
+        check(model, max_model_len=131073)
+
+
+def test_the_base_is_asked_where_the_artifact_has_no_config(model, tmp_path, free):
+    free(5 * GIB)
+    moved = replace(model, path=str(tmp_path / "gguf"), base=model.path)
+    with pytest.raises(UsageError, match="KV cache of"):
+        check(moved, max_model_len=131072)
+
+
+def test_nothing_is_claimed_of_a_model_that_tells_nothing(model, tmp_path, free):
+    free(5 * GIB)
+    check(replace(model, path=str(tmp_path / "none"), base=str(tmp_path / "none")), max_model_len=131072)
