@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, home
@@ -169,12 +170,21 @@ def refusal(command: ServerCommand, timeout_s: float) -> str:
     request = urllib.request.Request(f"{command.base_url}/completions", body, {"Content-Type": "application/json"})
     try:
         with DIRECT.open(request, timeout=max(1.0, timeout_s)) as response:
-            return "" if json.load(response)["choices"] else "an answer without choices"
+            return emptiness(json.load(response))
     except urllib.error.HTTPError as error:
         with error:
             return f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+def emptiness(answer: dict[str, Any]) -> str:
+    """What a completion lacks; empty when it has a token. Some models end at once: that token has no text."""
+    if not answer["choices"]:
+        return "an answer without choices"
+    tokens = (answer.get("usage") or {}).get("completion_tokens")
+    nothing = not answer["choices"][0].get("text") if tokens is None else tokens == 0
+    return "an answer without a token" if nothing else ""
 
 
 def failure(backend: Backend, process: KeptProcess, what: str, refused: str = "") -> ServerError:

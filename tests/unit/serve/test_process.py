@@ -5,7 +5,7 @@ import pytest
 
 from llmopt.core.errors import ServerError
 from llmopt.serve import backend
-from llmopt.serve.process import answers, completes, free_port
+from llmopt.serve.process import answers, completes, emptiness, free_port
 
 
 def test_a_server_is_ready_when_it_is_entered(scripted):
@@ -75,3 +75,17 @@ def test_a_port_in_use_is_refused():
 def test_a_port_that_is_none_is_refused(port):
     with pytest.raises(ServerError):
         free_port(port)
+
+
+@pytest.mark.parametrize(
+    ("answer", "lack"),
+    [
+        ({"choices": []}, "an answer without choices"),
+        ({"choices": [{"text": ""}]}, "an answer without a token"),
+        ({"choices": [{"text": ""}], "usage": {"completion_tokens": 0}}, "an answer without a token"),
+        ({"choices": [{"text": ""}], "usage": {"completion_tokens": 1}}, ""),
+        ({"choices": [{"text": " there"}]}, ""),
+    ],
+)
+def test_a_server_that_answers_nothing_is_not_ready(answer, lack):
+    assert emptiness(answer) == lack
