@@ -46,6 +46,8 @@ from llmopt.pipeline.proving import (
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.requesting import Preparation, QuantizeRequest, command_line, prepared
 from llmopt.quality.gguf_file import read_gguf
+from llmopt.quantize.gguf import fallbacks
+from llmopt.quantize.gguf_types import FILE_TYPES
 from llmopt.quantize.preflight import remember, weights_room
 from llmopt.report.card import base_name, card
 
@@ -187,6 +189,8 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
     details = job.value
     if "imatrix" in details:
         details = details | choose_matrix(preparation, aside, report, details)
+    if request.quantization.format == "gguf":
+        details = details | gguf_details(aside / "model.gguf", settings["type"])
     artifact = describe(request, aside, details)
     tokens = preparation.samples.tokens if preparation.samples else 0
     remember(
@@ -228,9 +232,9 @@ def choose_matrix(preparation: Preparation, aside: Path, report: Reporter, detai
         trial = aside / f"trial-{name}"
         trial.mkdir()
         file.rename(trial / "model.gguf")
-        candidate = replace(
-            describe(preparation.request, trial, details), key=stable_hash([preparation.request.key, name])
-        )
+        request = preparation.request
+        written = details | gguf_details(trial / "model.gguf", request.settings["type"])
+        candidate = replace(describe(request, trial, written), key=stable_hash([request.key, name]))
         found = prove(
             candidate, QualityText(path=text, tokens=8192), report, log_folder=logs_folder(aside),
             limits=ProofLimits.none(), engine="llamacpp",
@@ -247,11 +251,19 @@ def choose_matrix(preparation: Preparation, aside: Path, report: Reporter, detai
     report.say(
         f"importance matrix {'kept' if best == 'with' else 'left out'}: KL {kl['with']:.5f} with, {kl['without']:.5f} without it"
     )
-    kept = read_gguf(aside / "model.gguf")  # llama.cpp chooses other types where it has a matrix
     return {
-        "weight_bytes": sum(tensor.bytes for tensor in kept.tensors),
-        "tensor_types": dict(Counter(tensor.type.name for tensor in kept.tensors)),
         "imatrix": details["imatrix"] | {"kept": best == "with", "kl_with": kl["with"], "kl_without": kl["without"]},
+    }
+
+
+def gguf_details(file: Path, kind: str) -> dict[str, Any]:
+    """What is really in the file: llama.cpp chooses other types for odd rows, and where it has a matrix."""
+    tensors = read_gguf(file).tensors
+    types = dict(Counter(tensor.type.name for tensor in tensors))
+    return {
+        "weight_bytes": sum(tensor.bytes for tensor in tensors),
+        "tensor_types": types,
+        "fallback_types": fallbacks(types, FILE_TYPES[kind].main),
     }
 
 

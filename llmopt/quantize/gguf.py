@@ -32,9 +32,10 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     ``tools`` holds the paths of llama.cpp's own programs, where they are; without them cyllama quantizes.
     ``converted``: where the converted model is, or is to be left for other types.
     """
-    from llmopt.quantize.checks import require_causal_lm
+    from llmopt.quantize.checks import give_freed_memory_back, require_causal_lm
 
     require_causal_lm(model)
+    give_freed_memory_back()
     sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))  # before the registry's older gguf
     kind, tools = settings["type"], settings.get("tools") or {}
     folder = Path(out)
@@ -61,16 +62,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     if not kept:
         whole.unlink()
     require_same_ids(Path(model), result, Path(settings["check_text"]))
-    return details | facts(result, kind)
-
-
-def facts(file: Path, kind: str) -> dict[str, Any]:
-    types, weight_bytes = tensors(file)
-    return {
-        "weight_bytes": weight_bytes,
-        "tensor_types": types,
-        "fallback_types": fallbacks(types, FILE_TYPES[kind].main),
-    }
+    return details
 
 
 def importance_matrix(
@@ -237,18 +229,6 @@ def quantize(source: Path, target: Path, kind: str, program: str | None) -> None
 
 def with_matrix(source: Path, target: Path, kind: str, matrix: Path, program: str) -> None:
     tool([program, "--imatrix", str(matrix), str(source), str(target), kind.upper()])
-
-
-def tensors(file: Path) -> tuple[dict[str, int], int]:
-    """How many tensors of each type the file holds, and their bytes in all."""
-    from gguf import GGUFReader
-
-    types: dict[str, int] = {}
-    total = 0
-    for tensor in GGUFReader(file).tensors:
-        types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
-        total += int(tensor.n_bytes)
-    return types, total
 
 
 def fallbacks(types: dict[str, int], main: str) -> list[str]:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.core.errors import StoreError, UsageError
-from llmopt.quantize.checks import in_our_words, model_type, read_samples, require_causal_lm, shard_size, used
+from llmopt.quantize.checks import (
+    give_freed_memory_back,
+    in_our_words,
+    model_type,
+    read_samples,
+    require_causal_lm,
+    shard_size,
+    used,
+)
 from llmopt.quantize.steps import step
 
 METHODS = ("gptq", "awq")
@@ -31,6 +39,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     if settings["method"] not in METHODS:
         raise UsageError(f"gptqmodel makes no {settings['method']!r} here", hint=f"known: {', '.join(METHODS)}")
     ids = read_samples(samples)
+    give_freed_memory_back()
     # With its own default, one worker on two cores waits for itself for ever.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, (os.cpu_count() or 2) // 2)))
     with in_our_words("gptqmodel"), scratch(out) as offload:
