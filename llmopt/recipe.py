@@ -81,6 +81,10 @@ class WorkloadText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     think: float = 0.0
     slos: list[str] = []
     seed: int = 0
+    prefix_tokens: NotNegative = 0
+    images: NotNegative = 0
+    image_size: str = "256x256"
+    adapters: list[str] = []
 
     def workload(self) -> Workload:
         """Raises UsageError."""
@@ -89,7 +93,8 @@ class WorkloadText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
             rate=self.rate, ramp=self.ramp, requests=self.requests, duration=self.duration, warmup=str(self.warmup),
             arrival=self.arrival, burstiness=self.burstiness, max_concurrency=self.max_concurrency,
             endpoint=self.endpoint, dataset=self.dataset, turns=self.turns, think_s=self.think, slos=tuple(self.slos),
-            seed=self.seed,
+            seed=self.seed, prefix_tokens=self.prefix_tokens, images=self.images, image_size=self.image_size,
+            adapters=tuple(self.adapters),
         )  # fmt: skip
 
 

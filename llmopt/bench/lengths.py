@@ -23,6 +23,11 @@ class Lengths:
     low: int = 1
     deviation: float = 0.0
 
+    @property
+    def least(self) -> int:
+        """The shortest that can be drawn."""
+        return {"fixed": self.mean, "uniform": self.low, "lognormal": 1}[self.kind]
+
     def draw(self, generator: random.Random) -> int:
         if self.kind == "fixed":
             return self.mean

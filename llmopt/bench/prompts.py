@@ -46,18 +46,21 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def make_prompts(
-    source: str, lengths: Sequence[int], seed: str, salt: str, tokenizer: Tokenizer | None
+    source: str, lengths: Sequence[int], seed: str, salt: str, tokenizer: Tokenizer | None, shared: int = 0
 ) -> list[Prompt]:
     """One prompt of each length in tokens, cut out of ``source`` as ``seed`` says, each begun with a salt of its own.
 
     The salt comes first, where a prefix cache would look.  The same ``seed`` and ``salt`` give the same prompts.
+    ``shared`` tokens come before it, the same in all of them: a system prompt, salted once for the run.
     """
     generator, salts = random.Random(f"cuts-{seed}"), random.Random(f"salts-{salt}")
     if tokenizer is None:
         words = source.split(" ")
-        sizes = [max(1, round(length / TOKENS_PER_WORD)) for length in lengths]
-        return [Prompt(text=" ".join(by_words(generator, salts, words, size)), tokens=None) for size in sizes]
-    return exact_prompts(generator, salts, source, lengths, tokenizer)
+        sizes = [max(1, round((length - shared) / TOKENS_PER_WORD)) for length in lengths]
+        begin = by_words(generator, salts, words, max(1, round(shared / TOKENS_PER_WORD))) if shared else []
+        texts = [" ".join(begin + by_words(generator, salts, words, size)) for size in sizes]
+        return [Prompt(text=text, tokens=None) for text in texts]
+    return exact_prompts(generator, salts, source, lengths, tokenizer, shared)
 
 
 def with_salts(prompts: Sequence[Prompt], salt: str, tokenizer: Tokenizer | None) -> list[Prompt]:
@@ -81,7 +84,12 @@ def by_words(generator: random.Random, salts: random.Random, words: list[str], s
 
 
 def exact_prompts(
-    generator: random.Random, salts: random.Random, source: str, lengths: Sequence[int], tokenizer: Tokenizer
+    generator: random.Random,
+    salts: random.Random,
+    source: str,
+    lengths: Sequence[int],
+    tokenizer: Tokenizer,
+    shared: int = 0,
 ) -> list[Prompt]:
     """Texts that encode to exactly these lengths: cut at a token, kept when they encode back to the same count.
 
@@ -94,6 +102,10 @@ def exact_prompts(
     body = tokenizer.encode(part, add_special_tokens=False).ids
     body = body * (1 + (longest + 1) // max(1, len(body)))
     special = len(tokenizer.encode("").ids)
+    begin: list[int] = []
+    if shared:
+        start = generator.randrange(max(1, len(body) - shared))
+        begin = (tokenizer.encode(salt_text(salts), add_special_tokens=False).ids + body[start:])[:shared]
     done: dict[int, str] = {}
     missing = list(range(len(lengths)))
     for _ in range(ROUNDS):
@@ -102,9 +114,9 @@ def exact_prompts(
         begun = tokenizer.encode_batch([salt_text(salts) for _ in missing], add_special_tokens=False)
         cuts = []
         for place, salted in zip(missing, begun, strict=True):
-            wanted = max(0, lengths[place] - special)
+            wanted = max(0, lengths[place] - special - len(begin))
             start = generator.randrange(max(1, len(body) - wanted))
-            cuts.append((salted.ids + body[start : start + wanted])[:wanted])
+            cuts.append(begin + (salted.ids + body[start : start + wanted])[:wanted])
         texts = tokenizer.decode_batch(cuts, skip_special_tokens=False)
         counts = tokenizer.encode_batch_fast(texts)  # without offsets: only the number matters
         done |= {i: text for i, text, n in zip(missing, texts, counts, strict=True) if len(n) == lengths[i]}

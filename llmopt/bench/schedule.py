@@ -15,6 +15,7 @@ import msgspec
 
 from llmopt.bench.dataset import Arrival, draw, load_arrivals, load_prompts
 from llmopt.bench.lengths import parse_lengths
+from llmopt.bench.pictures import image_part, parse_size
 from llmopt.bench.prompts import Prompt, make_prompts, with_salts
 from llmopt.core.domain import Workload
 
@@ -72,7 +73,7 @@ def make_schedule(
     count = len(arrivals) if arrivals is not None else request_count(workload, pool)
     conversations = -(-count // workload.turns)
     prompts = prompts_of(workload, conversations * workload.turns, arrivals, salt, source, tokenizer)
-    requests = tuple(bodies(workload, model, prompts, usage_per_chunk))[:count]
+    requests = tuple(bodies(workload, model, prompts, usage_per_chunk, salt))[:count]
     first = tuple(range(0, count, workload.turns))
     offsets = None
     if arrivals is not None:
@@ -140,32 +141,38 @@ def prompts_of(
             for p, text, ids in zip(made, told, counts, strict=True)
         ]
     else:
-        made = make_prompts(source, [inputs.draw(lengths) for _ in range(count)], seed, salt, tokenizer)
+        drawn = [inputs.draw(lengths) for _ in range(count)]
+        made = make_prompts(source, drawn, seed, salt, tokenizer, workload.prefix_tokens)
     return [Prompt(text=p.text, tokens=p.tokens, answer_tokens=n) for p, n in zip(made, answers, strict=True)]
 
 
-def bodies(workload: Workload, model: str, prompts: Sequence[Prompt], usage_per_chunk: bool) -> list[PlannedRequest]:
+def bodies(
+    workload: Workload, model: str, prompts: Sequence[Prompt], usage_per_chunk: bool, salt: str
+) -> list[PlannedRequest]:
     """Greedy decoding to a fixed length, so that every engine does the same work.
 
     A later turn repeats what was said before it; the answers in it are text of ours, of the asked length, so that every
-    engine is asked the same thing.
+    engine is asked the same thing.  Pictures come before the text of their request.
     """
     requests: list[PlannedRequest] = []
     usage = {"include_usage": True} | ({"continuous_usage_stats": True} if usage_per_chunk else {})
     encoder = msgspec.json.Encoder()
-    said: list[dict[str, str]] = []
+    said: list[dict[str, Any]] = []
+    pictures, size = random.Random(f"pictures-{salt}"), parse_size(workload.image_size)
     for index, prompt in enumerate(prompts):
         turn = index % workload.turns
         if turn == 0:
             said = []
-        said.append({"role": "user", "content": prompt.text})
+        seen = [image_part(*size, pictures) for _ in range(workload.images)]
+        content = [*seen, {"type": "text", "text": prompt.text}] if seen else prompt.text
+        said.append({"role": "user", "content": content})
         tokens = prompt.answer_tokens or workload.output_tokens
         if workload.endpoint == "chat":
             asked: dict[str, Any] = {"messages": said}
         else:
             asked = {"prompt": "\n".join(m["content"] for m in said)}
         body = {
-            "model": model,
+            "model": workload.adapters[index % len(workload.adapters)] if workload.adapters else model,
             **asked,
             "max_tokens": tokens,
             "temperature": 0,
@@ -178,7 +185,7 @@ def bodies(workload: Workload, model: str, prompts: Sequence[Prompt], usage_per_
                 index=index,
                 body=encoder.encode(body),
                 output_tokens=tokens,
-                prompt_tokens=prompt.tokens if turn == 0 else None,
+                prompt_tokens=prompt.tokens if turn == 0 and not seen else None,
                 conversation=index // workload.turns if workload.turns > 1 else None,
             )
         )

@@ -208,12 +208,15 @@ def not_streamed(e: Evidence) -> Doubt | None:
 
 
 def prefix_cache(e: Evidence) -> Doubt | None:
-    """Hits where the workload meant none; several turns and a replayed trace repeat themselves by design."""
+    """Hits where the workload meant none; several turns and a replayed trace repeat themselves by design.
+
+    Prompts that share their beginning may be answered from a cache as far as that reaches.
+    """
     if e.workload.turns > 1 or e.workload.load == "trace":
         return None
     prompt, cached = sum(t.prompt_tokens or 0 for t in e.good), sum(t.cached_tokens or 0 for t in e.good)
     rate = max(cached / prompt if prompt else 0.0, e.server.get("cache_hit_rate") or 0.0)
-    if rate > 0.05:
+    if rate > 0.05 + e.workload.prefix_tokens / e.workload.input_tokens:
         return Doubt(
             code="prefix_cache",
             severity="suspect",

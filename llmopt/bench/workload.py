@@ -9,6 +9,7 @@ from typing import Any
 
 from llmopt.bench import calibrate
 from llmopt.bench.lengths import parse_lengths
+from llmopt.bench.pictures import parse_size
 from llmopt.bench.schedule import FAST_ANSWER_S, MOST_PREPARED
 from llmopt.core.domain import Workload
 from llmopt.core.errors import UsageError
@@ -22,6 +23,8 @@ DEFAULT_REQUESTS = 64
 LONGEST_UNTIL_S = 300.0  # where nothing else ends a run that waits for its interval
 LONGEST_S = 1e6
 MOST_BYTES, HEAD_BYTES, TOKEN_BYTES = 4 << 30, 500, 5
+PIXEL_BYTES = 0.05  # of a picture of tiles, compressed and in base64
+SALT_TOKENS = 16
 
 
 def make_workload(
@@ -128,6 +131,10 @@ def check_workload(workload: Workload, workers: int = 1) -> None:
     if workload.load == "trace" and workload.turns > 1:
         raise UsageError("a replayed trace has no --turns", hint="give each turn its own line in the trace")
     check_size(workload)
+    check_shared_prefix(workload)
+    if workload.images and workload.endpoint != "chat":
+        raise UsageError("images go with chat messages", hint="--endpoint chat")
+    parse_size(workload.image_size)
     if workload.max_concurrency is not None and not workload.open_loop:
         raise UsageError("--max-concurrency caps an open loop", hint="with --rate; a closed loop has --concurrency")
     if workload.until and workload.open_loop and workload.requests is None and workload.duration_s is None:
@@ -141,6 +148,20 @@ def check_workload(workload: Workload, workers: int = 1) -> None:
     check_rate(workload, workers)
 
 
+def check_shared_prefix(workload: Workload) -> None:
+    if workload.prefix_tokens < 0 or workload.images < 0:
+        raise UsageError("--prefix-tokens and --images must be 0 or more", hint="--prefix-tokens 256")
+    if workload.prefix_tokens and (workload.dataset or workload.trace_file):
+        raise UsageError("--prefix-tokens is of prompts that llmopt makes", hint="leave out --dataset and --trace")
+    least = parse_lengths(workload.input_lengths or str(workload.input_tokens), "--input-tokens").least
+    if workload.prefix_tokens and workload.prefix_tokens + SALT_TOKENS > least:
+        raise UsageError(
+            f"prompts of {least} tokens have no room for {workload.prefix_tokens} that are shared and"
+            f" {SALT_TOKENS} of their own",
+            hint=f"--input-tokens {workload.prefix_tokens + 64}",
+        )
+
+
 def check_size(workload: Workload) -> None:
     """All requests are made before the run: what does not fit into memory is said now."""
     seconds = (workload.duration_s or 0.0) * ((workload.rate or 0.0) + (workload.rate_to or workload.rate or 0.0)) / 2
@@ -149,7 +170,9 @@ def check_size(workload: Workload) -> None:
         workload.requests or seconds or min(by_time, workload.concurrency * (workload.duration_s or 0) / FAST_ANSWER_S)
     )
     count *= (workload.turns + 1) / 2
-    size = count * (HEAD_BYTES + TOKEN_BYTES * workload.input_tokens)
+    width, height = parse_size(workload.image_size)
+    picture = PIXEL_BYTES * width * height
+    size = count * (HEAD_BYTES + TOKEN_BYTES * workload.input_tokens + workload.images * picture)
     if size > MOST_BYTES:
         raise UsageError(
             f"the requests of this run would take {size / 2**30:.0f} GiB before it begins",

@@ -107,6 +107,18 @@ def bench_command(
         shape("--input-tokens", help="Prompt length: 64, uniform:A:B, lognormal:MEAN:DEVIATION[:MAX]."),
     ] = "64",
     output_tokens: Annotated[str, shape("--output-tokens", help="Answer length, in the same ways.")] = "32",
+    prefix_tokens: Annotated[
+        int,
+        shape("--prefix-tokens", help="So many tokens at the beginning of every prompt are the same: a system prompt."),
+    ] = 0,
+    images: Annotated[
+        int, shape("--images", help="Pictures with each request, made by llmopt; with --endpoint chat.")
+    ] = 0,
+    image_size: Annotated[str, shape("--image-size", help="Width and height of a picture in pixels.")] = "256x256",
+    adapter: Annotated[
+        list[str] | None,
+        shape("--adapter", help="Name of a LoRA adapter to ask for; several are asked in turn."),
+    ] = None,
     dataset: Annotated[
         str,
         shape("--dataset", help="Prompts from a JSONL, a ShareGPT file, or a 'datasets' name."),
@@ -173,7 +185,8 @@ def bench_command(
         requests=requests, duration=duration, until=until, warmup=warmup, workers=workers, arrival=arrival,
         burstiness=burstiness, max_concurrency=max_concurrency, dataset=dataset, turns=turns, think_s=think,
         endpoint=endpoint, seed=seed, slos=tuple(slo or ()), request_timeout_s=request_timeout,
-        stall_timeout_s=stall_timeout, retries=retries, open_ended=sweep or search,
+        stall_timeout_s=stall_timeout, retries=retries, prefix_tokens=prefix_tokens, images=images,
+        image_size=image_size, adapters=tuple(adapter or ()), open_ended=sweep or search,
     )  # fmt: skip
     options = measuring.RunOptions(
         results=results, workers=workers, salt=salt, definitions=measuring.check_definitions(definitions or ())

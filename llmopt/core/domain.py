@@ -110,7 +110,8 @@ class Workload:
 
     ``input_tokens`` and ``output_tokens`` are what a request has on average; ``input_lengths`` and ``output_lengths`` say
     how they spread (``uniform:16:64``), empty where they do not.  ``requests`` is ``None`` where ``duration_s`` or
-    ``until`` ends the run.  ``slos`` only judge a run, they do not change it.
+    ``until`` ends the run.  ``slos`` only judge a run, they do not change it.  The first ``prefix_tokens`` of every prompt
+    are the same in the whole run; ``images`` pictures of ``image_size`` go with each; ``adapters`` are taken in turn.
     """
 
     input_tokens: int = 64
@@ -138,6 +139,10 @@ class Workload:
     think_s: float = 0.0
     retries: int = 0
     slos: tuple[str, ...] = ()
+    prefix_tokens: int = 0
+    images: int = 0
+    image_size: str = "256x256"
+    adapters: tuple[str, ...] = ()
 
     @property
     def open_loop(self) -> bool:
@@ -160,7 +165,17 @@ class Workload:
             words = f"open loop, {rate}/s {self.arrival}"
         if self.open_loop and self.max_concurrency:
             words += f", at most {self.max_concurrency} at once"
-        return words + (f", {self.turns} turns" if self.turns > 1 else "")
+        words += f", {self.turns} turns" if self.turns > 1 else ""
+        words += f", {self.prefix_tokens} tokens shared" if self.prefix_tokens else ""
+        words += f", {self.images} image(s) of {self.image_size}" if self.images else ""
+        return words + (f", {len(self.adapters)} adapters" if self.adapters else "")
+
+
+def workload_identity(workload: dict[str, Any]) -> dict[str, Any]:
+    """A workload as dict without what was added later and is not used: old runs must not become strangers by it."""
+    later = ("prefix_tokens", "images", "image_size", "adapters")
+    used = {name for name in later if workload.get(name) and (name != "image_size" or workload.get("images"))}
+    return {name: value for name, value in workload.items() if name not in later or name in used}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +194,7 @@ class Case:
         """
         first = ("backend", "max_model_len", "max_num_seqs", "threads", "extra_args")
         serve = {name: getattr(self.serve, name) for name in first} | self.serve.asked
-        return stable_hash([self.artifact.key, serve, asdict(self.workload)])
+        return stable_hash([self.artifact.key, serve, workload_identity(asdict(self.workload))])
 
     @property
     def label(self) -> str:

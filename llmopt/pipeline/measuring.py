@@ -14,12 +14,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 import llmopt
 from llmopt import demo, serve
+from llmopt.bench.endpoint import Endpoint
 from llmopt.bench.gpu import used_by_gpu
 from llmopt.bench.load import Progress
 from llmopt.bench.prompts import load_tokenizer
 from llmopt.bench.runner import RunResult, Target, Traffic, measure
 from llmopt.core import environments
-from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_hash
+from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_hash, workload_identity
 from llmopt.core.environments import Environment
 from llmopt.core.errors import Interrupted, UsageError
 from llmopt.core.files import read_text
@@ -28,6 +29,7 @@ from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import prepare_results, save_run
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve import Backend, require_loadable
+from llmopt.serve.recognise import recognise
 from llmopt.serve.process import RunningServer, serving
 
 if TYPE_CHECKING:
@@ -158,6 +160,8 @@ def serving_case(
     log = results / "logs" / f"{case.artifact.label}-{backend.name}.log"
     prepare_results(results, this_machine())
     tokenizer, vram_before = load_tokenizer(case.artifact.path), used_by_gpu()
+    if doubt := backend.doubt(version_of(backend, environment)):
+        report.say(doubt)
     with started(backend, case, environment, report, log, port, ready_timeout_s) as server:
         yield Subject(
             target=Target(
@@ -191,17 +195,25 @@ def metrics_url(base_url: str, backend: Backend) -> str | None:
 def url_subject(
     url: str, model: str, *, results: Path, tokenizer: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Subject:
-    """Any running OpenAI-compatible server; nothing is known of its memory."""
+    """Any running OpenAI-compatible server; nothing is known of its memory, and its engine only by what it shows."""
     check_url(url)
     prepare_results(results, this_machine())
     shown = without_secrets(url)
+    found = recognise(url, Endpoint.of(url, "completions", headers).identified())
+    backend = {"name": "url", "version": found.version, "engine": found.engine, "evidence": list(found.evidence)}
     return Subject(
-        target=Target(base_url=url.rstrip("/"), model=model, headers=headers or {}),
-        backend={"name": "url", "version": None, "argv": [], "url": shown, "headers": sorted(headers or {})},
+        target=Target(
+            base_url=url.rstrip("/"),
+            model=model,
+            headers=headers or {},
+            metrics_url=found.metrics_url,
+            metric_names=found.metrics,
+        ),
+        backend=backend | {"argv": [], "url": shown, "headers": sorted(headers or {})},
         artifact={"quantization": model, "method": "unknown", "base_name": model, "base_key": stable_hash(model)},
         serve={"backend": "url", "url": shown},
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
-        case_key=lambda workload: stable_hash([url, model, asdict(workload)]),
+        case_key=lambda workload: stable_hash([url, model, workload_identity(asdict(workload))]),
         label=f"{model} at {shown}",
     )
 
@@ -232,6 +244,7 @@ def backend_record(backend: Backend, environment: Environment, server: RunningSe
         "version": version_of(backend, environment),
         "argv": without_secret_arguments(server.command.argv),
         "environment": server.command.environment,
+        "files": server.command.files,
         "note": backend.format_notes.get(format),
         "freeze": frozen,
     }

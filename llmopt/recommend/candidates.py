@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmopt.core.domain import Doubt, Measurement, Verdict, stable_hash
+from llmopt.core.domain import Doubt, Measurement, Verdict, stable_hash, workload_identity
 from llmopt.core.errors import Inconclusive
 from llmopt.core.metrics import METRICS, value_of
 from llmopt.core.statistics import bootstrap, relative_spread
@@ -72,7 +72,8 @@ def comparable(runs: Sequence[Measurement]) -> Comparable:
 
 
 def context(run: Measurement) -> str:
-    return stable_hash([run.machine.fingerprint, run.artifact.get("base_key"), run.workload, run.measuring_revision])
+    workload = workload_identity(run.workload)
+    return stable_hash([run.machine.fingerprint, run.artifact.get("base_key"), workload, run.measuring_revision])
 
 
 def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
