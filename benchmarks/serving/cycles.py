@@ -4,8 +4,8 @@
 
 Cycles take turns over the engines; how each ends is drawn from the seed: Ctrl-C, SIGTERM or SIGKILL of llmopt, SIGKILL of
 the server, of one of its children, or of llmopt while it still loads.  Stop time is from the signal until no process of the
-tree is left.  An orphan is one that still lives after 15 s; a leftover is a new name in /dev/shm or in the temporary folder
-that the cycle was given.  ``--write`` puts the table into cycles.md, below what is there of other engines.
+tree is left.  An orphan is one that still lives after 15 s; a leftover is a new segment in /dev/shm that no process uses, or anything in the
+temporary folder that the cycle was given.  ``--write`` puts the table into cycles.md, below what is there of other engines.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import psutil
 
 from llmopt import demo
 from llmopt.core.artifacts import open_model
+from llmopt.core.keeper import mapped
 from llmopt.core.machine import this_machine
 from llmopt.pipeline import making, requesting
 from llmopt.report.progress import Reporter
@@ -94,7 +95,7 @@ def artifact_for(engine: str, folder: Path) -> str:
 def cycle(engine: str, artifact: str, ending: str, draw: random.Random, temporary: Path) -> Cycle:
     """One server from its start to the last trace of it."""
     temporary.mkdir()
-    before = set(os.listdir(SHARED_MEMORY))
+    before = set(SHARED_MEMORY.iterdir())
     argv = [sys.executable, "-m", "llmopt", "serve", artifact, "--backend", engine, "--json", *OPTIONS.get(engine, [])]
     process = subprocess.Popen(
         argv,
@@ -117,15 +118,23 @@ def cycle(engine: str, artifact: str, ending: str, draw: random.Random, temporar
     orphans = wait_for_end(tree)
     stop_s = time.monotonic() - asked
     process.wait(10)
-    left = {*(set(os.listdir(SHARED_MEMORY)) - before), *os.listdir(temporary)}
+    left = {*unused(set(SHARED_MEMORY.iterdir()) - before), *temporary.iterdir()}
     return Cycle(
         engine=engine,
         ending=ending,
         load_s=document["load_s"] if document else None,
         stop_s=stop_s,
         orphans=orphans,
-        leftovers=tuple(sorted(left)),
+        leftovers=tuple(sorted(map(str, left))),
     )
+
+
+def unused(segments: set[Path]) -> set[Path]:
+    """Those that no living process maps: what others on this machine share meanwhile is theirs."""
+    if not segments:
+        return set()
+    used = mapped(psutil.pids())
+    return {segment for segment in segments if segment.exists() and segment.stat().st_ino not in used}
 
 
 def first_document(process: subprocess.Popen[str]) -> dict[str, float]:

@@ -58,35 +58,44 @@ class SharedSegments:
     """The segments that the command's tree made: new ones are looked at while it still has them mapped."""
 
     def __init__(self) -> None:
-        self.before, self.own = segments(), set[str]()
+        self.before, self.own = set(segments()), dict[str, int]()
 
     def look(self) -> None:
-        if new := segments() - self.before - self.own:
-            self.own |= new & mapped(tree())
+        new = {name: inode for name, inode in segments().items() if name not in self.before and name not in self.own}
+        if new:
+            used = mapped(tree())
+            self.own |= {name: inode for name, inode in new.items() if inode in used}
 
     def remove(self) -> None:
         """Those that are still there and that no other process has taken up."""
-        if left := self.own & segments():
-            living = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-            for name in left - mapped(living):
-                with contextlib.suppress(OSError):
-                    (SHARED_MEMORY / name).unlink()
+        left = self.own.items() & segments().items()
+        if left:
+            used = mapped([int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()])
+            for name, inode in left:
+                if inode not in used:
+                    (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
-def segments() -> set[str]:
-    try:
-        return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(SEGMENTS)}
-    except OSError:
-        return set()
+def segments() -> dict[str, int]:
+    """Name → inode of what may be a segment."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(SHARED_MEMORY):
+            if entry.name.startswith(SEGMENTS):
+                found[entry.name] = entry.inode()
+    return found
 
 
-def mapped(processes: list[int]) -> set[str]:
-    """Names in shared memory that any of these processes maps."""
+def mapped(processes: list[int]) -> set[int]:
+    """Inodes in shared memory that any of these processes maps.
+
+    Not names: who makes a semaphore maps it under the name that it had before it was linked to its own.
+    """
     found = set()
     for pid in processes:
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-            found |= {line.rpartition("/")[2] for line in lines if f"{SHARED_MEMORY}/" in line}
+            found |= {int(line.split()[4]) for line in lines if f" {SHARED_MEMORY}/" in line}
     return found
 
 

@@ -34,7 +34,7 @@ def command(context: LaunchContext) -> ServerCommand:
     """The context is given per slot: llama.cpp divides ``-c`` by ``-np``."""
     options = context.options
     require_consistent(options)
-    own = environments.tool("llama-server")
+    own = own_server()
     argv = [
         *([str(own)] if own else [context.python, str(SERVER)]),
         *("-m", str(gguf_file(context.artifact))),
@@ -51,6 +51,11 @@ def command(context: LaunchContext) -> ServerCommand:
         model=Path(context.artifact.path).name,
         environment=QUIET_ENGINES,
     )
+
+
+def own_server() -> Path | None:
+    """The user's own, or the one that we compiled."""
+    return environments.tool("llama-server")
 
 
 def require_consistent(options: ServeOptions) -> None:
@@ -130,7 +135,7 @@ def adapters(modules: Sequence[str]) -> list[str]:
 
 def version(environment: Environment) -> str | None:
     """What ``llama-server`` says of itself; ``None`` where the wheel is used."""
-    own = environments.tool("llama-server")
+    own = own_server()
     return f"llama-server {environments.tool_version(own) or 'of unknown version'}" if own else None
 
 
@@ -151,7 +156,7 @@ BACKEND = Backend(
     name="llamacpp",
     title="llama.cpp server",
     formats=("gguf",),
-    needs=Needs(modules=() if environments.tool("llama-server") else ("xllamacpp",), extra="llamacpp"),
+    needs=Needs(modules=() if own_server() else ("xllamacpp",), extra="llamacpp"),
     distribution="xllamacpp",
     command=command,
     sequences_reserved=lambda options: options.max_num_seqs,

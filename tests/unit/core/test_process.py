@@ -169,6 +169,19 @@ def test_a_killed_command_leaves_no_shared_memory(log):
     assert not segment.exists()
 
 
+def test_nor_a_semaphore_that_only_its_maker_knows(log):
+    make = "import multiprocessing as m; s = m.get_context('spawn').Semaphore(); print(s._semlock.name, flush=True)"
+    with KeptProcess(python(f"{make}; import time; time.sleep(60)"), log=log) as process:
+        segment = Path(f"/dev/shm/sem.{until(lambda: log.read_text().strip()).strip('/')}")
+        assert segment.exists()
+        time.sleep(1.5)
+        command = psutil.Process(process.pid)
+        for one in [*command.children(recursive=True), command]:
+            one.kill()
+        process.wait(10)
+    assert not segment.exists()
+
+
 def test_shared_memory_of_others_stays(log):
     with contextlib.ExitStack() as stack:
         segments = []

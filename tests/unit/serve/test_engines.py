@@ -213,7 +213,7 @@ def test_a_draft_may_be_an_artifact(words, tmp_path, monkeypatch):
 
 
 def test_an_older_server_has_an_older_word(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(llamacpp.environments, "tool", lambda name: tmp_path / name)
+    monkeypatch.setattr(llamacpp, "own_server", lambda: tmp_path / "llama-server")
     monkeypatch.setattr(llamacpp, "usage", lambda server: "--draft-max")
     argv, _ = words("llamacpp", speculative_model=str(tmp_path / "model"), num_speculative_tokens=4)
     assert after(argv, "--draft-max") == "4"
