@@ -1,70 +1,162 @@
-"""What is here, what is missing, and how to get it."""
+"""What is here, what can run, what is missing and how to get it; ends with what can be done right now.
+
+Nothing is imported and no interpreter started where the folders tell enough: the answer comes within two seconds.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import platform
+import shutil
 import sys
+from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
 from llmopt import serve
-from llmopt.core import environments, provision
-from llmopt.core.environments import Needs
+from llmopt.core import environments, hardware, provision, versions
+from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import MissingEnvironment
+from llmopt.core.hardware import Gpus
 from llmopt.core.llamacpp_source import c_compiler
 from llmopt.core.machine import this_machine
-from llmopt.core.units import show
 from llmopt.quantize import METHODS
+from llmopt.serve import Backend
 
 # The programs of llama.cpp that adapters use where they are found.
 TOOLS = ("llama-server", "llama-quantize", "llama-imatrix", "llama-perplexity")
+# An engine's own program, for one that lies on the PATH in an environment that llmopt does not know.
+PROGRAMS = {
+    "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm-serve", "tgi": "text-generation-launcher", "lmdeploy": "lmdeploy",
+}  # fmt: skip
+# The package that a quantization's route is made by → what people call it.
+LIBRARIES = {
+    "llmcompressor": "llm-compressor",
+    "GPTQModel": "gptqmodel",
+    "torch": "torch dynamic",
+    "cyllama": "llama.cpp",
+}
 
 
 def examine() -> dict[str, Any]:
-    """The machine, and for each engine, quantization and tool where it is, or what is missing."""
-    from dataclasses import asdict
-
-    engines = {name: serve.backend(name) for name in serve.BACKENDS if name != "scripted"}
+    """The machine, and for each engine, quantizer and tool where it is, or what is missing; JSON-like."""
+    gpus = hardware.gpus()
+    here = ("cpu", gpus.kind) if gpus.kind else ("cpu",)
+    engines = [engine_row(serve.backend(name), here) for name in serve.BACKENDS if name != "scripted"]
+    quantizations = [{"name": name, **availability(m.needs)} for name, m in METHODS.items()]
     return {
-        "machine": asdict(this_machine()),
+        "machine": machine_row(gpus),
         "python": sys.executable,
-        "engines": [{"name": name, "title": b.title, **availability(b.needs)} for name, b in engines.items()],
-        "quantizations": [{"name": name, **availability(m.needs)} for name, m in METHODS.items()],
+        "python_version": platform.python_version(),
+        "c_compiler": c_compiler(),
+        "docker": shutil.which("docker"),
+        "engines": engines,
+        "quantizers": quantizer_rows(),
+        "quantizations": quantizations,
         "environments": provision.overview(sizes=False),
         "tools": [tool_row(name) for name in TOOLS],
-        "c_compiler": c_compiler(),
+        "bad_pairs": bad_pair_rows(),
+        "now": {
+            "serve": [row["name"] for row in engines if row["available"] and row["runs_here"]],
+            "quantize": [row["name"] for row in quantizations if row["available"]],
+        },
     }
+
+
+def machine_row(gpus: Gpus) -> dict[str, Any]:
+    total, available = hardware.memory()
+    return asdict(this_machine()) | {
+        "cpu_features": list(hardware.cpu_features()),
+        "memory_bytes": total,
+        "memory_available_bytes": available,
+        "gpu": asdict(gpus),
+    }
+
+
+def engine_row(backend: Backend, here: tuple[str, ...]) -> dict[str, Any]:
+    """``runs_here``: this machine has a device that it runs on, installed or not."""
+    runs_here = any(device in here for device in backend.devices)
+    row = {"name": backend.name, "title": backend.title, **availability(backend.needs), "runs_here": runs_here}
+    environment = found(backend.needs)
+    version = version_of(backend, environment) if environment else None
+    if not row["available"] and (own := shutil.which(PROGRAMS.get(backend.name, ""))):
+        row["hint"] = f"{own} is on the PATH: --env {own.rpartition('/bin/')[0]}"
+    return row | {
+        "version": version,
+        "doubt": backend.doubt(version) if version else None,
+        "devices": list(backend.devices),
+        "image": backend.container.image if backend.container else None,
+        "needs_device": None if runs_here else " or ".join(hardware.DEVICE_WORDS[device] for device in backend.devices),
+    }
+
+
+def version_of(backend: Backend, environment: Environment) -> str | None:
+    own = backend.version(environment) if backend.version else None
+    return own or version_in(environment, backend.distribution)
+
+
+def quantizer_rows() -> list[dict[str, Any]]:
+    """Each library with the quantizations that it makes, in the order of the table."""
+    makes: dict[str, list[str]] = defaultdict(list)
+    needs: dict[str, Needs] = {}
+    for name, method in METHODS.items():
+        for route in method.routes:
+            needs.setdefault(route.distribution, route.needs)
+            if name not in makes[route.distribution]:
+                makes[route.distribution].append(name)
+    rows = []
+    for distribution, names in makes.items():
+        environment = found(needs[distribution])
+        rows.append(
+            {
+                "name": LIBRARIES.get(distribution, distribution),
+                "makes": names,
+                "version": version_in(environment, distribution) if environment else None,
+                **availability(needs[distribution]),
+            }
+        )
+    return rows
+
+
+def found(needs: Needs) -> Environment | None:
+    try:
+        return environments.find(needs)
+    except MissingEnvironment:
+        return None
+
+
+@functools.cache
+def packages(environment: Environment) -> dict[str, str]:
+    """Name → version, without starting its interpreter."""
+    if environment.origin == "current":
+        return {d.name: d.version for d in importlib.metadata.distributions() if d.name}
+    return versions.installed(environment.site_packages)
+
+
+def version_in(environment: Environment, distribution: str) -> str | None:
+    """Names of distributions differ in case and hyphens between their metadata and what people write."""
+    wanted = distribution.lower().replace("_", "-")
+    return {name.lower().replace("_", "-"): v for name, v in packages(environment).items()}.get(wanted)
 
 
 def availability(needs: Needs) -> dict[str, Any]:
     try:
         return {"available": True, "environment": str(environments.find(needs).prefix), "hint": None}
     except MissingEnvironment as error:
-        return {"available": False, "environment": None, "hint": f"{error.message}; {error.hint}"}
+        return {"available": False, "environment": None, "hint": error.hint, "missing": error.message}
+
+
+def bad_pair_rows() -> list[dict[str, Any]]:
+    """Packages of one environment that are known not to work together."""
+    return [
+        {"environment": str(environment.prefix), "found": words, **asdict(pair)}
+        for environment in (environments.current(), *environments.created())
+        for words, pair in versions.bad_pairs(packages(environment))
+    ]
 
 
 def tool_row(name: str) -> dict[str, Any]:
     path = environments.tool(name)
     version = environments.tool_version(path) if path else None
     return {"name": name, "path": str(path) if path else None, "version": version}
-
-
-def print_rows(rows: dict[str, Any]) -> None:
-    machine = rows["machine"]
-    gpus = ", ".join(machine["gpus"]) or "no NVIDIA GPU"
-    print(
-        f"machine   {machine['cpu']}, {machine['logical_cores']} cores, {show(machine['memory_bytes'], 'bytes')}, {gpus}"
-    )
-    print(f"python    {rows['python']}")
-    print(f"compiler  {rows['c_compiler'] or 'none (only gptqmodel and llamacpp --build need one)'}")
-    for kind in ("engines", "quantizations"):
-        for row in rows[kind]:
-            mark, word = ("✓", row["environment"]) if row["available"] else ("✗", row["hint"])
-            print(f"{mark} {kind[:-1]:<13} {row['name']:<15} {word}")
-    for row in rows["environments"]:
-        mark = "✓" if row["state"] == "ready" else "✗"
-        way = "" if row["state"] == "ready" else f": llmopt env create {row['name']}   ({row['purpose']})"
-        print(f"{mark} {'environment':<13} {row['name']:<15} {row['state']}{way}")
-    for row in rows["tools"]:
-        if row["path"]:
-            print(f"✓ {'tool':<13} {row['name']:<15} {row['path']}, {row['version'] or 'version unknown'}")
-        else:
-            print(f"✗ {'tool':<13} {row['name']:<15} not on the PATH; llmopt env create llamacpp --build")

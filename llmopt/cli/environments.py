@@ -17,9 +17,10 @@ NameArgument = Annotated[str, typer.Argument(help="The environment's name: local
 def doctor_command(json: Json = False) -> None:
     """What is here, what is missing, and how to get it."""
     from llmopt import doctor
+    from llmopt.report.doctor import print_doctor
 
     rows = doctor.examine()
-    print_json(rows) if json else doctor.print_rows(rows)
+    print_json(rows) if json else print_doctor(rows)
 
 
 @env_app.command("list")

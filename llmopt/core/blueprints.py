@@ -124,8 +124,21 @@ def blueprint(name: str, *, gpu: bool = False) -> Blueprint:
     return (WITH_GPU if gpu else BLUEPRINTS).get(name, BLUEPRINTS[name])
 
 
+# Engines that llmopt makes no environment for: what brings them.
+OUTSIDE = {
+    "sglang": "pip install sglang, in an environment of its own, and --env FOLDER; or serve --container",
+    "trtllm": "pip install tensorrt-llm, in an environment of its own, and --env FOLDER; or serve --container",
+    "lmdeploy": "pip install lmdeploy, in an environment of its own, and --env FOLDER; or serve --container",
+    "ray": "pip install 'ray[serve,llm]', in an environment of its own, and --env FOLDER; or serve --container",
+    "tgi": "serve --container: it has no package, only its image",
+    "triton": "serve --container: its frontend lies in its image",
+}
+
+
 def way_to_get(extra: str) -> str:
     """The command that brings what an adapter with this extra needs, with its cost."""
+    if extra in OUTSIDE:
+        return OUTSIDE[extra]
     name = OF_EXTRA.get(extra, "local")
     build = " --build" if extra == "llamacpp-build" else ""
     compiler = "install a C compiler, then " if extra in BLUEPRINTS[name].compiled else ""

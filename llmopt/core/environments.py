@@ -19,6 +19,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from subprocess import DEVNULL
 
@@ -86,6 +87,8 @@ def missing(environment: Environment, needs: Needs) -> tuple[str, ...]:
     """The needed modules and programs that are not there."""
     if environment.origin == "current":
         absent = [m for m in needs.modules if importlib.util.find_spec(m) is None]
+    elif environment.origin == "created" and (absent := not_on_disk(environment, needs.modules)):
+        pass  # its interpreter need not be started to see that
     else:
         code = "import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if u.find_spec(m) is None])"
         absent = ask(environment, code, *needs.modules).split()
@@ -93,6 +96,12 @@ def missing(environment: Environment, needs: Needs) -> tuple[str, ...]:
         absent.append("llama.cpp's converter")
     absent += [p for p in needs.programs if not environment.python.with_name(p).exists() and not shutil.which(p)]
     return tuple(absent)
+
+
+def not_on_disk(environment: Environment, modules: tuple[str, ...]) -> list[str]:
+    """The modules that do not lie among an environment's packages."""
+    folder = [str(environment.site_packages)]
+    return [m for m in modules if PathFinder.find_spec(m.partition(".")[0], folder) is None]
 
 
 @functools.cache

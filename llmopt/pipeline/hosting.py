@@ -16,7 +16,7 @@ from llmopt.core import environments
 from llmopt.core.domain import Case, ServerCommand
 from llmopt.core.environments import Environment
 from llmopt.core.files import scratch_folder
-from llmopt.pipeline.measuring import without_secret_arguments
+from llmopt.pipeline.measuring import version_of, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve.process import RunningServer, command_of, serving
 
@@ -44,6 +44,8 @@ def hosted(
     """A ready server; its log lies in llmopt's own folder as long as it runs."""
     backend = serve.backend(case.serve.backend)
     environment = place.environment(backend)
+    if environment and (doubt := backend.doubt(version_of(backend, environment))):
+        report.say(doubt)
     with scratch_folder(environments.home() / "logs", "serve-") as folder, contextlib.ExitStack() as stack:
         with report.task(f"starting {backend.name} with {case.artifact.label}"):
             server = stack.enter_context(

@@ -29,8 +29,8 @@ from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import prepare_results, save_run
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve import Backend, require_loadable
-from llmopt.serve.recognise import recognise
 from llmopt.serve.process import RunningServer, serving
+from llmopt.serve.recognise import recognise
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

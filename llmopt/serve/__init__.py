@@ -134,6 +134,19 @@ class Backend:
         """Our options in the engine's words, and what is passed as it is."""
         return [*arguments(options, self.flags), *options.extra_args]
 
+    def doubt(self, version: str | None) -> str | None:
+        """One line about a version that this description was not tried with; ``None`` where there is nothing to say."""
+        if (
+            version is None
+            or self.distribution == "llmopt"
+            or version in self.known
+            or version.partition(" ")[0] in self.known
+        ):
+            return None
+        if not self.known:
+            return f"{self.name} {version}: llmopt knows {self.title} from its sources alone and was never run with it"
+        return f"{self.name} {version}: llmopt was tried with {' and '.join(self.known)}; options and logs may differ"
+
     def refusal(self, quantization: Quantization) -> str | None:
         """Why this engine cannot load that quantization on this machine; ``None`` when it can, or nobody knows better."""
         known = loading.seen(self.name, loading.device_here(), quantization)

@@ -18,6 +18,7 @@ from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, home
 from llmopt.core.errors import ServerError
 from llmopt.core.files import disk_errors
+from llmopt.core.hardware import DEVICE_WORDS, devices
 from llmopt.core.process import KeptProcess
 from llmopt.serve import Backend, LaunchContext, failures
 from llmopt.serve.container import in_container
@@ -64,6 +65,7 @@ def serving(
     Raises UsageError for an option that the engine lacks, ServerError with the engine's own reason.
     """
     command = command_of(backend, artifact, options, environment, port, image)
+    require_device(backend)
     with disk_errors(log):
         log.unlink(missing_ok=True)
     started = time.monotonic()
@@ -75,6 +77,16 @@ def serving(
         wait_until_ready(backend, command, process, patience_s)
         load_s = time.monotonic() - started
         yield RunningServer(backend=backend.name, command=command, pid=process.pid, load_s=load_s, process=process)
+
+
+def require_device(backend: Backend) -> None:
+    """Raise ServerError where this machine has nothing that the engine runs on."""
+    if not set(backend.devices) & set(devices()):
+        wanted = " or ".join(DEVICE_WORDS[device] for device in backend.devices)
+        raise ServerError(
+            f"{backend.name} needs {wanted}, and no driver here shows one",
+            hint="another --backend; --dry-run prints the command for a machine that has one",
+        )
 
 
 @contextlib.contextmanager

@@ -106,7 +106,8 @@ def told_by_models(pages: Pages) -> tuple[Sign | None, tuple[str, ...]]:
     """By the owner of its models, where several share one by what else they show; by its header else."""
     document, server = pages.document("/v1/models"), pages.headers("/v1/models").get("server", "")
     models = document.get("data") if isinstance(document, dict) else None
-    owners = {str(model.get("owned_by")) for model in models or () if isinstance(model, dict)}
+    listed = models if isinstance(models, list) else []
+    owners = {str(model.get("owned_by")) for model in listed if isinstance(model, dict)}
     candidates = [sign for sign in SIGNS if sign.owner in owners]
     if len(candidates) > 1:
         candidates = [s for s in candidates if shows(pages, s)] or candidates[:1]
