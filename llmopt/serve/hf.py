@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llmopt.core import environments
 from llmopt.core.domain import ServeOptions, ServerCommand
-from llmopt.core.environments import Needs
+from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import UsageError
 from llmopt.core.worker import QUIET_ENGINES, threads_environment
 from llmopt.serve import Backend, Failure, LaunchContext, engine_threads
@@ -23,12 +24,16 @@ from llmopt.serve.options import BY_NAME, Switch
 
 SERVER = Path(__file__).parent / "shims" / "hf_server.py"
 FACTS = "llmopt facts: "  # as the server begins the one line that tells where memory goes
+SMALLEST_BLOCK = 4
+# Attention kernel → the package that brings it.
+KERNELS = {"sdpa": None, "eager": None, "flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 OF_CONTINUOUS_BATCHING = ("block_size", "enable_prefix_caching", "max_num_batched_tokens")
 
 
 def command(context: LaunchContext) -> ServerCommand:
     options = context.options
     require_consistent(options)
+    require_kernel(options.attn_implementation, context.environment)
     threads = engine_threads(options)
     in_memory = context.artifact.quantization.format == "in-memory"
     model = context.artifact.base if in_memory else context.artifact.path
@@ -50,7 +55,9 @@ def command(context: LaunchContext) -> ServerCommand:
 
 
 def require_consistent(options: ServeOptions) -> None:
-    """Raise UsageError for what static batching has no use for."""
+    """Raise UsageError for what static batching has no use for, and for blocks that are too small."""
+    if options.block_size is not None and options.block_size < SMALLEST_BLOCK:
+        raise UsageError(f"hf has no blocks of fewer than {SMALLEST_BLOCK} tokens", hint="--block-size 32")
     if options.batching != "static":
         return
     for name in OF_CONTINUOUS_BATCHING:
@@ -59,6 +66,18 @@ def require_consistent(options: ServeOptions) -> None:
                 f"{BY_NAME[name].flag} is of continuous batching: a static batch has no blocks and no steps to share out",
                 hint="leave it out, or --batching continuous",
             )
+
+
+def require_kernel(name: str | None, environment: Environment | None) -> None:
+    """Raise UsageError for an attention kernel that is none, or whose package is not in the environment."""
+    if name not in (None, *KERNELS):
+        raise UsageError(f"hf has no attention kernel {name!r}", hint=f"--attn-implementation {', '.join(KERNELS)}")
+    package = KERNELS.get(name or "")
+    if package and environment and environments.missing(environment, Needs(modules=(package,), extra="hf")):
+        raise UsageError(
+            f"{name} needs the package {package}, which is not in {environment.prefix}",
+            hint="install it there (it wants a GPU), or --attn-implementation sdpa",
+        )
 
 
 def facts(lines: Sequence[str]) -> EngineFacts:
@@ -115,6 +134,8 @@ BACKEND = Backend(
                 remedy="llmopt env create local, or quantize to compressed-tensors: --format compressed-tensors"),
         Failure(pattern=r"No package metadata was found for (\S+)|No module named '(\S+)'", cause="a package is missing",
                 remedy="llmopt env create local"),
+        Failure(pattern=r"Torch not compiled with CUDA enabled", cause="this torch was built without CUDA",
+                remedy="leave --device-map out, or a CUDA build of torch in an environment of its own: --env"),
         Failure(pattern=r"KeyError: .*model type|does not recognize this architecture", cause="transformers does not know this architecture",
                 remedy="another backend, or a newer transformers in its own environment: --env"),
     ),

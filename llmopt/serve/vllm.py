@@ -21,6 +21,7 @@ from llmopt.core.kv_cache import GIB
 from llmopt.core.loading import device_here
 from llmopt.core.worker import QUIET_ENGINES, threads_environment
 from llmopt.serve import Backend, Container, Failure, LaunchContext, engine_threads
+from llmopt.serve.container import NVIDIA_GPUS, SHARED_MEMORY
 from llmopt.serve.facts import EngineFacts, numbers, sizes, total
 from llmopt.serve.options import Switch
 from llmopt.serve.room import context_bytes
@@ -161,7 +162,7 @@ BACKEND = Backend(
         "speculative_model": Switch(),
         "num_speculative_tokens": Switch(),
     },
-    container=Container(image="vllm/vllm-openai:v0.32.0", entrypoint="", options=("--gpus", "all", "--ipc", "host")),
+    container=Container(image="vllm/vllm-openai:v0.32.0", entrypoint="", options=(*NVIDIA_GPUS, *SHARED_MEMORY)),
     metrics={
         "time_to_first_token": "vllm:time_to_first_token_seconds",
         "inter_token_latency": "vllm:inter_token_latency_seconds",

@@ -172,6 +172,19 @@ def test_a_static_batch_has_no_blocks_and_no_steps(words, option):
         words("hf", batching="static", **option)
 
 
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ({"attn_implementation": "nonsense"}, "no attention kernel 'nonsense'"),
+        ({"attn_implementation": "flash_attention_3"}, "needs the package flash_attn_interface"),
+        ({"block_size": 2}, "no blocks of fewer than 4 tokens"),
+    ],
+)
+def test_what_transformers_would_die_of_is_said_before(words, option, word):
+    with pytest.raises(UsageError, match=word):
+        words("hf", **option)
+
+
 def test_a_log_without_facts_tells_nothing():
     assert backend("hf").facts(["Loading weights"]).weights_bytes is None
 
