@@ -44,7 +44,7 @@ def run_once(subject: Subject, workload: Workload, number: int, *, ask: bool) ->
     traffic = Traffic(
         salt=f"agreement-{number}-{ask}", source=read_text(demo.CALIBRATION_TEXT), tokenizer=subject.tokenizer
     )
-    return measure(target, workload, traffic, warm=number > 0)
+    return measure(target, workload, traffic, warm=False)
 
 
 def page_ms(subject: Subject) -> float | None:
@@ -67,7 +67,7 @@ def measured(engine: str, users: int, runs: int) -> dict[str, Any]:
     """Medians over the runs of one engine under one load."""
     options = {**EAGER.get(engine, {}), **SPEED.get(engine, {})}
     artifact = Path(os.environ.get("LLMOPT_GGUF", demo.MODEL)) if engine == "llamacpp" else demo.MODEL
-    workload = Workload(input_tokens=64, output_tokens=32, concurrency=users, requests=100)
+    workload = Workload(input_tokens=64, output_tokens=32, concurrency=users, requests=64)
     case = open_case(artifact, ServeOptions(backend=engine, max_num_seqs=max(4, users), **options), workload)
     load = os.getloadavg()[0]
     with (
@@ -76,8 +76,8 @@ def measured(engine: str, users: int, runs: int) -> dict[str, Any]:
     ):
         asked, not_asked = [], []
         for number in range(runs):
-            asked.append(run_once(subject, workload, number, ask=True))
-            not_asked.append(run_once(subject, workload, number, ask=False))
+            for ask in (True, False) if number % 2 else (False, True):  # whoever goes first has no advantage
+                (asked if ask else not_asked).append(run_once(subject, workload, number, ask=ask))
         page = page_ms(subject)
     return row(engine, users, asked, not_asked) | {"page_ms": page, "load": load}
 

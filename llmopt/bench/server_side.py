@@ -185,15 +185,21 @@ class ServerMetrics:
         return None if text is None else parse_page(text, names)
 
     def _get(self, query: str) -> str | None:
-        """The page as text, on a connection that is kept. ``None``, and a new connection the next time, when it fails."""
+        """The page as text, on a connection that is kept; one that the server closed while it stood idle is made anew."""
         parts = urlsplit(self.url)
         if proxy_for(parts.scheme, parts.hostname or "") is not None:
             return None  # a page of many readings is no business of a proxy
+        target = (parts.path or "/") + (f"?{query}" if query else "")
+        kept = self._connection is not None
+        text = self._ask(target)
+        return self._ask(target) if text is None and kept else text
+
+    def _ask(self, target: str) -> str | None:
+        parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         try:
             if self._connection is None:
                 self._connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
-            target = (parts.path or "/") + (f"?{query}" if query else "")
             self._connection.request("GET", target, headers={"Accept": "text/plain", **self.headers})
             response = self._connection.getresponse()
             data = response.read(PAGE_BYTES)

@@ -221,6 +221,14 @@ def test_a_server_that_does_not_tell_is_none(answering):
         assert (asked.first(), asked.gauges(), asked.read()) == (None, {}, None)
 
 
+def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(answering):
+    """uvicorn closes after 5 s, and a run lasts longer."""
+    url, told = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\ne:kv 0.5")
+    with closing(ServerMetrics(url=url, names={"kv_cache_usage": "e:kv"})) as asked:
+        assert asked.read().values("e:kv") == asked.read().values("e:kv") == [0.5]
+    assert len(told) == 2
+
+
 def test_a_page_that_is_no_page_is_none(answering):
     url, _ = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n\x00\x01")
     with closing(ServerMetrics(url=url, names=NAMES)) as asked:
