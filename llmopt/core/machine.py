@@ -62,19 +62,24 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def free_memory_bytes() -> int:
-    """What an engine may take now: the free memory of all NVIDIA GPUs, or of the machine where there is none."""
+    """What processes may take of the main memory now."""
     import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def free_gpu_bytes() -> int:
+    """The free memory of all NVIDIA GPUs together; 0 without one."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return int(psutil.virtual_memory().available)
+        return 0
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        free = sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
-        return free or int(psutil.virtual_memory().available)
+        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
     except pynvml.NVMLError:
-        return int(psutil.virtual_memory().available)
+        return 0
     finally:
         pynvml.nvmlShutdown()

@@ -8,7 +8,7 @@ from typing import Any
 from llmopt.core.domain import Artifact, ServeOptions
 from llmopt.core.errors import ModelError, UsageError
 from llmopt.core.kv_cache import kv_bytes_per_token
-from llmopt.core.machine import free_memory_bytes
+from llmopt.core.machine import free_gpu_bytes, free_memory_bytes
 from llmopt.core.units import show
 from llmopt.core.weights import read_json
 from llmopt.serve import Backend
@@ -33,7 +33,7 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
     if per_token is None:
         return
     sequences = backend.sequences_reserved(options)
-    free = free_memory_bytes()
+    free = free_bytes(backend, options)
     cache = per_token * context * sequences
     if artifact.size_bytes + cache <= free:
         return
@@ -44,6 +44,13 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
         f" × {sequences} sequence{'s' if sequences > 1 else ''}",
         hint=f"--max-model-len {fits} at most, or fewer --max-num-seqs" if fits else "a smaller quantization",
     )
+
+
+def free_bytes(backend: Backend, options: ServeOptions) -> int:
+    """Of the GPUs where there are any, and of main memory too where the engine may leave layers there."""
+    on_gpu = free_gpu_bytes()
+    spreads = options.device_map is not None or "gpu_layers" in backend.flags
+    return on_gpu if on_gpu and not spreads else on_gpu + free_memory_bytes()
 
 
 def context_bytes(artifact: Artifact, options: ServeOptions) -> int | None:

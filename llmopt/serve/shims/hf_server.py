@@ -289,7 +289,14 @@ def main() -> None:
     import uvicorn
 
     arguments = parse_arguments()
-    uvicorn.run(application(arguments), host=arguments.host, port=arguments.port, log_level="warning", access_log=False)
+    uvicorn.run(
+        application(arguments),
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=1,  # streams that run on are cut: who stops a server means it
+    )
 
 
 if __name__ == "__main__":

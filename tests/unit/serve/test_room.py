@@ -24,8 +24,13 @@ def model(tmp_path):
 
 @pytest.fixture
 def free(monkeypatch):
-    """Sets how much memory is free."""
-    return lambda size: monkeypatch.setattr(room, "free_memory_bytes", lambda: size)
+    """Sets how much memory is free, of the machine and of its GPUs."""
+
+    def set_free(main, gpu=0):
+        monkeypatch.setattr(room, "free_memory_bytes", lambda: main)
+        monkeypatch.setattr(room, "free_gpu_bytes", lambda: gpu)
+
+    return set_free
 
 
 def check(model, **options):
@@ -83,3 +88,15 @@ def test_the_base_is_asked_where_the_artifact_has_no_config(model, tmp_path, fre
 def test_nothing_is_claimed_of_a_model_that_tells_nothing(model, tmp_path, free):
     free(5 * GIB)
     check(replace(model, path=str(tmp_path / "none"), base=str(tmp_path / "none")), max_model_len=131072)
+
+
+def test_what_a_gpu_lacks_main_memory_does_not_give(model, free):
+    free(64 * GIB, gpu=5 * GIB)
+    with pytest.raises(UsageError, match=r"5\.00 GiB of memory are free"):
+        check(model, max_model_len=32768, max_num_seqs=4)
+
+
+def test_but_it_does_where_layers_may_lie_there(model, free):
+    free(64 * GIB, gpu=5 * GIB)
+    check(model, max_model_len=32768, max_num_seqs=4, device_map="auto")
+    room.require_room(backend("llamacpp"), model, ServeOptions(backend="llamacpp", max_model_len=32768))
