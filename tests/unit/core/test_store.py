@@ -6,7 +6,7 @@ import pytest
 
 from llmopt.core.domain import Doubt, Verdict
 from llmopt.core.errors import StoreError
-from llmopt.core.store import frame, load_runs, load_traces, save_run
+from llmopt.core.store import frame, load_runs, load_series, load_traces, save_run
 from unit.make import MACHINE, closed_loop, run
 
 DOUBT = Doubt(code="errors", severity="invalid", message="m", remedy="r")
@@ -116,3 +116,17 @@ def test_the_frame_has_one_row_per_run_and_dotted_columns():
     table = frame([run(throughput=1.0), run(throughput=2.0)])
     assert list(table["metrics.output_tps"]) == [1.0, 2.0]
     assert "metrics.ttft_s.p50" in table.columns
+
+
+def test_what_was_sampled_beside_a_run_comes_back(tmp_path):
+    path = save_run(tmp_path, run(), [], {"t_ns": [1, 2], "pss_bytes": [5, None]})
+    assert load_series(path) == {"t_ns": [1, 2], "pss_bytes": [5, None]}
+    assert load_series(save_run(tmp_path, run("other"), [])) == {}
+
+
+def test_samples_that_were_cut_are_an_error(tmp_path):
+    path = save_run(tmp_path, run(), [], {"t_ns": [1]})
+    file = path.with_name(path.stem + ".telemetry.json.gz")
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(StoreError, match="cannot be read"):
+        load_series(path)
