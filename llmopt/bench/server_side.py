@@ -31,7 +31,8 @@ TIMES = {
     "e2e_time": "server_e2e",
 }
 PER_REQUEST = tuple(key for key in TIMES if key != "inter_token_latency")
-COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "preemptions")
+# Prompt tokens that were looked up in the prefix cache, found there, or (of an engine that counts those) not found.
+COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "prefix_cache_misses", "preemptions")
 GAUGES = ("kv_cache_usage", "running", "waiting")
 SUFFIXES = ("", "_total", "_sum", "_count", "_bucket")
 
@@ -235,7 +236,9 @@ def window(names: Mapping[str, str], before: Page | None, after: Page | None, re
             found[key] = difference(names[key], before, after)
     if ran_backwards(found):
         return {}
-    queries, hits = found.get("prefix_cache_queries"), found.get("prefix_cache_hits")
+    queries, hits, misses = (found.get(f"prefix_cache_{what}") for what in ("queries", "hits", "misses"))
+    if queries is None and hits is not None and misses is not None:
+        queries = hits + misses
     found["cache_hit_rate"] = hits / queries if queries and hits is not None else None
     return found
 

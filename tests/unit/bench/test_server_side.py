@@ -112,6 +112,11 @@ def test_the_share_of_prompt_tokens_from_the_cache():
     assert window(names, page("q 0\nh 0\n", names), page("q 0\nh 0\n", names), 1)["cache_hit_rate"] is None
 
 
+def test_tokens_that_were_not_in_the_cache_are_the_rest():
+    names = {"prefix_cache_misses": "m", "prefix_cache_hits": "h"}
+    assert window(names, page("m 0\nh 0\n", names), page("m 300\nh 100\n", names), 1)["cache_hit_rate"] == 0.25
+
+
 # --- asking a server ----------------------------------------------------------------------------------------------
 
 
