@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, home
-from llmopt.core.errors import ServerError
+from llmopt.core.errors import MissingEnvironment, ServerError
 from llmopt.core.files import disk_errors
 from llmopt.core.hardware import DEVICE_WORDS, devices
 from llmopt.core.process import KeptProcess
@@ -66,6 +67,8 @@ def serving(
     """
     command = command_of(backend, artifact, options, environment, port, image)
     require_device(backend)
+    if environment is None and shutil.which("docker") is None:
+        raise MissingEnvironment("docker is not on the PATH", hint="install docker, or leave --container out")
     with disk_errors(log):
         log.unlink(missing_ok=True)
     started = time.monotonic()

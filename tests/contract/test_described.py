@@ -8,6 +8,7 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llmopt import demo, serve
@@ -161,3 +162,36 @@ def test_the_container_gets_the_model_read_only_and_listens_on_the_loopback_addr
     assert words[words.index("--gpus") + 1] == "all"
     assert command.cleanup[:2] == ("docker", "rm")
     assert not any(str(environments.home()) in word for word in words[words.index("--shm-size") :])
+
+
+DOCKER = """\
+#!/bin/sh
+# What docker run does to a signal: its client ends, the container goes on until it is removed by its name.
+if [ "$1" = rm ]; then kill "$(cat {folder}/$3)"; rm {folder}/$3; exit 0; fi
+while [ "$1" != sglang ]; do [ "$1" = --name ] && name="$2"; shift; done
+setsid "$@" &
+echo $! > {folder}/$name
+wait
+"""
+
+
+def test_a_container_that_outlives_its_client_is_removed(programs: None, artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text(DOCKER.format(folder=tmp_path))
+    (tmp_path / "docker").chmod(0o755)
+    backend = replace(serve.backend("sglang"), devices=("cpu",))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serving_in(patch, tmp_path, backend, artifact) as server,
+    ):
+        name = server.command.cleanup[3]
+        container = int((tmp_path / name).read_text())
+        assert psutil.pid_exists(container)
+    assert not (tmp_path / name).exists()
+    assert gone_within(f"--port {server.command.base_url.rpartition(':')[2].removesuffix('/v1')}", 5)
+
+
+def serving_in(patch: pytest.MonkeyPatch, folder: Path, backend: serve.Backend, artifact: Artifact):  # type: ignore[no-untyped-def]
+    """A server in the container of a docker that lies in ``folder``."""
+    patch.setenv("PATH", str(folder), prepend=":")
+    options = ServeOptions(backend=backend.name)
+    return serving(backend, artifact, options, None, log=folder / "log", ready_timeout_s=20)

@@ -1,0 +1,108 @@
+"""What is wrong with a server although it answers: told from timelines and samples, since no log says it.
+
+Each function gives one ``Symptom`` or ``None``.  They do not doubt the measurement, as the verdict does: the numbers are
+true, and these say why they are bad.
+"""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmopt.core.domain import RequestTrace
+
+# A pause of a stream counts from so many times the usual one on, and only if people can see it.
+LONG, SEEN_NS = 4.0, 20_000_000
+FEWEST = 8  # pauses that make a pattern
+COINCIDE, LOST = (
+    0.8,
+    0.1,
+)  # share of the pauses that end as another prompt is done; share of streaming time that they take
+# The memory of one running sequence may swing with the phase of its answer; over many answers it does not rise.
+SAMPLES, GENERATIONS = 30, 4
+GROWTH, SHARE, RANK = 1.5, 0.05, 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symptom:
+    """``code`` names it in a record; ``cause`` and ``remedy`` are one line each."""
+
+    code: str
+    cause: str
+    remedy: str
+
+
+def symptoms(traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]]) -> list[Symptom]:
+    """All that is seen in one run; ``series`` are the samples by column (``t_ns``, ``kv_cache_usage``, ``running``)."""
+    return [found for found in (prefill_stalls(traces), kv_growth(traces, series)) if found is not None]
+
+
+def prefill_stalls(traces: Sequence[RequestTrace]) -> Symptom | None:
+    """Streams that stand still while the prompts of others are worked on in one piece.
+
+    A pause belongs to a prefill when another request's first token comes within the pause or one usual gap after it: the
+    step that ends both is the same.
+    """
+    good = [t for t in traces if t.ok and len(t.chunks_ns) > 1]
+    gaps = [(a, b, t.index) for t in good for a, b in zip(t.chunks_ns, t.chunks_ns[1:], strict=False)]
+    if not gaps:
+        return None
+    usual = statistics.median(b - a for a, b, _ in gaps)
+    long = [gap for gap in gaps if gap[1] - gap[0] > max(LONG * usual, SEEN_NS)]
+    firsts = sorted((t.chunks_ns[0], t.index) for t in good)
+    explained = [gap for gap in long if begins_within(firsts, gap, usual)]
+    lost = sum(b - a for a, b, _ in explained) / sum(b - a for a, b, _ in gaps)
+    if len(explained) < FEWEST or len(explained) < COINCIDE * len(long) or lost < LOST:
+        return None
+    middle = statistics.median(b - a for a, b, _ in explained)
+    return Symptom(
+        code="prefill_stalls",
+        cause=f"streams stand still for {middle / 1e6:.0f} ms ({middle / max(usual, 1):.0f} times the usual gap) each time"
+        f" another prompt is worked on: {lost:.0%} of all streaming time",
+        remedy="--enable-chunked-prefill, or a smaller --max-num-batched-tokens: prompts are then cut between the steps of others",
+    )
+
+
+def begins_within(firsts: Sequence[tuple[int, int]], gap: tuple[int, int, int], slack_ns: float) -> bool:
+    start, end, own = gap
+    place = bisect.bisect_right(firsts, (start, -1))
+    for stamp, index in firsts[place:]:
+        if stamp > end + slack_ns:
+            return False
+        if index != own:
+            return True
+    return False
+
+
+def kv_growth(traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]]) -> Symptom | None:
+    """The KV cache that one running sequence takes rises over a run in which many came and went.
+
+    Said only where each place was filled several times: the first answers of a run all grow together.
+    """
+    rows = zip(series.get("t_ns", ()), series.get("kv_cache_usage", ()), series.get("running", ()), strict=False)
+    points = [(t, usage / running) for t, usage, running in rows if usage is not None and running]
+    finished = sum(t.ok for t in traces)
+    most = max((running for running in series.get("running", ()) if running), default=0)
+    if len(points) < SAMPLES or finished < GENERATIONS * most:
+        return None
+    third = len(points) // 3
+    first, last = (statistics.median(u for _, u in part) for part in (points[:third], points[-third:]))
+    together = rank_correlation([t for t, _ in points], [u for _, u in points])
+    if first <= 0 or last < GROWTH * first or (last - first) * most < SHARE or together < RANK:
+        return None
+    return Symptom(
+        code="kv_growth",
+        cause=f"the KV cache of a running sequence grew from {first:.1%} to {last:.1%} of it over the run",
+        remedy="limit answers or conversations (--max-model-len, max_tokens); if it grows on with short ones, the engine"
+        " does not give blocks back: another version, and restart it until then",
+    )
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's: 1 where both rise together; ties by their order, which is enough for a trend."""
+    places = [{i: place for place, i in enumerate(sorted(range(len(v)), key=v.__getitem__))} for v in (x, y)]
+    n = len(x)
+    return 1 - 6 * sum((places[0][i] - places[1][i]) ** 2 for i in range(n)) / (n * (n * n - 1))
