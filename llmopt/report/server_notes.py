@@ -13,16 +13,30 @@ PARTS = (
     ("activations", "activation_bytes"),
     ("held before", "rest_bytes"),
 )
-LABEL = 14
+LABEL, WIDTH = 16, 100
+WORTH_A_WORD = 0.01  # of the sampled memory
+Note = tuple[str, list[str], str]  # label, words, what stands between them
 
 
 def server_notes(record: dict[str, Any]) -> list[str]:
-    """One line each; nothing about what is unknown."""
-    lines = [*clocks(record), *caches(record), *memory(record), *energy(record)]
-    return [f"{label:<{LABEL}}{words}" for label, words in lines]
+    """Ready lines; nothing about what is unknown."""
+    notes = [*clocks(record), *caches(record), *memory(record), *energy(record)]
+    return [line for note in notes for line in wrapped(*note)]
 
 
-def clocks(record: dict[str, Any]) -> list[tuple[str, str]]:
+def wrapped(label: str, words: list[str], between: str) -> list[str]:
+    """One line, or more where it would be too wide; a figure stays with its unit."""
+    lines, start = [f"{label:<{LABEL}}{words[0]}"], " " * LABEL
+    for word in words[1:]:
+        if len(lines[-1] + between + word) <= WIDTH:
+            lines[-1] += between + word
+        else:
+            lines[-1] += between.rstrip()
+            lines.append(start + word)
+    return lines
+
+
+def clocks(record: dict[str, Any]) -> list[Note]:
     """Both clocks beside each other, then where the time went; means over the same requests."""
     server = record.get("server") or {}
     agreement = server.get("agreement") or {}
@@ -35,10 +49,11 @@ def clocks(record: dict[str, Any]) -> list[tuple[str, str]]:
             words.append(f"{title} {show(alone['mean'], 's')} (not compared: {both.get('why')})")
     words += [f"{title} {show(server[name]['mean'], 's')}" for title, name in TIMES if server.get(name)]
     count = server.get("requests")
-    return [("server's clock", "means" + (f" of {count}" if count else "") + ": " + ", ".join(words))] if words else []
+    note = ("server's clock", [*words, f"means of {count} requests" if count else "means"], ", ")
+    return [note] if words else []
 
 
-def caches(record: dict[str, Any]) -> list[tuple[str, str]]:
+def caches(record: dict[str, Any]) -> list[Note]:
     server, metrics, telemetry = (record.get(part) or {} for part in ("server", "metrics", "telemetry"))
     words = []
     if server.get("cache_hit_rate") is not None:
@@ -53,10 +68,10 @@ def caches(record: dict[str, Any]) -> list[tuple[str, str]]:
             f"at most {telemetry['peak_running']:.0f} running"
             + (f", {waiting:.0f} waiting" if waiting is not None else "")
         )
-    return [("server's queue", ", ".join(words))] if words else []
+    return [("server's queue", words, ", ")] if words else []
 
 
-def memory(record: dict[str, Any]) -> list[tuple[str, str]]:
+def memory(record: dict[str, Any]) -> list[Note]:
     """The sampled total and its parts by the engine's word, what is left over, and what the KV cache holds."""
     split = record.get("memory") or {}
     parts = [f"{title} {show(split[name], 'bytes')}" for title, name in PARTS if split.get(name) is not None]
@@ -68,19 +83,19 @@ def memory(record: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     whole = f"{show(split['total_bytes'], 'bytes')} {split['total_is']} sampled: " if split.get("total_bytes") else ""
     rest = split.get("unexplained_bytes")
-    if rest is not None and split.get("adds_up") is not True:
+    if rest is not None and abs(rest) > WORTH_A_WORD * split["total_bytes"]:
         parts.append(
             f"unexplained {show(abs(rest), 'bytes')}" if rest >= 0 else f"{show(-rest, 'bytes')} more than sampled"
         )
-    lines = [("memory", f"{whole}{' + '.join(parts)}")]
+    lines: list[Note] = [("memory", [whole + parts[0], *parts[1:]], " + ")]
     if split.get("kv_capacity_tokens") is not None:
         many = split.get("max_concurrency")
         room = f", {many:.1f} sequences of the whole context" if many is not None else ""
-        lines.append(("KV capacity", f"{split['kv_capacity_tokens']:,} tokens{room}"))
+        lines.append(("KV capacity", [f"{split['kv_capacity_tokens']:,} tokens{room}"], ""))
     return lines
 
 
-def energy(record: dict[str, Any]) -> list[tuple[str, str]]:
+def energy(record: dict[str, Any]) -> list[Note]:
     metrics, telemetry = record.get("metrics") or {}, record.get("telemetry") or {}
     words = []
     if metrics.get("energy_j") is not None:
@@ -95,4 +110,4 @@ def energy(record: dict[str, Any]) -> list[tuple[str, str]]:
         f"{word.replace('_', ' ')} {show(s, 'share')} of the time"
         for word, s in (telemetry.get("clock_reasons") or {}).items()
     ]
-    return [("GPU", ", ".join([*words, *held]))] if words else []
+    return [("GPU", [*words, *held], ", ")] if words else []

@@ -1,4 +1,4 @@
-from llmopt.report.server_notes import server_notes
+from llmopt.report.server_notes import LABEL, WIDTH, server_notes
 
 MIB = 1 << 20
 SERVER = {
@@ -29,7 +29,13 @@ MEMORY = {
 
 
 def notes(**record):
-    return {line[:14].strip(): line[14:] for line in server_notes(record)}
+    """Label → words, lines that were broken put together."""
+    found, label = {}, ""
+    for line in server_notes(record):
+        assert len(line) <= WIDTH
+        label = line[:LABEL].strip() or label
+        found[label] = f"{found[label]} {line[LABEL:]}" if label in found else line[LABEL:]
+    return found
 
 
 def test_a_run_of_which_nothing_is_known_has_no_notes():
@@ -42,8 +48,8 @@ def test_a_run_of_which_nothing_is_known_has_no_notes():
 
 def test_both_clocks_stand_beside_each_other():
     words = notes(server=SERVER)["server's clock"]
-    assert words.startswith("means of 64: TTFT 20.0 ms (client 21.0 ms), ITL 5.0 ms (not compared: the counts differ)")
-    assert words.endswith("queue 1.0 ms")
+    assert words.startswith("TTFT 20.0 ms (client 21.0 ms), ITL 5.0 ms (not compared: the counts differ), queue 1.0 ms")
+    assert words.endswith("means of 64 requests")
 
 
 def test_caches_and_queues():
