@@ -135,12 +135,23 @@ def telemetry_of(target: Target, server: ServerMetrics | None) -> Telemetry:
 
 def server_record(server: ServerMetrics | None, before: Page | None, traces: Sequence[RequestTrace]) -> dict[str, Any]:
     """What the server counted while these requests ran, beside what the client saw; empty where it does not tell."""
-    if server is None:
-        return {}
-    answered = sum(t.ok for t in traces)
-    after = server.last(before, answered)
-    found = window(server.names, before, after, answered)
+    found = told_with_answers(traces)
+    if server is not None:
+        answered = sum(t.ok for t in traces)
+        after = server.last(before, answered)
+        found = window(server.names, before, after, answered) | found
     return found | {"agreement": agreement.compare(traces, found)} if found else {}
+
+
+def told_with_answers(traces: Sequence[RequestTrace]) -> dict[str, Any]:
+    """Times that came with each answer: exact where a page of metrics has sums or buckets. Only where all answers have them."""
+    good = [t for t in traces if t.ok]
+    every = {
+        "server_prefill_s": [t.server_prefill_s for t in good],
+        "server_decode_s": [t.server_decode_s for t in good],
+    }
+    known = {name: [v for v in values if v is not None] for name, values in every.items()}
+    return {name: distribution(values) for name, values in known.items() if values and len(values) == len(good)}
 
 
 def result_of(

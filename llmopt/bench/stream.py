@@ -50,6 +50,7 @@ class Event(msgspec.Struct):
     choices: list[Choice] | None = None
     usage: Usage | None = None
     error: Any = None
+    timings: Any = None  # llama.cpp's, with the last chunk
 
 
 DECODER = msgspec.json.Decoder(Event)
@@ -59,8 +60,8 @@ DECODER = msgspec.json.Decoder(Event)
 class Answer:
     """What a stream said. ``chunks_ns`` are the stamps of its token-carrying reads, in order and without repeats;
 
-    ``chunk_tokens`` the tokens of each, as long as cumulative usage told them, ``booked`` their sum.  ``error`` is
-    ``kind: words``.
+    ``chunk_tokens`` the tokens of each, as long as cumulative usage told them, ``booked`` their sum.  ``prefill_s`` and
+    ``decode_s`` are the server's own times.  ``error`` is ``kind: words``.
     """
 
     chunks_ns: list[int] = field(default_factory=list)
@@ -73,6 +74,8 @@ class Answer:
     finish_reason: str | None = None
     done: bool = False
     booked: int = 0
+    prefill_s: float | None = None
+    decode_s: float | None = None
     error: str | None = None
     texts: list[str] = field(default_factory=list)
 
@@ -138,6 +141,8 @@ def take_event(answer: Answer, event: Event, at_ns: int) -> None:
     """
     if event.usage is not None:
         take_usage(answer, event.usage)
+    if event.timings is not None:
+        answer.prefill_s, answer.decode_s = (seconds_of(event.timings, name) for name in ("prompt_ms", "predicted_ms"))
     if not event.choices:
         return
     choice = event.choices[0]
@@ -161,6 +166,11 @@ def take_usage(answer: Answer, usage: Usage) -> None:
         answer.cached_tokens = usage.prompt_tokens_details.cached_tokens
     if usage.completion_tokens is not None:
         answer.output_tokens = usage.completion_tokens
+
+
+def seconds_of(timings: Any, name: str) -> float | None:
+    value = timings.get(name) if isinstance(timings, dict) else None
+    return value / 1e3 if isinstance(value, (int, float)) and value >= 0 else None
 
 
 def token_text(choice: Choice) -> tuple[str, bool]:

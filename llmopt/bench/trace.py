@@ -121,6 +121,8 @@ class Reader:
             finish_reason=answer.finish_reason,
             error=error,
             conversation=planned.conversation,
+            server_prefill_s=answer.prefill_s,
+            server_decode_s=answer.decode_s,
             attempts=before,
         )
 

@@ -235,7 +235,8 @@ class RequestTrace:
 
     ``chunks_ns`` are the stamps of the reads that carried tokens; ``chunk_tokens`` how many tokens each of them brought,
     or empty where the server did not say so for every one.  ``output_tokens`` is the server's count, or ours of the
-    text (``tokens_estimated``); ``counted_tokens`` is always ours.  ``error`` is ``kind: words``.
+    text (``tokens_estimated``); ``counted_tokens`` is always ours.  ``server_*_s`` are times that the server itself told with
+    its answer (llama.cpp).  ``error`` is ``kind: words``.
     """
 
     index: int
@@ -257,6 +258,8 @@ class RequestTrace:
     finish_reason: str | None = None
     error: str | None = None
     conversation: int | None = None
+    server_prefill_s: float | None = None
+    server_decode_s: float | None = None
     attempts: tuple[Attempt, ...] = ()
 
     @property

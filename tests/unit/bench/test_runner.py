@@ -3,7 +3,17 @@ import re
 import pytest
 
 from llmopt.bench.endpoint import Endpoint
-from llmopt.bench.runner import Target, Traffic, enough, known_models, measure, rate_of, remedy, tokens_record
+from llmopt.bench.runner import (
+    Target,
+    Traffic,
+    enough,
+    known_models,
+    measure,
+    rate_of,
+    remedy,
+    tokens_record,
+    told_with_answers,
+)
 from llmopt.core.domain import Workload
 from llmopt.core.errors import ServerError
 from unit.make import closed_loop, failed, ns
@@ -257,3 +267,16 @@ def test_a_server_that_takes_no_post_is_no_openai_server():
     endpoint = Endpoint.of("http://127.0.0.1:9/v1", "completions")
     words = remedy("http_501", "http_501: x", Target(base_url="http://127.0.0.1:9/v1", model="m"), endpoint)
     assert "OpenAI-compatible" in words
+
+
+# --- what the server tells with its answers -------------------------------------------------------------------------
+
+
+def test_times_of_all_answers_are_a_distribution():
+    traces = closed_loop(64, 4, server_prefill_s=0.02, server_decode_s=0.5)
+    found = told_with_answers([*traces, failed()])
+    assert (found["server_prefill_s"]["p95"], found["server_decode_s"]["mean"]) == (0.02, 0.5)
+
+
+def test_times_of_some_answers_say_nothing_of_all():
+    assert told_with_answers([*closed_loop(8, 4, server_prefill_s=0.02), *closed_loop(8, 4)]) == {}

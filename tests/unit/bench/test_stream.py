@@ -258,3 +258,16 @@ def test_no_json_raises(value):
 def test_a_line_without_an_end_is_not_kept_for_ever():
     answer = read_answer((n, b"x" * 100_000) for n in range(2 * MAX_EVENT_BYTES // 100_000))
     assert answer.error.startswith("bad_stream: a line longer than")
+
+
+def test_times_that_the_server_tells_with_its_answer():
+    answer = read(
+        text(used=1), text(used=2, finish="stop") | {"timings": {"prompt_ms": 12.5, "predicted_ms": 40, "n": 1}}
+    )
+    assert (answer.prefill_s, answer.decode_s) == (0.0125, 0.04)
+
+
+@pytest.mark.parametrize("timings", [[1], "soon", {"prompt_ms": "12"}, {"prompt_ms": -1}, {}])
+def test_timings_of_another_kind_are_no_times(timings):
+    answer = read(text(finish="stop") | {"timings": timings})
+    assert (answer.prefill_s, answer.decode_s, answer.error) == (None, None, None)
