@@ -19,6 +19,7 @@ from llmopt.bench.gpu import used_by_gpu
 from llmopt.bench.load import Progress
 from llmopt.bench.prompts import load_tokenizer
 from llmopt.bench.runner import RunResult, Target, Traffic, measure
+from llmopt.bench.symptoms import symptoms
 from llmopt.core import environments
 from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_hash, workload_identity
 from llmopt.core.environments import Environment
@@ -312,7 +313,7 @@ def record(
         tokens=result.tokens,
         definitions=definitions,
         quality=subject.quality,
-        telemetry=result.telemetry,
+        telemetry=result.telemetry | {"symptoms": [asdict(s) for s in symptoms(result.traces, result.series)]},
         memory=result.memory,
         server=result.server,
         llmopt_version=llmopt.__version__,

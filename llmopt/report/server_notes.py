@@ -20,7 +20,7 @@ Note = tuple[str, list[str], str]  # label, words, what stands between them
 
 def server_notes(record: dict[str, Any]) -> list[str]:
     """Ready lines; nothing about what is unknown."""
-    notes = [*clocks(record), *caches(record), *memory(record), *energy(record)]
+    notes = [*engine(record), *clocks(record), *caches(record), *memory(record), *energy(record), *symptoms(record)]
     return [line for note in notes for line in wrapped(*note)]
 
 
@@ -34,6 +34,20 @@ def wrapped(label: str, words: list[str], between: str) -> list[str]:
             lines[-1] += between.rstrip()
             lines.append(start + word)
     return lines
+
+
+def engine(record: dict[str, Any]) -> list[Note]:
+    """What answered behind an address, and what told so."""
+    backend = record.get("backend") or {}
+    if not backend.get("engine"):
+        return []
+    name = f"{backend['engine']} {backend['version']}" if backend.get("version") else backend["engine"]
+    return [("engine there", [name, f"({'; '.join(backend['evidence'])})"], " ")]
+
+
+def symptoms(record: dict[str, Any]) -> list[Note]:
+    found = (record.get("telemetry") or {}).get("symptoms") or []
+    return [("why it is slow", f"{one['cause']}; {one['remedy']}".split(), " ") for one in found]
 
 
 def clocks(record: dict[str, Any]) -> list[Note]:
