@@ -6,7 +6,8 @@ import time
 import pytest
 
 from llmopt.bench.gpu import Nvml
-from llmopt.bench.telemetry import Paced, Telemetry, tree
+from llmopt.bench.processes import tree
+from llmopt.bench.telemetry import Paced, Telemetry
 from unit.bench.recorded_gpu import RecordedNvml
 
 HUNGRY = "import sys; block = bytes(range(256)) * 400_000; print('up', flush=True); sys.stdin.read()"
