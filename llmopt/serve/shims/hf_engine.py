@@ -37,30 +37,16 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
 
     torch.set_num_threads(arguments.threads)
     baseline = proportional_set_bytes()
-    lock, warm, failed = threading.Lock(), threading.Event(), list[str]()
-
-    def deliver(news: list[News]) -> None:
-        if not warm.is_set():
-            failed.extend(one.error for one in news if one.error)
-            if any(one.finished for one in news):
-                warm.set()
-            return
-        with lock, contextlib.suppress(OSError):
-            pipe.send(("tokens", news))
-
-    model = load(arguments)
+    outbox, model = Outbox(pipe), load(arguments)
     own_limit = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
     context = min(arguments.max_model_len or DEFAULT_CONTEXT, own_limit)
-    engine: Any = (StaticBatches if arguments.batching == "static" else ContinuousBatches)(
-        model, arguments, context, deliver
-    )
-    before = resident_peak_bytes(reset=True)
+    way = StaticBatches if arguments.batching == "static" else ContinuousBatches
+    engine: Any = way(model, arguments, context, outbox.deliver)
+    before = reset_peak(model)
     longest = arguments.max_num_batched_tokens if on_gpu(model) else WARM_UP_TOKENS
     prompt = [0] * max(1, min(longest, context - 2))
     engine.add(WARM_UP, prompt, 2, [-1])
-    if not warm.wait(WARM_UP_LIMIT_S) or failed:
-        print(f"RuntimeError: the model's first request failed: {failed or 'no answer'}", file=sys.stderr, flush=True)
-        os._exit(1)  # the generating thread would keep this process alive
+    outbox.wait_until_warm()
     facts = {
         "baseline_bytes": baseline,
         # What torch packs for its dynamic kernels is no parameter any more.
@@ -78,6 +64,30 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
                 engine.cancel(request)
     except (EOFError, OSError):
         os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
+
+
+class Outbox:
+    """What the generating thread tells: to the pipe, once the warm-up is over."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe, self.lock = pipe, threading.Lock()
+        self.warm, self.failed = threading.Event(), list[str]()
+
+    def deliver(self, news: list[News]) -> None:
+        if not self.warm.is_set():
+            self.failed.extend(one.error for one in news if one.error)
+            if any(one.finished for one in news):
+                self.warm.set()
+            return
+        with self.lock, contextlib.suppress(OSError):
+            self.pipe.send(("tokens", news))
+
+    def wait_until_warm(self) -> None:
+        """Ends this process where the warm-up fails: the generating thread would keep it alive."""
+        if not self.warm.wait(WARM_UP_LIMIT_S) or self.failed:
+            why = self.failed or "no answer"
+            print(f"RuntimeError: the model's first request failed: {why}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def load(arguments: argparse.Namespace) -> Any:
@@ -210,24 +220,31 @@ def weights_bytes(model: Any) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+def reset_peak(model: Any) -> int | None:
+    """Forget the peak that loading made; the resident memory now, ``None`` where the kernel does not say."""
+    import torch
+
+    if on_gpu(model):
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        return kibibytes(Path("/proc/self/status"), "VmHWM:")
+    return None
+
+
 def activation_bytes(model: Any, before: int | None, cached: int) -> int | None:
-    """The most that the warm-up held beyond what it leaves behind: by torch on a GPU, by the kernel on a CPU."""
+    """The most that the warm-up held beyond what was there: by torch on a GPU, by the kernel on a CPU.
+
+    ``cached``: what it wrote into memory that is reserved for the KV cache and had not been touched.
+    """
     import torch
 
     if on_gpu(model):
         return int(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
-    peak = resident_peak_bytes()
-    return None if peak is None or before is None else max(0, peak - before - cached)
-
-
-def resident_peak_bytes(*, reset: bool = False) -> int | None:
-    """The peak of this process's resident memory (since the last reset); ``None`` where the kernel does not say."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        return kibibytes(Path("/proc/self/status"), "VmHWM:")
-    except OSError:
+    if before is None:
         return None
+    peak = kibibytes(Path("/proc/self/status"), "VmHWM:")
+    return None if peak is None else max(0, peak - before - cached)
 
 
 def proportional_set_bytes() -> int | None:
