@@ -20,6 +20,7 @@ from llmopt.serve import backend, require_loadable
 from llmopt.serve.options import require_known
 
 BUILTIN = "builtin"
+OF_A_CASE = ("quantizations", "step")  # fields of a case that are no options of a server
 T = TypeVar("T")
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -116,11 +117,16 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     workload: WorkloadText = WorkloadText()
     repeats: Positive = 1
     goal: GoalText = GoalText()
+    compare: Literal["ranking", "steps"] = "ranking"
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A recipe whose every name and combination was checked; ``cases`` are (quantization, serve options)."""
+    """A recipe whose every name and combination was checked; ``cases`` are (quantization, serve options).
+
+    ``steps`` name the cases where each is one change to the one before it, and are empty where they are ranked.
+    """
 
     name: str
     model: Path
@@ -132,6 +138,8 @@ class Plan:
     workload: Workload
     repeats: int
     goal: Goal
+    steps: tuple[str, ...] = ()
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +183,11 @@ def read(path: Path, checked: Callable[[Any], T]) -> T:
 def plan(recipe: Recipe, folder: Path) -> Plan:
     """Check every name and combination before anything starts; paths in a recipe are relative to its file."""
     workload = recipe.workload.workload()
-    cases = []
+    cases, steps = [], []
     for place, group in enumerate(recipe.cases):
         names, options = case_group(group, f"$.cases[{place}]", workload)
+        if recipe.compare == "steps":
+            steps.append(step_name(group, names, f"$.cases[{place}]"))
         for name in names:
             require_loadable(options.backend, quantization(name))
             cases.append((name, options))
@@ -197,16 +207,18 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         workload=workload,
         repeats=recipe.repeats,
         goal=make_goal(goal.slos, max_memory=goal.max_memory, max_kl=goal.max_kl, optimize=goal.optimize),
+        steps=tuple(steps),
+        price_per_hour=recipe.price_per_hour,
     )
 
 
 def case_group(group: dict[str, Any], place: str, workload: Workload) -> tuple[list[str], ServeOptions]:
     """``backend``, ``quantizations``, and the options of ``llmopt serve`` under the names of ServeOptions."""
-    names = [f.name for f in fields(ServeOptions)]
+    known = [*(f.name for f in fields(ServeOptions)), *OF_A_CASE]
     for name in group:
-        if name not in (*names, "quantizations"):
-            raise UsageError(f"unknown field {name!r} - at `{place}`", hint=nearest(name, [*names, "quantizations"]))
-    wanted = {"max_num_seqs": workload.most_at_once} | {n: v for n, v in group.items() if n != "quantizations"}
+        if name not in known:
+            raise UsageError(f"unknown field {name!r} - at `{place}`", hint=nearest(name, known))
+    wanted = {"max_num_seqs": workload.most_at_once} | {n: v for n, v in group.items() if n not in OF_A_CASE}
     try:
         quantizations = msgspec.convert(group.get("quantizations"), list[str])
         options = msgspec.convert(wanted, ServeOptions)
@@ -214,6 +226,17 @@ def case_group(group: dict[str, Any], place: str, workload: Workload) -> tuple[l
         raise UsageError(f"{error} (in `{place}`)", hint="recipes/demo.yaml shows every field") from error
     require_known(backend(options.backend), options)
     return quantizations, options
+
+
+def step_name(group: dict[str, Any], names: list[str], place: str) -> str:
+    """A step is one case with a name; raises UsageError."""
+    name = group.get("step")
+    if not isinstance(name, str) or not name or len(names) != 1:
+        raise UsageError(
+            f"a step needs a name and one quantization - at `{place}`",
+            hint="step: prefix caching, quantizations: [bf16]",
+        )
+    return name
 
 
 def quantize_plan(recipe: QuantizeRecipe, folder: Path) -> QuantizePlan:

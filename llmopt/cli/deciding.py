@@ -1,4 +1,4 @@
-"""``llmopt recommend``, ``llmopt runs``, ``llmopt demo``: what was measured, ranked."""
+"""``llmopt recommend``, ``llmopt runs``, ``llmopt tune``, ``llmopt demo``: what was measured, ranked."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def recommend_command(
 
 def require_report(file: Path) -> None:
     """Refuse to write a report over a file that is none."""
-    from llmopt.report.markdown import HEADING
+    from llmopt.report import markdown, steps
 
-    if file.exists() and not (file.is_file() and file.read_bytes().startswith(HEADING.encode())):
+    headings = (markdown.HEADING.encode(), steps.HEADING.encode())
+    if file.exists() and not (file.is_file() and file.read_bytes().startswith(headings)):
         raise UsageError(
             f"{file} is no report of llmopt and is not overwritten", hint="name another file: -o report.md"
         )
@@ -82,6 +83,51 @@ def runs_command(
     if csv is not None:
         write_atomic(csv, frame(runs).to_csv(index=False).encode())
     print_json(runs) if json else print_runs(frame(runs))
+
+
+@app.command("tune")
+@for_people
+def tune_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of cases: recipes/progressive.yaml.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and the report.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be made and measured.")] = False,
+    json: Json = False,
+) -> None:
+    """Make, prove and measure every case of a recipe; rank them, or show what each step gave. Goes on where it stopped."""
+    from llmopt import recipe as recipes
+    from llmopt.pipeline import plans
+
+    plan = recipes.load(recipe)
+    if dry_run:
+        document = plans.plan_document(plan)
+        print_json(document) if json else print_cases(document)
+        return
+    require_report(out / "report.md")
+    show_plan(plans.run_plan(plan, out, reporter(quiet=json)), out / "report.md", json)
+
+
+def print_cases(document: dict[str, Any]) -> None:
+    for case in document["cases"]:
+        print(f"{case['name']}: {case['quantization']}, {case['options']}")
+
+
+def show_plan(document: dict[str, Any], out: Path, json: bool) -> None:
+    """A ranking, or a waterfall; exit status 3 when nothing meets the goal, 1 when no step ran."""
+    from llmopt.core.errors import LlmoptError
+    from llmopt.core.files import write_atomic
+    from llmopt.report.steps import print_steps, steps_markdown
+
+    if document.get("kind") != "steps":
+        show_ranking(document, out, json)
+        return
+    write_atomic(out, steps_markdown(document).encode())
+    print_json(document) if json else print_steps(document)
+    failed = [row["step"] for row in document["steps"] if row["failure"]]
+    if failed:
+        raise LlmoptError(
+            f"{len(failed)} of {len(document['steps'])} steps could not be measured: {', '.join(failed)}",
+            hint="the reasons are above; the same command goes on with what is missing",
+        )
 
 
 @app.command("demo")

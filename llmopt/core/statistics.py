@@ -97,6 +97,20 @@ def bootstrap(
     return percentile(estimates, tail), percentile(estimates, 100 - tail)
 
 
+def ratio_interval(
+    before: Sequence[float], after: Sequence[float], *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % bootstrap interval of median(after) / median(before), each side drawn on its own; ``None`` below three a side."""
+    import numpy as np
+
+    if min(len(before), len(after)) < 3 or min(*before, *after) <= 0:
+        return None
+    generator = np.random.default_rng(seed)
+    drawn = [np.median(generator.choice(side, (resamples, len(side))), axis=1) for side in (after, before)]
+    ratios = (drawn[0] / drawn[1]).tolist()
+    return percentile(ratios, 2.5), percentile(ratios, 97.5)
+
+
 def block_interval(
     values: NDArray[np.float64], percent: float | None, *, count: int, resamples: int = 300, seed: int = 0
 ) -> tuple[float, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from llmopt import serve
 from llmopt.core import environments
 from llmopt.core.artifacts import open_artifact, open_model, read_config, unquantized
 from llmopt.core.domain import Artifact, Case, Goal, Measurement, ModelRef, ServeOptions, Workload
-from llmopt.core.errors import MissingEnvironment, UsageError
+from llmopt.core.errors import Interrupted, LlmoptError, MissingEnvironment, UsageError
 from llmopt.core.files import scratch_folder
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
@@ -25,34 +25,77 @@ from llmopt.recipe import Plan
 from llmopt.recommend.candidates import comparable
 from llmopt.recommend.constraints import on_memory
 from llmopt.recommend.rank import memory_axis, recommend
+from llmopt.recommend.steps import Step, steps_document
 from llmopt.report.document import ranking_document
 from llmopt.serve import require_loadable
-from llmopt.serve.options import require_known
+from llmopt.serve.options import command_words, require_known
 
 DEFAULT_CONTEXT = 1024
 TEMPLATE_ROOM = 64  # tokens that a chat template may add to a prompt
 
 
 def run_plan(plan: Plan, folder: Path, report: Reporter) -> dict[str, Any]:
-    """Make, prove and measure every case of a plan, then rank them; what is there already is taken up as it is."""
-    model = open_model(plan.model)
+    """Make, prove and measure every case of a plan, then rank them; what is there already is taken up as it is.
+
+    A plan of steps gives the document of its steps: one that fails says why, and the others go on.
+    """
     results = folder / "results"
-    text = QualityText(path=plan.quality_text, tokens=plan.quality_tokens)
     proven: dict[str, dict[str, Any]] = {}
+    played: list[tuple[Case | None, str | None]] = []
     with scratch_folder(folder.resolve(), "shared-") as shared:
         for number, (name, options) in enumerate(plan.cases, 1):
-            report.say(f"[{number}/{len(plan.cases)}] {name} on {options.backend}")
-            artifact = artifact_of(plan, model, name, folder, report, text, shared)
-            found = prove(artifact, text, report, log_folder=folder / "artifacts" / "logs", shared=shared)
-            case = case_of(artifact, options, plan.workload)
-            proven[case.key] = found
-            have = stored_runs(results, case)
-            if have < plan.repeats:
-                bench_artifact(case, report, results=results, repeats=plan.repeats - have, quality_of_case=found)
-            else:
-                report.say(f"already measured: {have} run(s)")
-    runs = [run for run in load_runs(results, machine=this_machine()) if run.case_key in proven]
-    return rank_runs([with_quality(run, proven[run.case_key]) for run in runs], plan.goal)
+            title = plan.steps[number - 1] if plan.steps else f"{name} on {options.backend}"
+            report.say(f"[{number}/{len(plan.cases)}] {title}")
+            try:
+                case, quality = measured(plan, name, options, folder, report, shared)
+                proven[case.key] = quality
+                played.append((case, None))
+            except LlmoptError as error:
+                if not plan.steps or isinstance(error, Interrupted):
+                    raise
+                report.say(f"left out: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+                played.append((None, error.message))
+    runs = [run for run in load_runs(results, machine=this_machine()) if run.case_key in proven] if proven else []
+    runs = [with_quality(run, proven[run.case_key]) for run in runs]
+    if not plan.steps:
+        return rank_runs(runs, plan.goal)
+    by_case = [tuple(run for run in runs if case and run.case_key == case.key) for case, _ in played]
+    steps = [
+        Step(name=name, runs=found, failure=failure)
+        for name, found, (_, failure) in zip(plan.steps, by_case, played, strict=True)
+    ]
+    return steps_document(plan.name, steps, price_per_hour=plan.price_per_hour)
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """What would be made and measured."""
+    names = plan.steps or tuple(f"{name} on {options.backend}" for name, options in plan.cases)
+    return {
+        "name": plan.name,
+        "model": str(plan.model),
+        "workload": asdict(plan.workload),
+        "repeats": plan.repeats,
+        "cases": [
+            {"name": title, "quantization": name, "options": " ".join(command_words(options))}
+            for title, (name, options) in zip(names, plan.cases, strict=True)
+        ],
+    }
+
+
+def measured(
+    plan: Plan, name: str, options: ServeOptions, folder: Path, report: Reporter, shared: Path
+) -> tuple[Case, dict[str, Any]]:
+    """One case of a plan, made, proven and with as many runs in the store as the plan wants; and its quality."""
+    text = QualityText(path=plan.quality_text, tokens=plan.quality_tokens)
+    artifact = artifact_of(plan, open_model(plan.model), name, folder, report, text, shared)
+    quality = prove(artifact, text, report, log_folder=folder / "artifacts" / "logs", shared=shared)
+    case, results = case_of(artifact, options, plan.workload), folder / "results"
+    have = stored_runs(results, case)
+    if have < plan.repeats:
+        bench_artifact(case, report, results=results, repeats=plan.repeats - have, quality_of_case=quality)
+    else:
+        report.say(f"already measured: {have} run(s)")
+    return case, quality
 
 
 def artifact_of(

@@ -205,3 +205,48 @@ def test_a_workload_takes_the_options_of_bench(load):
 def test_a_workload_that_makes_no_run_is_refused(load):
     with pytest.raises(UsageError, match="different loads"):
         load(SMALL + "workload: {rate: 20, concurrency: 4}")
+
+
+STEPS = """
+name: steps
+model: builtin
+compare: steps
+price_per_hour: 0.5
+cases:
+  - step: plain
+    backend: hf
+    quantizations: [bf16]
+  - step: static
+    backend: hf
+    quantizations: [bf16]
+    batching: static
+"""
+
+
+def test_steps_keep_their_names_and_options(load):
+    plan = load(STEPS)
+    assert plan.steps == ("plain", "static")
+    assert [options.batching for _, options in plan.cases] == [None, "static"]
+    assert plan.price_per_hour == 0.5
+
+
+def test_a_step_without_a_name(refused):
+    assert "a step needs a name" in refused(STEPS.replace("step: static", "threads: 1")).message
+
+
+def test_a_step_of_two_quantizations(refused):
+    assert "one quantization" in refused(STEPS.replace("[bf16]", "[bf16, nf4]")).message
+
+
+def test_an_option_that_the_engine_lacks_is_refused_with_those_that_have_it(refused):
+    found = refused(STEPS.replace("batching: static", "gpu_layers: 3"))
+    assert "hf has no --gpu-layers" in found.message
+    assert "llamacpp" in found.hint
+
+
+def test_an_option_of_another_type(refused):
+    assert "cases[1]" in refused(STEPS.replace("batching: static", "threads: many")).message
+
+
+def test_an_option_that_does_not_exist_names_the_nearest(refused):
+    assert "batching" in refused(STEPS.replace("batching: static", "baching: static")).hint
