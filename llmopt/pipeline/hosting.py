@@ -15,7 +15,6 @@ from llmopt import serve
 from llmopt.core import environments
 from llmopt.core.domain import Case, ServerCommand
 from llmopt.core.environments import Environment
-from llmopt.core.files import scratch_folder
 from llmopt.pipeline.measuring import version_of, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve.process import RunningServer, command_of, serving
@@ -41,16 +40,17 @@ class Place:
 def hosted(
     case: Case, place: Place, report: Reporter, *, ready_timeout_s: float | None = None
 ) -> Iterator[RunningServer]:
-    """A ready server; its log lies in llmopt's own folder as long as it runs."""
+    """A ready server; its log stays in llmopt's own folder until the same case is served again: errors name it."""
     backend = serve.backend(case.serve.backend)
     environment = place.environment(backend)
     if environment and (doubt := backend.doubt(version_of(backend, environment))):
         report.say(doubt)
-    with scratch_folder(environments.home() / "logs", "serve-") as folder, contextlib.ExitStack() as stack:
+    log = environments.home() / "logs" / f"serve-{backend.name}-{case.key}.log"
+    with contextlib.ExitStack() as stack:
         with report.task(f"starting {backend.name} with {case.artifact.label}"):
             server = stack.enter_context(
                 serving(
-                    backend, case.artifact, case.serve, environment, log=folder / f"{backend.name}.log",
+                    backend, case.artifact, case.serve, environment, log=log,
                     port=place.port, image=place.image, ready_timeout_s=ready_timeout_s,
                 )
             )  # fmt: skip
