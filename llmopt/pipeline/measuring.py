@@ -18,8 +18,9 @@ from llmopt.bench.endpoint import Endpoint
 from llmopt.bench.gpu import used_by_gpu
 from llmopt.bench.load import Progress
 from llmopt.bench.prompts import load_tokenizer
-from llmopt.bench.runner import RunResult, Target, Traffic, measure
+from llmopt.bench.runner import RunResult, Traffic, measure
 from llmopt.bench.symptoms import symptoms
+from llmopt.bench.target import Target
 from llmopt.core import environments
 from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_hash, workload_identity
 from llmopt.core.environments import Environment

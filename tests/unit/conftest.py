@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmopt.bench.runner import Target
+from llmopt.bench.target import Target
 from llmopt.core.domain import ServeOptions
 from llmopt.core.environments import current
 from llmopt.serve import backend

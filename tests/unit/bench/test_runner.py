@@ -3,17 +3,9 @@ import re
 import pytest
 
 from llmopt.bench.endpoint import Endpoint
-from llmopt.bench.runner import (
-    Target,
-    Traffic,
-    enough,
-    known_models,
-    measure,
-    rate_of,
-    remedy,
-    tokens_record,
-    told_with_answers,
-)
+from llmopt.bench.hints import known_models, remedy
+from llmopt.bench.runner import Traffic, enough, measure, rate_of, tokens_record, told_with_answers
+from llmopt.bench.target import Target
 from llmopt.core.domain import Workload
 from llmopt.core.errors import ServerError
 from unit.make import closed_loop, failed, ns

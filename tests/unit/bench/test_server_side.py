@@ -4,8 +4,9 @@ from contextlib import closing
 
 import pytest
 
-from llmopt.bench.runner import Target, Traffic, measure
+from llmopt.bench.runner import Traffic, measure
 from llmopt.bench.server_side import Histogram, ServerMetrics, parse_page, requests_between, server_of, window
+from llmopt.bench.target import Target
 from llmopt.core.domain import Workload
 from llmopt.serve import backend
 

@@ -1,0 +1,77 @@
+"""What to say when nothing that was asked of a server succeeded: its own words, and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from llmopt.bench.endpoint import Endpoint
+from llmopt.bench.target import Target
+from llmopt.core.domain import RequestTrace
+from llmopt.core.errors import ServerError
+
+MODELS_S, MODELS_BYTES = 3.0, 1 << 20
+
+
+def nothing_succeeded(traces: Sequence[RequestTrace], endpoint: Endpoint, target: Target) -> ServerError:
+    """One line that says what the server said, and what to do about it."""
+    tried = [t for t in traces if t.sent_ns is not None] or list(traces)
+    reason = next((t.error for t in tried if t.error and t.error_kind != "stopped"), "no answer")
+    kind = reason.partition(":")[0]
+    return ServerError(
+        f"all {len(tried)} requests to {endpoint.shown} failed: {reason}", hint=remedy(kind, reason, target, endpoint)
+    )
+
+
+def known_models(target: Target, endpoint: Endpoint) -> tuple[str, ...]:
+    """What the server's /models lists, asked with the same key and headers; empty where it lists nothing at once.
+
+    Not through a proxy, after no redirect, and no longer than ``MODELS_S``: it is only a hint.
+    """
+    import threading
+
+    found: list[str] = []
+
+    def ask() -> None:
+        import http.client
+        import json
+
+        kind = http.client.HTTPSConnection if endpoint.tls else http.client.HTTPConnection
+        connection = kind(endpoint.host, endpoint.port, timeout=MODELS_S)
+        try:
+            headers = dict(line.split(": ", 1) for line in endpoint.head().decode("latin-1").splitlines()[2:])
+            connection.request("GET", urlsplit(target.base_url).path.rstrip("/") + "/models", headers=headers)
+            document = json.loads(connection.getresponse().read(MODELS_BYTES))
+            found.extend(str(row["id"]) for row in document["data"][:8])
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+            pass
+        finally:
+            connection.close()
+
+    if endpoint.proxy is not None:
+        return ()
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(MODELS_S)
+    return tuple(found)
+
+
+def remedy(kind: str, reason: str, target: Target, endpoint: Endpoint) -> str:
+    """The next step for a kind of failure."""
+    other = "chat" if endpoint.path.endswith("/completions") and "/chat/" not in endpoint.path else "completions"
+    if kind in ("http_401", "http_403"):
+        return "put the key into LLMOPT_API_KEY"
+    if kind in ("http_404", "http_400", "http_422"):
+        names = known_models(target, endpoint)
+        if names and target.model not in names:
+            return f"the server has no model {target.model!r}; it lists: {', '.join(names)}"
+        return f"is the path right (a base URL ends in /v1)? --endpoint {other} asks the other way"
+    if kind in ("bad_stream", "http_405", "http_501"):
+        return "is this an OpenAI-compatible server, and does the base URL end in /v1?"
+    if kind == "http_429":
+        return "the server limits its rate: a lower load, or --retries 3"
+    if kind in ("timeout", "stalled"):
+        return "raise --request-timeout or --stall-timeout; read the server's log"
+    if kind == "refused":
+        return "is the server running, and the address right?"
+    return "read the server's log"
