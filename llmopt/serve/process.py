@@ -21,6 +21,7 @@ from llmopt.core.errors import MissingEnvironment, ServerError
 from llmopt.core.files import disk_errors
 from llmopt.core.hardware import DEVICE_WORDS, devices
 from llmopt.core.process import KeptProcess
+from llmopt.core.versions import bad_pairs, installed
 from llmopt.serve import Backend, LaunchContext, failures
 from llmopt.serve.container import in_container
 from llmopt.serve.options import require_known
@@ -77,9 +78,20 @@ def serving(
         prepared(command),
         KeptProcess(command.argv, log=log, environment=command.environment, own_temporary=True) as process,
     ):
-        wait_until_ready(backend, command, process, patience_s)
+        try:
+            wait_until_ready(backend, command, process, patience_s)
+        except ServerError as error:
+            raise with_known_pair(error, environment) from None
         load_s = time.monotonic() - started
         yield RunningServer(backend=backend.name, command=command, pid=process.pid, load_s=load_s, process=process)
+
+
+def with_known_pair(error: ServerError, environment: Environment | None) -> ServerError:
+    """The error, with versions that are known not to work together where its environment has such."""
+    pairs = bad_pairs(installed(environment.site_packages)) if environment else []
+    for words, pair in pairs:
+        return ServerError(f"{error.message} ({words}: {pair.problem})", hint=f"{pair.remedy}; else {error.hint}")
+    return error
 
 
 def require_device(backend: Backend) -> None:

@@ -21,6 +21,7 @@ from llmopt.core.domain import ServeOptions, Workload
 from llmopt.core.errors import ServerError, UsageError
 from llmopt.quantize import quantization
 from llmopt.serve.process import RunningServer, serving
+from llmopt.serve.recognise import recognise
 from tests.contract.conftest import Workshop, environment_of
 from tests.processes import gone_within, mentioning
 
@@ -89,6 +90,11 @@ def test_timeline_is_in_order(run: RunResult) -> None:
         known = [s for s in stamps if s is not None]
         assert len(known) == 6
         assert known == sorted(known)
+
+
+def test_it_is_recognised_behind_its_address(started: RunningServer) -> None:
+    found = recognise(started.command.base_url)
+    assert (found.engine, bool(found.evidence)) == (started.backend, True)
 
 
 @pytest.mark.parametrize("name", list(serve.BACKENDS))

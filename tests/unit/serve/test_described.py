@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from llmopt import serve
 from llmopt.core.domain import Artifact, Quantization, ServeOptions
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ServerError, UsageError
+from llmopt.pipeline.hosting import shell_line
 from llmopt.serve import LaunchContext
 from llmopt.serve.container import in_container
 from llmopt.serve.options import require_known
@@ -198,3 +200,15 @@ def test_an_engine_for_gpus_is_refused_before_it_is_started_where_there_is_none(
 def test_one_that_also_runs_on_a_cpu_is_not(monkeypatch):
     monkeypatch.setattr("llmopt.serve.process.devices", lambda: ("cpu",))
     require_device(serve.backend("vllm"))
+
+
+def test_the_shell_line_writes_the_files_that_the_command_reads(tmp_path):
+    context = LaunchContext(
+        artifact=MODEL, options=ServeOptions(backend="trtllm"), environment=HERE, host="127.0.0.1", port=8123,
+        folder=str(tmp_path / "it's here"),
+    )  # fmt: skip
+    told = serve.backend("trtllm").command(context)
+    writing, _, starting = shell_line(told).rpartition("\n")
+    subprocess.run(["sh", "-c", writing], check=True)
+    assert {path: Path(path).read_text() for path in told.files} == told.files
+    assert "trtllm-serve /models/seven" in starting

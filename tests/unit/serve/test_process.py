@@ -3,9 +3,10 @@ import socket
 import psutil
 import pytest
 
+from llmopt.core.environments import Environment
 from llmopt.core.errors import ServerError
 from llmopt.serve import backend
-from llmopt.serve.process import answers, completes, emptiness, free_port
+from llmopt.serve.process import answers, completes, emptiness, free_port, with_known_pair
 
 
 def test_a_server_is_ready_when_it_is_entered(scripted):
@@ -89,3 +90,20 @@ def test_a_port_that_is_none_is_refused(port):
 )
 def test_a_server_that_answers_nothing_is_not_ready(answer, lack):
     assert emptiness(answer) == lack
+
+
+def test_a_failure_names_versions_that_do_not_go_together(tmp_path):
+    for package in ("ray-2.60.0", "fastapi-0.165.0"):
+        name, _, version = package.partition("-")
+        folder = tmp_path / "lib" / "python3.11" / "site-packages" / f"{package}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    environment = Environment(python=tmp_path / "bin/python", prefix=tmp_path, origin="user")
+    told = with_known_pair(ServerError("rayserve was not ready after 900 s", hint="its log: x"), environment)
+    assert "ray 2.60.0 with fastapi 0.165.0" in told.message
+    assert told.hint.startswith("pip install fastapi")
+
+
+def test_a_failure_in_a_container_is_only_itself():
+    error = ServerError("died", hint="why")
+    assert with_known_pair(error, None) is error
