@@ -31,7 +31,12 @@ def this_machine() -> Machine:
 
 def available_cores() -> int:
     """Logical cores that this process may run on: a container or taskset may leave fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(core_ids())
+
+
+def core_ids() -> list[int]:
+    """The numbers of those cores."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def cpu_model() -> str:

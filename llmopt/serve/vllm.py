@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import UsageError
 from llmopt.core.kv_cache import GIB
 from llmopt.core.loading import device_here
+from llmopt.core.machine import core_ids
 from llmopt.core.worker import QUIET_ENGINES, threads_environment
 from llmopt.serve import Backend, Container, Failure, LaunchContext, engine_threads
 from llmopt.serve.container import NVIDIA_GPUS, SHARED_MEMORY
@@ -59,7 +59,7 @@ def cpu_environment(context: LaunchContext) -> dict[str, str]:
     """Room for the whole context of every sequence, in whole GiB as vLLM wants it, and the cores of each worker."""
     options = context.options
     workers = (options.tensor_parallel_size or 1) * (options.pipeline_parallel_size or 1)
-    cores = sorted(os.sched_getaffinity(0))[-engine_threads(options) :]
+    cores = core_ids()[-engine_threads(options) :]
     share = max(1, len(cores) // workers)
     bound = [",".join(map(str, cores[i * share : (i + 1) * share] or cores[-1:])) for i in range(workers)]
     wanted = context_bytes(context.artifact, options) or 0
