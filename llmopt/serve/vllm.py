@@ -188,7 +188,5 @@ BACKEND = Backend(
                 remedy="a smaller --gpu-memory-utilization, --max-model-len or --max-num-seqs, or end what else uses that memory"),
         Failure(pattern=r"max_model_len \((\d+)\) is greater than the derived", cause="the model's own context is shorter, asked were",
                 remedy="a shorter --max-model-len"),
-        Failure(pattern=r"(?:EngineCore|Worker)\S* pid=\d+\) ERROR [^\]]*\] (\w*(?:Error|Exception): .+)", cause="its engine failed",
-                remedy="see its log"),
     ),
 )  # fmt: skip
