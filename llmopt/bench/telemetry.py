@@ -21,8 +21,8 @@ from llmopt.bench.processes import cpu_seconds, cpu_throttles, host_times, memor
 SAMPLE_S = 0.25
 BUDGET = 0.003  # of a core for each of our sources; they are three, and the whole must stay under 1 %
 SERVER_BUDGET = 0.01  # of the server's time for telling us
-TREE_S = 2.0  # processes come and go rarely, and finding them reads every process of the machine
-GROWN = 1.01  # resident memory that is larger than this times what it was at the last PSS: that is looked at anew
+TREE_S = 5.0  # processes come and go rarely, and finding them reads every process of the machine
+GROWN, GROWN_S = 1.01, 1.0  # resident memory that is so much larger than at the last PSS, which is as old: look anew
 LEAST_OWN_BYTES = 64 << 20  # a GPU whose use grew by less than a CUDA context's size is not the server's
 
 
@@ -75,6 +75,7 @@ class Telemetry:
     _tree: list[psutil.Process] = field(default_factory=list)
     _tree_due_s: float = 0.0
     _pss_due_s: float = 0.0
+    _pss_then_s: float = 0.0
     _resident_then: int = 0
     _cpu_start: float = 0.0
     _start_ns: int = 0
@@ -144,9 +145,11 @@ class Telemetry:
     def _ask_pss(self, resident: int) -> dict[str, int]:
         """The kernel walks every page for it (10 ms for 0.5 GB), so only as often as that may cost, and at a new peak."""
         now_s, before = time.monotonic(), time.thread_time()
-        if now_s < self._pss_due_s and resident <= GROWN * self._resident_then:
+        grown = resident > GROWN * self._resident_then and now_s > self._pss_then_s + GROWN_S
+        if now_s < self._pss_due_s and not grown:
             return {}
         memory = memory_of(self._tree)
+        self._pss_then_s = now_s
         self._pss_due_s = now_s + (time.thread_time() - before) / BUDGET
         self._resident_then = max(self._resident_then, resident)
         return {} if memory is None else {"pss_bytes": memory}

@@ -62,7 +62,7 @@ def clocks(record: dict[str, Any]) -> list[Note]:
         elif alone:
             words.append(f"{title} {show(alone['mean'], 's')} (not compared: {both.get('why')})")
     words += [f"{title} {show(server[name]['mean'], 's')}" for title, name in TIMES if server.get(name)]
-    count = server.get("requests")
+    count = server.get("requests") or max((server[name]["n"] for _, name in TIMES if server.get(name)), default=None)
     note = ("server's clock", [*words, f"means of {count} requests" if count else "means"], ", ")
     return [note] if words else []
 
