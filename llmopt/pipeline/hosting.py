@@ -65,7 +65,7 @@ def follow(server: RunningServer) -> None:
             sys.stderr.write(log.read())
             sys.stderr.flush()
             time.sleep(FOLLOW_S)
-        server.require_alive(backend)
+        server.require_alive(backend, "served")
 
 
 def command_document(case: Case, place: Place) -> dict[str, Any]:

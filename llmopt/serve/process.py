@@ -45,9 +45,9 @@ class RunningServer:
     load_s: float
     process: KeptProcess
 
-    def require_alive(self, backend: Backend) -> None:
+    def require_alive(self, backend: Backend, doing: str = "was measured") -> None:
         if not self.process.running:
-            raise failure(backend, self.process, "died while it was measured")
+            raise failure(backend, self.process, f"died while it {doing}")
 
 
 @contextlib.contextmanager
