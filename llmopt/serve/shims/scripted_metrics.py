@@ -72,11 +72,13 @@ class Metrics:
         self.kv_capacity_tokens, self.late_s = kv_capacity_tokens, late_s
         self.times = {name: Histogram() for name in TIMES}
         self.counts = dict.fromkeys(COUNTERS, 0)
-        self.open: list[Request] = []
+        self.open: list[Request] = []  # not counted to their end
+        self.active: list[Request] = []  # not ended: looked at often, and so kept short
         self.seen: dict[int, int] = {}  # request number → how many of its writes are counted
 
     def follow(self, request: Request) -> None:
         self.open.append(request)
+        self.active.append(request)
 
     def count(self) -> None:
         """Take in what has happened since the last time."""
@@ -110,9 +112,10 @@ class Metrics:
             self.times["e2e_time"].observe((stamps[-1] - request.received_ns) * NS)
 
     def gauges(self) -> dict[str, float]:
-        active = [r for r in self.open if r.ended is None and r.timing.token_counts]
+        """All chunks of an answer count as its first."""
+        self.active = active = [r for r in self.active if r.ended is None and r.timing.token_counts]
         running = [r for r in active if r.start_ns is not None]
-        held = sum(r.timing.prompt_tokens + sum(map(r.timing.tokens, range(len(r.stamps_ns)))) for r in running)
+        held = sum(r.timing.prompt_tokens + r.timing.token_counts[0] * len(r.stamps_ns) for r in running)
         return {
             "kv_cache_usage": min(1.0, held / self.kv_capacity_tokens),
             "running": len(running),
