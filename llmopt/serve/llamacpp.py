@@ -19,7 +19,7 @@ from llmopt.core.domain import ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import UsageError
 from llmopt.core.worker import QUIET_ENGINES
-from llmopt.serve import Backend, Failure, LaunchContext, engine_threads, gguf_file
+from llmopt.serve import Backend, Container, Failure, LaunchContext, engine_threads, gguf_file
 from llmopt.serve.facts import EngineFacts, sizes, total
 from llmopt.serve.options import Switch
 
@@ -34,10 +34,11 @@ def command(context: LaunchContext) -> ServerCommand:
     """The context is given per slot: llama.cpp divides ``-c`` by ``-np``."""
     options = context.options
     require_consistent(options)
-    own = own_server()
+    inside = context.environment is None  # of its image, whose entry point is the server
+    own = None if inside else own_server()
     argv = [
-        *([str(own)] if own else [context.python, str(SERVER)]),
-        *("-m", str(gguf_file(context.artifact))),
+        *([] if inside else [str(own)] if own else [context.python, str(SERVER)]),
+        *("-m", str(Path(context.model) / gguf_file(context.artifact).name)),
         *("--host", context.host, "--port", str(context.port)),
         *("-c", str(options.max_num_seqs * (options.max_model_len or DEFAULT_CONTEXT))),
         "--metrics",
@@ -178,6 +179,8 @@ BACKEND = Backend(
     },
     version=version,
     known=("2026.10.11549", "llama-server 0.5.0-dev (build 1, commit 0c1e570)"),
+    # For processors: it is given no GPU.
+    container=Container(image="ghcr.io/ggml-org/llama.cpp:server-b11176"),
     # Sums and no histograms: times are over all requests, and queries of the prefix cache are what was found and what not.
     metrics={
         "prefill_time": "llamacpp:prompt_seconds_total",

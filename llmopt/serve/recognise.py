@@ -63,7 +63,7 @@ SIGNS = (
     Sign(engine="llamacpp", owner="llamacpp", server="llama.cpp", page="/props", key="build_info", version="build_info", prefix="llamacpp:"),
     Sign(engine="triton", owner="Triton Inference Server", prefix="vllm:"),
     Sign(engine="hf", owner="llmopt", prefix="llmopt_hf:"),
-    Sign(engine="scripted", owner="llmopt", page="/scripted/stats", key="write_lag_p50_ns"),
+    Sign(engine="scripted", owner="llmopt", page="/scripted/stats", key="write_lag_p50_ns", prefix="scripted:"),
     Sign(engine="ollama", owner="library", page="/api/version", key="version", version="version"),
     Sign(engine="tgi", page="/info", key="router", version="version", prefix="tgi_"),
     Sign(engine="rayserve", page="/-/routes", key="/"),

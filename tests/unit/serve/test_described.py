@@ -212,3 +212,8 @@ def test_the_shell_line_writes_the_files_that_the_command_reads(tmp_path):
     subprocess.run(["sh", "-c", writing], check=True)
     assert {path: Path(path).read_text() for path in told.files} == told.files
     assert "trtllm-serve /models/seven" in starting
+
+
+def test_llama_cpp_is_its_images_entry_point_and_finds_the_file_inside():
+    argv = command("llamacpp", container=True).argv
+    assert argv[argv.index(serve.backend("llamacpp").container.image) + 1 :][:2] == ("-m", "/model/model.gguf")
