@@ -30,6 +30,7 @@ from llmopt.report.progress import Reporter
 HERE = Path(__file__).parent
 EAGER = {"vllm": {"enforce_eager": True}}
 SPEED = {"scripted": {"extra_args": ("--ttft-ms", "20", "--tpot-ms", "5")}}
+REQUESTS = 64
 FIXED_S, SHARE = 0.002, 0.02  # what an idle machine must keep
 COLUMNS = (
     ("engine", "engine"), ("users", "users"), ("TTFT client ms", "client_ttft_ms"), ("server ms", "server_ttft_ms"),
@@ -67,7 +68,7 @@ def measured(engine: str, users: int, runs: int) -> dict[str, Any]:
     """Medians over the runs of one engine under one load."""
     options = {**EAGER.get(engine, {}), **SPEED.get(engine, {})}
     artifact = Path(os.environ.get("LLMOPT_GGUF", demo.MODEL)) if engine == "llamacpp" else demo.MODEL
-    workload = Workload(input_tokens=64, output_tokens=32, concurrency=users, requests=64)
+    workload = Workload(input_tokens=64, output_tokens=32, concurrency=users, requests=REQUESTS)
     case = open_case(artifact, ServeOptions(backend=engine, max_num_seqs=max(4, users), **options), workload)
     load = os.getloadavg()[0]
     with (
@@ -145,10 +146,16 @@ def main() -> None:
     text = table(rows)
     print(text)
     if arguments.write:
-        about = (__doc__ or "").splitlines()[0]
-        (HERE / "agreement.md").write_text(
-            f"# Client against server\n\n{about}\nWritten by `agreement.py --write`.\n\n{text}\n"
-        )
+        (HERE / "agreement.md").write_text(page(text, arguments.runs))
+
+
+def page(text: str, runs: int) -> str:
+    return (
+        f"# Client against server\n\n{(__doc__ or '').splitlines()[0]}\n\n"
+        f"{os.cpu_count()} cores; means of {REQUESTS} requests of 64 tokens in and 32 out, medians of {runs} runs. Allowed is"
+        f" {FIXED_S * 1e3:g} ms + {SHARE:.0%}, for an idle machine: `load before` says how idle this one was.\n"
+        f"Written by `agreement.py --write`.\n\n{text}\n"
+    )
 
 
 if __name__ == "__main__":

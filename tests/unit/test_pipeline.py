@@ -10,11 +10,12 @@ from llmopt import demo
 from llmopt.core.artifacts import MANIFEST, open_model
 from llmopt.core.domain import Case, Measurement, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, ModelError, UsageError
-from llmopt.core.store import load_runs
+from llmopt.core.store import load_runs, load_series
 from llmopt.core.worker import JobResult
 from llmopt.pipeline import loads, making, measuring, plans, proving, requesting
 from llmopt.quantize import method
 from llmopt.report.progress import Reporter
+from llmopt.serve import backend
 from unit.make import artifact, decoder, safetensors
 
 QUIET = Reporter(quiet=True)
@@ -342,3 +343,26 @@ def test_a_rate_that_the_client_cannot_send_ends_the_search_and_is_an_error_only
         points.measure(1e6, 4)
     assert points.measure(50.0, 4) is not None
     assert points.measure(1e6, 4) is None
+
+
+# --- what an engine tells ------------------------------------------------------------------------------------------
+
+
+def test_a_record_has_what_the_server_said_and_its_samples_lie_beside(tmp_path):
+    case = Case(
+        artifact=artifact(tmp_path / "artifact"), serve=ServeOptions(backend="scripted", max_num_seqs=4), workload=SMALL
+    )
+    (tmp_path / "artifact" / "tokenizer.json").write_bytes((demo.MODEL / "tokenizer.json").read_bytes())
+    results = tmp_path / "results"
+    for run in measuring.bench_artifact(case, QUIET, results=results, repeats=2):
+        assert run.server["requests"] == 6, "the warm-up and the other run are not in it"
+        assert run.server["agreement"]["ttft"]["n"] == 6
+        assert run.memory["total_bytes"] == run.metrics["peak_rss_bytes"]
+        (record,) = results.rglob(run.run_id + ".json")
+        assert load_series(record)["pss_bytes"][0] > 0
+
+
+def test_an_engine_that_counts_nothing_is_not_asked():
+    assert measuring.metrics_url("http://a:1/v1", replace(backend("scripted"), metrics={})) is None
+    triton = replace(backend("scripted"), metrics_path="/prometheus/metrics")
+    assert measuring.metrics_url("http://a:1/v1", triton) == "http://a:1/prometheus/metrics"
