@@ -60,7 +60,8 @@ def counted(server: RunningServer, name: str) -> float:
 
 
 def test_its_log_tells_where_memory_goes(road: str, artifact: Artifact, tmp_path: Path) -> None:
-    with started(artifact, tmp_path, kv_cache_dtype="q8_0", max_num_batched_tokens=128) as server:
+    told = ("-lv", "4")
+    with started(artifact, tmp_path, kv_cache_dtype="q8_0", max_num_batched_tokens=128, extra_args=told) as server:
         facts = serve.backend("llamacpp").facts(server.process.log_tail(2000))
         for name in serve.backend("llamacpp").metrics.values():
             counted(server, name)
@@ -68,6 +69,12 @@ def test_its_log_tells_where_memory_goes(road: str, artifact: Artifact, tmp_path
     assert facts.weights_bytes >= artifact.size_bytes * 0.9
     assert facts.kv_cache_bytes == pytest.approx(2 * 512 * 4096 * 34 / 64, rel=0.01)  # 4,096 bytes a token in 16 bits
     assert facts.activation_bytes is not None
+    assert (facts.kv_capacity_tokens, facts.max_concurrency) == (1024, 2.0)
+
+
+def test_unasked_it_tells_what_its_slots_hold(road: str, artifact: Artifact, tmp_path: Path) -> None:
+    with started(artifact, tmp_path) as server:
+        facts = serve.backend("llamacpp").facts(server.process.log_tail(2000))
     assert (facts.kv_capacity_tokens, facts.max_concurrency) == (1024, 2.0)
 
 

@@ -231,7 +231,6 @@ def test_an_older_server_has_an_older_word(words, tmp_path, monkeypatch):
     argv, _ = words("llamacpp", speculative_model=str(tmp_path / "model"), num_speculative_tokens=4)
     assert after(argv, "--draft-max") == "4"
     assert "--spec-type" not in argv
-    assert "-lv" not in argv
 
 
 def test_a_draft_that_is_not_there_is_refused(words):
