@@ -33,9 +33,9 @@ WARM_UP_LIMIT_S = 3600.0
 def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
     """Load the model, warm up, say ("ready", (context length, facts)), and work until the pipe closes."""
     import torch
-    import transformers  # noqa: F401  # before memory is looked at: what it takes is not the model's
 
     torch.set_num_threads(arguments.threads)
+    import_whole(arguments.model)
     baseline = proportional_set_bytes()
     outbox, model = Outbox(pipe), load(arguments)
     own_limit = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
@@ -64,6 +64,19 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
                 engine.cancel(request)
     except (EOFError, OSError):
         os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
+
+
+def import_whole(model: str) -> None:
+    """What transformers imports only when it is needed, a hundred megabytes of it: before memory is looked at.
+
+    A model without weights is made and dropped.  Whatever is wrong with the real one is for its loading to say.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.generation.continuous_batching import continuous_api  # noqa: F401
+
+    with contextlib.suppress(Exception), torch.device("meta"):
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
 
 
 class Outbox:
