@@ -1,9 +1,10 @@
 """How far the client's clock and the server's own are apart, what asking costs, and whether the parts of memory add up.
 
-    python benchmarks/serving/agreement.py [--engines scripted,hf,vllm,llamacpp] [--users 1,4] [--runs 3] [--write]
+    python benchmarks/serving/agreement.py [--engines scripted,hf,vllm,vllm@DIR] [--users 1,4] [--runs 3] [--write]
 
-Each engine serves the bundled model; runs that ask the server for its metrics take turns with runs that do not.  The
-figures mean something on a machine that does nothing else: the load average before is printed beside them.
+Each engine serves the bundled model, or the artifact behind its ``@``; runs that ask the server for its metrics take turns
+with runs that do not.  The figures mean something on a machine that does nothing else: the load average before is printed
+beside them.
 ``--write`` puts them into agreement.md.
 """
 
@@ -73,10 +74,11 @@ def page_ms(subject: Subject) -> float | None:
     return statistics.median(costs)
 
 
-def measured(engine: str, users: int, runs: int) -> dict[str, Any]:
+def measured(name: str, users: int, runs: int) -> dict[str, Any]:
     """Medians over the runs of one engine under one load."""
+    engine, _, place = name.partition("@")
+    artifact = Path(place) if place else demo.MODEL
     options = {**EAGER.get(engine, {}), **SPEED.get(engine, {})}
-    artifact = Path(os.environ.get("LLMOPT_GGUF", demo.MODEL)) if engine == "llamacpp" else demo.MODEL
     workload = Workload(input_tokens=64, output_tokens=32, concurrency=users, requests=REQUESTS)
     case = open_case(artifact, ServeOptions(backend=engine, max_num_seqs=max(4, users), **options), workload)
     load = os.getloadavg()[0]
@@ -89,7 +91,8 @@ def measured(engine: str, users: int, runs: int) -> dict[str, Any]:
             for ask in (True, False) if number % 2 else (False, True):  # whoever goes first has no advantage
                 (asked if ask else not_asked).append(run_once(subject, workload, number, ask=ask))
         page = page_ms(subject)
-    return row(engine, users, asked, not_asked) | {"page_ms": page, "load": load}
+    shown = f"{engine}, {artifact.name}" if place else engine
+    return row(shown, users, asked, not_asked) | {"page_ms": page, "load": load}
 
 
 def row(engine: str, users: int, asked: list[RunResult], not_asked: list[RunResult]) -> dict[str, Any]:
