@@ -142,16 +142,27 @@ def window_figures(base: Any, candidate: Any, window: Sequence[int]) -> dict[str
         rows = slice(start, min(start + step, count))
         p = torch.log_softmax(base[rows].float(), -1)
         q = torch.log_softmax(candidate[rows].float(), -1)
-        # A logit of -inf is a token that the engine rules out for both; anything else unbounded is a broken weight.
-        ruled_out = torch.isneginf(p) & torch.isneginf(q)
-        if not bool((torch.isfinite(q) | ruled_out).all()):
-            raise ModelError("the artifact's logits are not finite", hint="the weights are broken: quantize again")
-        p_or_0, q_or_0 = p.masked_fill(ruled_out, 0), q.masked_fill(ruled_out, 0)
+        farther = p - q
+        if not math.isfinite(float(farther.sum())):  # masks over every number would take longer than all the rest
+            farther = without_ruled_out(p, q)
         figures["base_nll"] += (-p.gather(-1, following[rows]).squeeze(-1)).tolist()
         figures["nll"] += (-q.gather(-1, following[rows]).squeeze(-1)).tolist()
-        figures["kl"] += (p.exp() * (p_or_0 - q_or_0)).sum(-1).clamp(min=0).tolist()
+        figures["kl"] += (p.exp() * farther).sum(-1).clamp(min=0).tolist()
         figures["same"] += (p.argmax(-1) == q.argmax(-1)).float().tolist()
     return figures
+
+
+def without_ruled_out(p: Any, q: Any) -> Any:
+    """p − q where a logit of -inf, a token that the engine rules out for both, counts as no difference.
+
+    Raises ModelError for anything else that is not finite: a broken weight.
+    """
+    import torch
+
+    ruled_out = torch.isneginf(p) & torch.isneginf(q)
+    if not bool((torch.isfinite(q) | ruled_out).all()):
+        raise ModelError("the artifact's logits are not finite", hint="the weights are broken: quantize again")
+    return p.masked_fill(ruled_out, 0) - q.masked_fill(ruled_out, 0)
 
 
 def summary(rows: Rows, tokens: int, text: Path) -> Quality:

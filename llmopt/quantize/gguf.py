@@ -34,7 +34,6 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     """
     from llmopt.quantize.checks import give_freed_memory_back, require_causal_lm
 
-    require_causal_lm(model)
     give_freed_memory_back()
     sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))  # before the registry's older gguf
     kind, tools = settings["type"], settings.get("tools") or {}
@@ -44,6 +43,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     steps = 3 if settings["imatrix"] == "none" else 4
     step(0, steps, "converting to GGUF")
     if not whole.exists():
+        require_causal_lm(model)
         convert(Path(model), whole.with_suffix(".partial"))
         whole.with_suffix(".partial").rename(whole)
     details: dict[str, Any] = {}
