@@ -144,12 +144,13 @@ def play(
     enough: Callable[[Sequence[RequestTrace]], bool] | None = None,
     request_id: str = "",
     stop_when: Callable[[Progress], bool] | None = None,
+    ended: Callable[[], None] = lambda: None,
 ) -> LoadResult:
     """Play a schedule; returns when every request has ended or timed out, or when ``stop_when`` has seen enough.
 
     ``count`` counts the tokens of an answer, where a tokenizer is known.  ``enough`` sees the traces so far once a second
-    and ends the run early.  A KeyboardInterrupt ends it too: the result then says ``stopped``.  Raises ServerError when
-    the server takes no connection.
+    and ends the run early.  A KeyboardInterrupt ends it too: the result then says ``stopped``.  ``ended`` is called when no
+    more is asked, before anything is made of it.  Raises ServerError when the server takes no connection.
     """
     if not schedule.requests:
         return LoadResult(
@@ -183,8 +184,10 @@ def play(
 
     try:
         listen(crew, lambda c: c.said == "end", heard)
+        ended()
     except KeyboardInterrupt:
         interrupted = True
+        ended()
         for client in crew:
             client.tell(b"stop\n")
         listen(crew, lambda c: c.said == "end", limit_s=END_S)

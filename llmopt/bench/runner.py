@@ -74,11 +74,13 @@ def measure(
     alive: Callable[[], bool] = lambda: True,
     progress: Callable[[Progress], None] = lambda _: None,
     stop_when: Callable[[Progress], bool] | None = None,
+    ended: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Measure one run. ``warm`` says that this server was just measured, so that no warm-up is due.
 
     Raises ServerError when not a single request succeeded, with what the failures say, and KeyboardInterrupt when it was
-    interrupted before one had; later an interrupt ends the run, and the result says so.
+    interrupted before one had; later an interrupt ends the run, and the result says so.  ``ended`` is called as the load ends:
+    from there on a KeyboardInterrupt would lose what was measured.
     """
     endpoint = Endpoint.of(target.base_url, workload.endpoint, target.headers)
     server = server_of(target.metrics_url, target.metric_names, target.base_url, target.headers)
@@ -92,7 +94,7 @@ def measure(
         with telemetry_of(target, server) as telemetry:
             load = play(
                 crew, schedule, endpoint, count=traffic.count(), progress=progress, enough=enough(workload),
-                request_id=f"llmopt-{stable_hash(traffic.salt, 8)}", stop_when=stop_when,
+                request_id=f"llmopt-{stable_hash(traffic.salt, 8)}", stop_when=stop_when, ended=ended,
             )  # fmt: skip
         if not any(t.ok for t in load.traces):
             if load.stopped == "interrupted":

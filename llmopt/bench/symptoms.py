@@ -6,8 +6,6 @@ true, and these say why they are bad.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,27 +44,25 @@ def prefill_stalls(traces: Sequence[RequestTrace]) -> Symptom | None:
     A pause belongs to a prefill when another request's first token comes as it ends: one step of the engine ends both.
     Where first tokens are so frequent that every gap ends with one, nothing can be told, and nothing is said.
     """
+    import numpy as np
+
     good = [t for t in traces if t.ok and len(t.chunks_ns) > 1]
-    gaps = [(a, b, t.index) for t in good for a, b in zip(t.chunks_ns, t.chunks_ns[1:], strict=False)]
-    if not gaps:
+    if not good:
         return None
-    usual = statistics.median(b - a for a, b, _ in gaps)
-    firsts = sorted((t.chunks_ns[0], t.index) for t in good)
-    ends_with_a_first = [another_begins(firsts, end, own, usual) for _, end, own in gaps]
-    long = [
-        (end - start, by_prefill)
-        for (start, end, _), by_prefill in zip(gaps, ends_with_a_first, strict=True)
-        if end - start > max(LONG * usual, SEEN_NS)
-    ]
-    explained = [length for length, by_prefill in long if by_prefill]
+    ends = np.concatenate([t.chunks_ns[1:] for t in good])
+    gaps = ends - np.concatenate([t.chunks_ns[:-1] for t in good])
+    own_firsts = np.repeat([t.chunks_ns[0] for t in good], [len(t.chunks_ns) - 1 for t in good])
+    usual = float(np.median(gaps))
+    by_prefill = another_begins(ends, own_firsts, np.sort([t.chunks_ns[0] for t in good]), int(usual))
+    long = gaps > max(LONG * usual, SEEN_NS)
+    explained = gaps[long & by_prefill]
     if len(explained) < FEWEST:
         return None
-    share = sum(explained) / sum(length for length, _ in long)
-    chance = sum(ends_with_a_first) / len(gaps)
-    lost = sum(explained) / sum(end - start for start, end, _ in gaps)
-    if share < max(COINCIDE, ABOVE_CHANCE * chance) or lost < LOST:
+    share = explained.sum() / gaps[long].sum()
+    lost = explained.sum() / gaps.sum()
+    if share < max(COINCIDE, ABOVE_CHANCE * by_prefill.mean()) or lost < LOST:
         return None
-    middle = statistics.median(explained)
+    middle = float(np.median(explained))
     return Symptom(
         code="prefill_stalls",
         cause=f"streams stand still for {middle / 1e6:.0f} ms ({middle / max(usual, 1):.0f} times the usual gap) each time"
@@ -75,11 +71,13 @@ def prefill_stalls(traces: Sequence[RequestTrace]) -> Symptom | None:
     )
 
 
-def another_begins(firsts: Sequence[tuple[int, int]], stamp: int, own: int, slack_ns: float) -> bool:
-    """Whether another request's first token comes within ``slack_ns`` of this stamp; ``firsts`` is sorted."""
-    place = bisect.bisect_left(firsts, (round(stamp - slack_ns), -1))
-    near = itertools.takewhile(lambda first: first[0] <= stamp + slack_ns, firsts[place:])
-    return any(index != own for _, index in near)
+def another_begins(ends: Any, own_firsts: Any, firsts: Any, slack_ns: int) -> Any:
+    """For each gap, whether another request's first token comes within ``slack_ns`` of its end; ``firsts`` is sorted."""
+    import numpy as np
+
+    near = np.searchsorted(firsts, ends + slack_ns, "right") - np.searchsorted(firsts, ends - slack_ns, "left")
+    own = np.abs(ends - own_firsts) <= slack_ns
+    return near > own
 
 
 def kv_growth(traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]]) -> Symptom | None:

@@ -26,6 +26,7 @@ from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_has
 from llmopt.core.environments import Environment
 from llmopt.core.errors import Interrupted, UsageError
 from llmopt.core.files import read_text
+from llmopt.core.interrupts import Interrupts
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import prepare_results, save_run
@@ -85,20 +86,22 @@ def measure_and_save(
         source=read_text(demo.CALIBRATION_TEXT),
         tokenizer=subject.tokenizer,
     )
-    with report.task(word or f"measuring {subject.label}", workload.requests) as work:
-        result = measure(
-            subject.target,
-            workload,
-            traffic,
-            workers=options.workers,
-            warm=warm,
-            alive=subject.alive,
-            progress=lambda p: work.at(p.finished, workload.requests),
-            stop_when=stop_when,
-        )
-    run = record(subject, workload, result, run_id, started_at, definitions_of(options.definitions, result))
-    file = save_run(options.results, run, result.traces, result.series)
-    if result.stopped == "interrupted":
+    with Interrupts() as interrupts:
+        with report.task(word or f"measuring {subject.label}", workload.requests) as work:
+            result = measure(
+                subject.target,
+                workload,
+                traffic,
+                workers=options.workers,
+                warm=warm,
+                alive=subject.alive,
+                progress=lambda p: work.at(p.finished, workload.requests),
+                stop_when=stop_when,
+                ended=interrupts.hold,
+            )
+        run = record(subject, workload, result, run_id, started_at, definitions_of(options.definitions, result))
+        file = save_run(options.results, run, result.traces, result.series)
+    if interrupts.came or result.stopped == "interrupted":
         raise Interrupted(f"interrupted; the {len(result.traces)} requests measured until then are kept in {file}")
     return run
 

@@ -1,5 +1,7 @@
 import contextlib
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -296,6 +298,24 @@ def test_an_interrupted_run_is_kept_and_named(scripted, tmp_path):
     (run,) = load_runs(results)
     assert run.metrics["requests_ok"] > 10
     assert run.run_id in str(caught.value)
+
+
+def test_an_interruption_while_the_record_is_made_loses_no_finished_run(scripted, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    subject = measuring.url_subject(scripted().base_url, "scripted", results=results)
+
+    def interrupted_symptoms(traces, series):
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    monkeypatch.setattr(measuring, "symptoms", interrupted_symptoms)
+    with pytest.raises(Interrupted, match="the 12 requests"):
+        measuring.measure_and_save(
+            subject, replace(SMALL, requests=12), measuring.RunOptions(results=results), Reporter(quiet=True)
+        )
+    (run,) = load_runs(results)
+    assert run.metrics["requests_ok"] == 12
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_sweep_finds_where_the_server_falls_behind(scripted, bench):

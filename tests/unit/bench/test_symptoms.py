@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def test_pauses_that_no_prompt_explains_are_the_machines():
 def test_first_tokens_that_come_all_the_time_explain_nothing():
     often = [trace(n, start_ms=n * 5, gap_ms=10, chunks=30) for n in range(200)]
     assert prefill_stalls(often) is None
+
+
+def test_a_million_gaps_take_seconds_of_processor_and_not_minutes():
+    many = [trace(n, start_ms=n, gap_ms=10, chunks=26) for n in range(40_000)]
+    before = time.process_time()
+    assert prefill_stalls(many) is None
+    assert time.process_time() - before < 4
 
 
 @pytest.mark.parametrize("traces", [[], [trace(0, chunks=1)]])
