@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -183,6 +184,7 @@ def read(path: Path, checked: Callable[[Any], T]) -> T:
 def plan(recipe: Recipe, folder: Path) -> Plan:
     """Check every name and combination before anything starts; paths in a recipe are relative to its file."""
     workload = recipe.workload.workload()
+    check_mode(recipe)
     cases, steps = [], []
     for place, group in enumerate(recipe.cases):
         names, options = case_group(group, f"$.cases[{place}]", workload)
@@ -212,6 +214,17 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     )
 
 
+def check_mode(recipe: Recipe) -> None:
+    """What the way of comparing would not hear of is refused. Raises UsageError."""
+    price = recipe.price_per_hour
+    if price is not None and not (math.isfinite(price) and price > 0):
+        raise UsageError(f"price_per_hour must be more than 0, got {price}", hint="price_per_hour: 1.2")
+    if recipe.compare == "steps" and recipe.goal != GoalText():
+        raise UsageError("steps are not ranked: a goal would not be heard", hint="leave goal out, or compare: ranking")
+    if recipe.compare == "ranking" and (price is not None or any("step" in group for group in recipe.cases)):
+        raise UsageError("step and price_per_hour are of steps", hint="compare: steps")
+
+
 def case_group(group: dict[str, Any], place: str, workload: Workload) -> tuple[list[str], ServeOptions]:
     """``backend``, ``quantizations``, and the options of ``llmopt serve`` under the names of ServeOptions."""
     known = [*(f.name for f in fields(ServeOptions)), *OF_A_CASE]
@@ -224,6 +237,8 @@ def case_group(group: dict[str, Any], place: str, workload: Workload) -> tuple[l
         options = msgspec.convert(wanted, ServeOptions)
     except msgspec.ValidationError as error:
         raise UsageError(f"{error} (in `{place}`)", hint="recipes/demo.yaml shows every field") from error
+    if not quantizations:
+        raise UsageError(f"no quantization - at `{place}`", hint="quantizations: [bf16]")
     require_known(backend(options.backend), options)
     return quantizations, options
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmopt.cli.shell import Json, app, for_people, print_json, reporter
-from llmopt.core.errors import UsageError
+from llmopt.core.errors import Interrupted, UsageError
 
 
 @app.command("recommend")
@@ -103,16 +103,21 @@ def tune_command(
         print_json(document) if json else print_cases(document)
         return
     require_report(out / "report.md")
-    show_plan(plans.run_plan(plan, out, reporter(quiet=json)), out / "report.md", json)
+    try:
+        document = plans.run_plan(plan, out, reporter(quiet=json))
+    except Interrupted as stop:
+        raise Interrupted(stop.message, hint=f"the same command goes on: llmopt tune {recipe} -o {out}") from stop
+    show_plan(document, out / "report.md", json)
 
 
 def print_cases(document: dict[str, Any]) -> None:
     for case in document["cases"]:
-        print(f"{case['name']}: {case['quantization']}, {case['options']}")
+        lacks = f"   ({case['lacks']})" if case["lacks"] else ""
+        print(f"{case['name']}: {case['quantization']}, {case['options']}{lacks}")
 
 
 def show_plan(document: dict[str, Any], out: Path, json: bool) -> None:
-    """A ranking, or a waterfall; exit status 3 when nothing meets the goal, 1 when no step ran."""
+    """A ranking, or a waterfall; exit status 3 when nothing meets the goal, 1 when a step failed or is invalid."""
     from llmopt.core.errors import LlmoptError
     from llmopt.core.files import write_atomic
     from llmopt.report.steps import print_steps, steps_markdown
@@ -122,7 +127,7 @@ def show_plan(document: dict[str, Any], out: Path, json: bool) -> None:
         return
     write_atomic(out, steps_markdown(document).encode())
     print_json(document) if json else print_steps(document)
-    failed = [row["step"] for row in document["steps"] if row["failure"]]
+    failed = [row["step"] for row in document["steps"] if row["failure"] or row["verdict"]["status"] == "invalid"]
     if failed:
         raise LlmoptError(
             f"{len(failed)} of {len(document['steps'])} steps could not be measured: {', '.join(failed)}",

@@ -39,63 +39,106 @@ def run_plan(plan: Plan, folder: Path, report: Reporter) -> dict[str, Any]:
 
     A plan of steps gives the document of its steps: one that fails says why, and the others go on.
     """
-    results = folder / "results"
+    open_model(plan.model)  # what is wrong with it is said once, not for every case
+    lacking = missing_engines(plan)
+    if lacking and not plan.steps:
+        raise next(iter(lacking.values()))
+    cases: list[Case | None] = []
+    failures: list[str | None] = []
     proven: dict[str, dict[str, Any]] = {}
-    played: list[tuple[Case | None, str | None]] = []
     with scratch_folder(folder.resolve(), "shared-") as shared:
         for number, (name, options) in enumerate(plan.cases, 1):
             title = plan.steps[number - 1] if plan.steps else f"{name} on {options.backend}"
             report.say(f"[{number}/{len(plan.cases)}] {title}")
+            case = None
             try:
-                case, quality = measured(plan, name, options, folder, report, shared)
+                if options.backend in lacking:
+                    raise lacking[options.backend]
+                case, quality = proven_case(plan, name, options, folder, report, shared)
                 proven[case.key] = quality
-                played.append((case, None))
+                measure_case(case, plan.repeats, folder / "results", report, quality)
+                failures.append(None)
             except LlmoptError as error:
                 if not plan.steps or isinstance(error, Interrupted):
                     raise
-                report.say(f"left out: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
-                played.append((None, error.message))
-    runs = [run for run in load_runs(results, machine=this_machine()) if run.case_key in proven] if proven else []
-    runs = [with_quality(run, proven[run.case_key]) for run in runs]
+                report.say(f"failed: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+                failures.append(error.message)
+            cases.append(case)
+    runs = runs_of(folder / "results", proven)
     if not plan.steps:
         return rank_runs(runs, plan.goal)
-    by_case = [tuple(run for run in runs if case and run.case_key == case.key) for case, _ in played]
     steps = [
-        Step(name=name, runs=found, failure=failure)
-        for name, found, (_, failure) in zip(plan.steps, by_case, played, strict=True)
+        Step(name=name, runs=tuple(run for run in runs if case and run.case_key == case.key), failure=failure)
+        for name, case, failure in zip(plan.steps, cases, failures, strict=True)
     ]
     return steps_document(plan.name, steps, price_per_hour=plan.price_per_hour)
 
 
+def runs_of(results: Path, proven: dict[str, dict[str, Any]]) -> list[Measurement]:
+    """This machine's runs of these cases, as they are measured today, with the quality that was just proven."""
+    if not results.exists():
+        return []
+    runs = [run for run in load_runs(results, machine=this_machine()) if run.case_key in proven]
+    return [with_quality(r, proven[r.case_key]) for r in runs if r.measuring_revision == MEASURING_REVISION]
+
+
+def missing_engines(plan: Plan) -> dict[str, MissingEnvironment]:
+    """The backends of a plan that no environment here has: said before hours are spent on quantizing for them."""
+    found = {}
+    for name in {options.backend for _, options in plan.cases}:
+        try:
+            environments.find(serve.backend(name).needs)
+        except MissingEnvironment as error:
+            found[name] = error
+    return found
+
+
 def plan_document(plan: Plan) -> dict[str, Any]:
     """What would be made and measured."""
+    open_model(plan.model)
     names = plan.steps or tuple(f"{name} on {options.backend}" for name, options in plan.cases)
+    lacking = missing_engines(plan)
     return {
         "name": plan.name,
         "model": str(plan.model),
         "workload": asdict(plan.workload),
         "repeats": plan.repeats,
         "cases": [
-            {"name": title, "quantization": name, "options": " ".join(command_words(options))}
+            {
+                "name": title,
+                "quantization": name,
+                "options": " ".join(command_words(options)),
+                "lacks": lacking[options.backend].message if options.backend in lacking else None,
+            }
             for title, (name, options) in zip(names, plan.cases, strict=True)
         ],
     }
 
 
-def measured(
+def proven_case(
     plan: Plan, name: str, options: ServeOptions, folder: Path, report: Reporter, shared: Path
 ) -> tuple[Case, dict[str, Any]]:
-    """One case of a plan, made, proven and with as many runs in the store as the plan wants; and its quality."""
+    """One case of a plan, its artifact made and proven; and its quality.
+
+    A KV cache of another type than the usual is part of what is proven, so the engine that has it makes the proof.
+    """
     text = QualityText(path=plan.quality_text, tokens=plan.quality_tokens)
     artifact = artifact_of(plan, open_model(plan.model), name, folder, report, text, shared)
-    quality = prove(artifact, text, report, log_folder=folder / "artifacts" / "logs", shared=shared)
-    case, results = case_of(artifact, options, plan.workload), folder / "results"
+    cache = options.kv_cache_dtype
+    quality = prove(
+        artifact, text, report, log_folder=folder / "artifacts" / "logs", shared=shared,
+        engine=options.backend if cache else None, kv_cache_dtype=cache or "auto",
+    )  # fmt: skip
+    return case_of(artifact, options, plan.workload), quality
+
+
+def measure_case(case: Case, repeats: int, results: Path, report: Reporter, quality: dict[str, Any]) -> None:
+    """As many runs as lack in the store."""
     have = stored_runs(results, case)
-    if have < plan.repeats:
-        bench_artifact(case, report, results=results, repeats=plan.repeats - have, quality_of_case=quality)
+    if have < repeats:
+        bench_artifact(case, report, results=results, repeats=repeats - have, quality_of_case=quality)
     else:
         report.say(f"already measured: {have} run(s)")
-    return case, quality
 
 
 def artifact_of(

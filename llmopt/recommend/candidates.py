@@ -77,10 +77,8 @@ def context(run: Measurement) -> str:
 
 
 def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
-    """Median of each figure, and highest peak, over the runs of the newest engine version that are not invalid."""
-    version = max(runs, key=lambda run: run.started_at).backend.get("version")
-    same = [run for run in runs if run.backend.get("version") == version]
-    usable = [run for run in same if run.verdict.status != "invalid"] or same
+    """Median of each figure, and highest peak, over the usable runs."""
+    usable = usable_runs(runs)
     newest = usable[-1]
     metrics = {name: median_of([run.metrics.get(name) for run in having(name, usable)]) for name in newest.metrics}
     for (
@@ -102,6 +100,13 @@ def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
         verdict=merged_verdict(usable),
         runs=len(usable),
     )
+
+
+def usable_runs(runs: Sequence[Measurement]) -> list[Measurement]:
+    """Those of the newest engine version that are not invalid; all of that version where none is valid."""
+    version = max(runs, key=lambda run: run.started_at).backend.get("version")
+    same = [run for run in runs if run.backend.get("version") == version]
+    return [run for run in same if run.verdict.status != "invalid"] or same
 
 
 def having(name: str, runs: Sequence[Measurement]) -> Sequence[Measurement]:

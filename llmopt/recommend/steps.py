@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics as st
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from llmopt.core.domain import Measurement
 from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.statistics import ratio_interval
-from llmopt.recommend.candidates import merge
+from llmopt.recommend.candidates import merge, usable_runs
 
 # What a step may change, as ratio to the step before.
 WATCHED = ("ttft_p50", "tps_p50", "output_tps", "requests_per_s", "peak_rss_bytes", "peak_vram_bytes")
@@ -20,7 +19,7 @@ SECONDS_OF_AN_HOUR = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One row of a recipe of steps: its runs, or why there are none."""
+    """One row of a recipe of steps: its runs, and what went wrong where something did."""
 
     name: str
     runs: tuple[Measurement, ...] = ()
@@ -28,18 +27,22 @@ class Step:
 
 
 def steps_document(name: str, steps: Sequence[Step], *, price_per_hour: float | None = None) -> dict[str, Any]:
-    """JSON-ready: every step with its figures, its change against the last step that ran, and against the first."""
-    ran = [step for step in steps if step.runs]
-    rows, before = list[dict[str, Any]](), None
+    """JSON-ready: every step with its figures, its change against the last step that is good, and against the first.
+
+    A step whose runs are all invalid keeps its figures and is compared with nothing.
+    """
+    rows: list[dict[str, Any]] = []
+    good: list[tuple[dict[str, Any], Step]] = []
     for step in steps:
         row: dict[str, Any] = {"step": step.name, "failure": step.failure}
         if step.runs:
-            row |= figures(step, price_per_hour)
-            row["change"] = changes(before, step) if before else {}
-            row["since_start"] = changes(ran[0], step) if before else {}
-            before = step
+            row |= figures(step, price_per_hour) | {"change": {}, "since_start": {}}
+            if row["verdict"]["status"] != "invalid":
+                for name, (other, runs) in {"change": good[-1], "since_start": good[0]}.items() if good else ():
+                    row[name] = changes(other, row, (runs, step))
+                good.append((row, step))
         rows.append(row)
-    newest = ran[-1].runs[-1] if ran else None
+    newest = max((run for step in steps for run in step.runs), key=lambda run: run.started_at, default=None)
     return {
         "schema": 1,
         "kind": "steps",
@@ -72,20 +75,20 @@ def price(output_tps: float | None, price_per_hour: float | None) -> float | Non
     return price_per_hour / SECONDS_OF_AN_HOUR / output_tps * TOKENS_OF_A_PRICE
 
 
-def changes(before: Step, after: Step) -> dict[str, dict[str, float | None]]:
-    """Ratio of the medians over runs, by metric, with its interval where both sides have three runs or more."""
-    found: dict[str, dict[str, float | None]] = {}
+def changes(before: dict[str, Any], after: dict[str, Any], runs: tuple[Step, Step]) -> dict[str, dict[str, Any]]:
+    """By metric, the ratio of the two figures as they are shown, and its interval over runs where there is one."""
+    found: dict[str, dict[str, Any]] = {}
     for name in WATCHED:
-        old, new = values(before, name), values(after, name)
-        if not old or not new or st.median(old) <= 0:
+        metric, statistic = parse_metric(name)
+        old, new = (value_of(row["metrics"], metric, statistic) for row in (before, after))
+        if not old or new is None:
             continue
-        low, high = ratio_interval(old, new) or (None, None)
-        found[name] = {"ratio": st.median(new) / st.median(old), "low": low, "high": high}
+        low, high = ratio_interval(*(values(step, name) for step in runs)) or (None, None)
+        found[name] = {"ratio": new / old, "low": low, "high": high}
     return found
 
 
 def values(step: Step, name: str) -> list[float]:
-    """The figure of every run that has it and is not invalid."""
+    """The figure of every usable run that has it."""
     metric, statistic = parse_metric(name)
-    usable = [run for run in step.runs if run.verdict.status != "invalid"] or step.runs
-    return [v for run in usable if (v := value_of(run.metrics, metric, statistic)) is not None]
+    return [v for run in usable_runs(step.runs) if (v := value_of(run.metrics, metric, statistic)) is not None]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.units import show
 from llmopt.report.table import title
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BAR = 24
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -36,8 +39,11 @@ def figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
     ]
 
 
-def lines(document: dict[str, Any]) -> list[list[str]]:
-    """Header and rows: the step, each figure with its change against the step before, quality, price, throughput as a bar."""
+def lines(document: dict[str, Any], *, wide: bool = True) -> list[list[str]]:
+    """Header and rows: the step, each figure with its change against the step before, quality, price, throughput as a bar.
+
+    Without ``wide`` the change against the step before is left to throughput alone.
+    """
     rows = document["steps"]
     shown = figures(rows)
     priced = document.get("price_per_hour") is not None
@@ -48,30 +54,35 @@ def lines(document: dict[str, Any]) -> list[list[str]]:
         *(["per 1M tokens"] if priced else []),
         "throughput since the start",
     ]
-    most = max((row["metrics"].get("output_tps") or 0.0 for row in rows if "metrics" in row), default=0.0)
-    return [head, *(line(row, shown, priced, most) for row in rows)]
+    most = max((row["metrics"].get("output_tps") or 0.0 for row in rows if compared(row)), default=0.0)
+    return [head, *(line(row, shown, priced, most, wide) for row in rows)]
 
 
-def line(row: dict[str, Any], shown: Sequence[Figure], priced: bool, most: float) -> list[str]:
+def compared(row: dict[str, Any]) -> bool:
+    return "metrics" in row and row["verdict"]["status"] != "invalid"
+
+
+def line(row: dict[str, Any], shown: Sequence[Figure], priced: bool, most: float, wide: bool) -> list[str]:
     if "metrics" not in row:
-        return [row["step"], f"left out: {row['failure']}", *[""] * (len(shown) + 1 + priced)]
-    cells = [cell(row, figure.metric) for figure in shown]
+        return [row["step"], *["–"] * (len(shown) + 1 + priced), "not measured"]
+    cells = [cell(row, figure.metric, wide or figure.metric == "output_tps") for figure in shown]
     kl = show(row["metrics"].get("kl"), "nats")
     cost = [f"{row['price_per_million_tokens']:.4g}" if row["price_per_million_tokens"] else "–"] if priced else []
-    return [row["step"], *cells, kl, *cost, bar(row, most)]
+    return [row["step"], *cells, kl, *cost, bar(row, most) if compared(row) else "invalid"]
 
 
-def cell(row: dict[str, Any], name: str) -> str:
+def cell(row: dict[str, Any], name: str, with_change: bool = True) -> str:
     metric, statistic = parse_metric(name)
     value = value_of(row["metrics"], metric, statistic)
-    found = row["change"].get(name)
+    found = row["change"].get(name) if with_change else None
     return show(value, metric.unit) + (f" ({factor(found)})" if found else "")
 
 
 def factor(change: dict[str, Any]) -> str:
-    """``×1.74``; ``≈`` where the interval does not leave out that nothing changed."""
-    unsure = change["low"] is not None and change["low"] <= 1 <= change["high"]
-    return f"{'≈' if unsure else '×'}{change['ratio']:.2f}"
+    """``×1.74``; ``≈`` where the interval does not leave out that nothing changed, ``~`` where none is known."""
+    if change["low"] is None:
+        return f"~{change['ratio']:.2f}"
+    return f"{'≈' if change['low'] <= 1 <= change['high'] else '×'}{change['ratio']:.2f}"
 
 
 def bar(row: dict[str, Any], most: float) -> str:
@@ -81,21 +92,19 @@ def bar(row: dict[str, Any], most: float) -> str:
     eighths = max(1, round(value / most * BAR * 8))
     since = row["since_start"].get("output_tps")
     blocks: str = "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
-    return blocks + (f" ×{since['ratio']:.2f}" if since else "")
+    return blocks + (f" {factor(since)}" if since else "")
 
 
 def footnotes(document: dict[str, Any]) -> list[str]:
     rows = [row for row in document["steps"] if "metrics" in row]
-    counts = sorted({row["runs"] for row in rows})
-    notes = (
-        [f"Medians of {'–'.join(map(str, counts))} run(s); in brackets the change against the step before."]
-        if rows
-        else []
-    )
-    if any(change["low"] is None for row in rows for change in row["change"].values()):
-        notes.append("Where a side has fewer than three usable runs there is no interval: a small change may be none.")
-    elif rows:
-        notes.append("≈: the 95 % interval over runs holds 1, so no change is seen.")
+    notes = []
+    if rows:
+        counts = "–".join(str(n) for n in sorted({min(r["runs"] for r in rows), max(r["runs"] for r in rows)}))
+        notes = [
+            f"Medians of {counts} run(s), memory the highest peak; in brackets the change against the step before."
+        ]
+        notes.append("×: the 95 % interval over runs leaves out 1; ≈: it does not; ~: one run a side, no interval.")
+    notes += [f"{row['step']}: {row['failure']}" for row in document["steps"] if row["failure"]]
     for row in rows:
         reasons = "; ".join(reason["message"] for reason in row["verdict"]["reasons"])
         if reasons:
@@ -106,32 +115,42 @@ def footnotes(document: dict[str, Any]) -> list[str]:
 def steps_markdown(document: dict[str, Any]) -> str:
     head, *rows = lines(document)
     table = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
-    table += [f"| {' | '.join(row)} |" for row in rows]
+    table += [f"| {' | '.join(map(escaped, row))} |" for row in rows]
     about = [title(document)] if document["machine"] else []
-    return (
-        "\n".join(
-            [f"{HEADING}: {document['name']}", "", *about, "", *table, "", *(f"{n}  " for n in footnotes(document))]
-        )
-        + "\n"
-    )
+    notes = (f"{' '.join(note.split())}  " for note in footnotes(document))
+    return "\n".join([f"{HEADING}: {document['name']}", "", *about, "", *table, "", *notes]) + "\n"
+
+
+def escaped(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def print_steps(document: dict[str, Any]) -> None:
-    """The waterfall on a terminal; as wide as it is, for its bars are the point of it."""
-    from rich.table import Table
+    """The waterfall on a terminal; where it is narrow, with fewer brackets."""
+    from rich.measure import Measurement
+    from rich.text import Text
 
     from llmopt.report.terminal import stdout_console
 
     console = stdout_console()
     if document["machine"]:
         console.print(title(document), style="bold", markup=False)
-    head, *rows = lines(document)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, name in enumerate(head):
-        last = place == len(head) - 1
-        table.add_column(name, justify="left" if place == 0 or last else "right", no_wrap=last)
-    for row in rows:
-        table.add_row(*row)
+    table = steps_table(lines(document))
+    if Measurement.get(console, console.options.update(width=10_000), table).maximum > console.width:
+        table = steps_table(lines(document, wide=False))
     console.print(table)
     for note in footnotes(document):
-        console.print(note, style="dim", markup=False, soft_wrap=True)
+        console.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def steps_table(rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    last = len(rows[0]) - 1
+    for place, name in enumerate(rows[0]):
+        table.add_column(Text(name), justify="left" if place in (0, last) else "right", no_wrap=place == last)
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    return table

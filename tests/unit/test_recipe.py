@@ -250,3 +250,20 @@ def test_an_option_of_another_type(refused):
 
 def test_an_option_that_does_not_exist_names_the_nearest(refused):
     assert "batching" in refused(STEPS.replace("batching: static", "baching: static")).hint
+
+
+@pytest.mark.parametrize("price", ["-1", "0", ".nan", ".inf"])
+def test_a_price_that_is_none(refused, price):
+    assert "price_per_hour" in refused(STEPS.replace("0.5", price)).message
+
+
+def test_steps_have_no_goal(refused):
+    assert "not ranked" in refused(STEPS + "goal: {max_kl: 0.1}").message
+
+
+def test_a_ranking_has_no_steps(refused):
+    assert "are of steps" in refused(STEPS.replace("compare: steps", "compare: ranking")).message
+
+
+def test_a_case_without_a_quantization(refused):
+    assert "no quantization" in refused(SMALL.replace("[bf16, nf4-dq]", "[]")).message

@@ -225,3 +225,26 @@ def test_blocks_are_of_nearly_equal_size(items, count):
 def test_relative_spread():
     assert relative_spread([90.0, 110.0]) == pytest.approx(0.2)
     assert relative_spread([90.0]) is None
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says():
+    import random
+
+    from llmopt.core.statistics import ratio_interval
+
+    generator = random.Random(1)
+    for runs in (2, 3, 5):
+        held = 0
+        for _ in range(1000):
+            sides = [[math.exp(generator.gauss(0, 0.03)) for _ in range(runs)] for _ in range(2)]
+            low, high = ratio_interval(*sides)
+            held += low <= 1 <= high
+        assert held > 930
+
+
+def test_a_ratio_has_no_interval_without_two_a_side_or_with_a_zero():
+    from llmopt.core.statistics import ratio_interval
+
+    assert ratio_interval([1.0], [1.0, 2.0]) is None
+    assert ratio_interval([0.0, 1.0], [1.0, 2.0]) is None
+    assert ratio_interval([2.0, 2.0], [4.0, 4.0]) == (2.0, 2.0)

@@ -2,9 +2,10 @@
 
 import pytest
 
+from llmopt.core.domain import Doubt, Verdict
 from llmopt.recommend.steps import Step, price, steps_document
-from llmopt.report.steps import lines, steps_markdown
-from unit.make import run
+from llmopt.report.steps import lines, print_steps, steps_markdown
+from unit.make import metrics, run
 
 
 def step(name, *throughputs):
@@ -29,9 +30,53 @@ def test_the_interval_holds_the_ratio_and_leaves_out_one_for_a_clear_change():
     assert 1 < change["low"] <= change["ratio"] <= change["high"]
 
 
-def test_two_runs_have_no_interval():
-    change = rows(step("a", 100, 104), step("b", 200, 204))[1]["change"]["output_tps"]
+def test_one_run_a_side_has_no_interval():
+    change = rows(step("a", 100), step("b", 200))[1]["change"]["output_tps"]
     assert (change["low"], change["high"]) == (None, None)
+
+
+def test_a_ratio_is_of_the_figures_that_are_shown():
+    """Memory is the highest peak of the newest engine version's runs, on both sides."""
+    old = run(throughput=1.0, started_at="2024", backend={"name": "hf", "version": "1"})
+    before = Step(name="a", runs=(old, *(run(metrics=metrics(memory=m), started_at="2025") for m in (100, 400))))
+    after = Step(name="b", runs=tuple(run(metrics=metrics(memory=m), started_at="2025") for m in (200, 200)))
+    found = rows(before, after)
+    assert [row["metrics"]["peak_rss_bytes"] for row in found] == [400, 200]
+    assert found[1]["change"]["peak_rss_bytes"]["ratio"] == 0.5
+    assert found[0]["runs"] == 2
+
+
+def test_an_invalid_step_is_compared_with_nothing():
+    broken = Verdict.of((Doubt(code="errors", severity="invalid", message="it failed", remedy="r"),))
+    document = steps_document("r", [step("a", 100), Step(name="b", runs=(run(verdict=broken),)), step("c", 300)])
+    _, second, third = document["steps"]
+    assert second["change"] == {}
+    assert third["change"]["output_tps"]["ratio"] == 3.0
+    assert lines(document)[2][-1] == "invalid"
+
+
+def test_a_step_that_failed_in_its_second_run_keeps_the_first():
+    document = steps_document("r", [Step(name="a", runs=(run(),), failure="it died")])
+    assert document["steps"][0]["metrics"]["output_tps"]
+    assert "a: it died" in steps_markdown(document)
+
+
+def test_names_are_no_markup(capsys):
+    print_steps(steps_document("r", [step("with [/x] and | a [bf16]", 100)]))
+    assert "with [/x] and | a [bf16]" in capsys.readouterr().out
+    assert r"\|" in steps_markdown(steps_document("r", [step("a | b", 100)]))
+
+
+def test_a_narrow_terminal_keeps_whole_words(capsys, monkeypatch):
+    from rich.console import Console
+
+    from llmopt.report import terminal
+
+    monkeypatch.setattr(terminal, "stdout_console", lambda: Console(highlight=False, width=110))
+    print_steps(steps_document("r", [step("without", 100, 104, 108), step("prefix caching", 250, 252, 254)]))
+    told = capsys.readouterr().out
+    assert "prefix caching" in told
+    assert "252 tok/s (×2.42)" in told
 
 
 def test_a_step_that_failed_is_stepped_over():
@@ -47,7 +92,8 @@ def test_the_first_step_is_a_change_of_nothing():
 
 def test_nothing_ran():
     document = steps_document("r", [Step(name="a", failure="no engine")])
-    assert "left out: no engine" in steps_markdown(document)
+    assert "| a | – | – | – | – | – | not measured |" in steps_markdown(document)
+    assert "a: no engine" in steps_markdown(document)
 
 
 def test_price_of_a_million_tokens():
