@@ -37,11 +37,9 @@ class GpuSample:
 
     index: int
     used_bytes: int | None = None
-    total_bytes: int | None = None
     util: float | None = None
     power_w: float | None = None
     sm_mhz: float | None = None
-    memory_mhz: float | None = None
     reasons: tuple[str, ...] = ()
     energy_j: float | None = None
     processes: tuple[tuple[int, int | None], ...] | None = None
@@ -79,11 +77,9 @@ class Nvml:
         return GpuSample(
             index=index,
             used_bytes=None if memory is None else int(memory.used),
-            total_bytes=None if memory is None else int(memory.total),
             util=None if util is None else util.gpu / 100,
             power_w=None if milliwatts is None else milliwatts / 1000,
             sm_mhz=ask(lambda: float(lib.nvmlDeviceGetClockInfo(handle, lib.NVML_CLOCK_SM))),
-            memory_mhz=ask(lambda: float(lib.nvmlDeviceGetClockInfo(handle, lib.NVML_CLOCK_MEM))),
             reasons=tuple(word for bit, word in NVML_REASONS.items() if (bits or 0) & bit),
             energy_j=None if millijoules is None else millijoules / 1000,
             processes=None if users is None else tuple((u.pid, u.usedGpuMemory) for u in users),
@@ -118,25 +114,23 @@ class Amdsmi:
         violations = ask(lambda: lib.amdsmi_get_violation_status(handle)) or {}
         energy = ask(lambda: lib.amdsmi_get_energy_count(handle))
         users = ask(lambda: lib.amdsmi_get_gpu_process_list(handle))
-        used, total = number(memory.get("vram_used")), number(memory.get("vram_total"))
+        used = number(memory.get("vram_used"))
         util = number(activity.get("gfx_activity"))
         watts = [number(power.get(f"{kind}_socket_power")) for kind in ("current", "average")]
         return GpuSample(
             index=index,
             used_bytes=None if used is None else round(used * 2**20),
-            total_bytes=None if total is None else round(total * 2**20),
             util=None if util is None else util / 100,
             power_w=next((w for w in watts if w), None),
-            sm_mhz=self.clock(handle, "GFX"),
-            memory_mhz=self.clock(handle, "MEM"),
+            sm_mhz=self.clock(handle),
             reasons=tuple(dict.fromkeys(word for key, word in AMD_REASONS.items() if violations.get(key) is True)),
             energy_j=None if energy is None else energy["energy_accumulator"] * energy["counter_resolution"] / 1e6,
             processes=None if users is None else tuple((u["pid"], u["memory_usage"]["vram_mem"]) for u in users),
         )
 
-    def clock(self, handle: Any, kind: str) -> float | None:
-        clocks = self.library.AmdSmiClkType
-        return number((self.ask(lambda: self.library.amdsmi_get_clock_info(handle, clocks[kind])) or {}).get("clk"))
+    def clock(self, handle: Any) -> float | None:
+        kind = self.library.AmdSmiClkType["GFX"]
+        return number((self.ask(lambda: self.library.amdsmi_get_clock_info(handle, kind)) or {}).get("clk"))
 
     def ask(self, question: Callable[[], T]) -> T | None:
         try:

@@ -167,9 +167,8 @@ class Telemetry:
             "util": mean([s.util for s in mine]),
             "power_w": total([s.power_w for s in mine]),
             "sm_mhz": mean([s.sm_mhz for s in mine]),
-            "energy_j": total([s.energy_j for s in mine]),
             "reasons": sorted({word for s in mine for word in s.reasons}),
-        }
+        } | {f"energy_j_gpu{s.index}": s.energy_j for s in mine}
 
     # --- whose GPU it is ---
 
@@ -231,13 +230,18 @@ class Telemetry:
     @property
     def energy_j(self) -> float | None:
         """Of the server's GPUs, by the card's own counter; where it has none, by its power over time."""
-        counted = self.column("energy_j")
-        if len(counted) > 1:
-            return float(counted[-1] - counted[0])
+        counted = total([self.counted_energy_j(index) for index in sorted(self._own)])
+        if counted is not None:
+            return counted
         points = [(row["t_ns"] / 1e9, row["power_w"]) for row in self.rows if row.get("power_w") is not None]
         if len(points) < 2:
             return None
         return float(sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)))
+
+    def counted_energy_j(self, index: int) -> float | None:
+        """Of one card, between its first and its last sample: its counter runs from the driver's start."""
+        readings = [s.energy_j for samples in self.gpu for s in samples if s.index == index and s.energy_j is not None]
+        return readings[-1] - readings[0] if len(readings) > 1 else None
 
     def metrics(self) -> dict[str, Any]:
         """By record key."""

@@ -176,6 +176,10 @@ def bench_command(
             "name either an artifact or a running server",
             hint="llmopt bench DIR, or llmopt bench --url URL --model NAME",
         )
+    own_server = {"--backend": backend, "--port": port, "--ready-timeout": ready_timeout, "--env": python}
+    require_of_one_kind(
+        given, own_server, {"--model": model, "--tokenizer": tokenizer, "--header": header}, running=url is not None
+    )
     if sweep or search:
         loads.check_rates(
             sweep=sweep, search=search, slos=slo or [], turns=turns, others=(concurrency, ramp, trace, until)
@@ -213,6 +217,29 @@ def bench_command(
                 subject, workload, options, report, sweep=sweep, search=search, requests=requests, rate=rate
             )
     show_runs(runs, found, json)
+
+
+def require_of_one_kind(
+    given: dict[str, Any], own_server: dict[str, Any], running_server: dict[str, Any], *, running: bool
+) -> None:
+    """Raise UsageError for options of a server that llmopt starts beside ``--url``, and the other way round."""
+    from llmopt.serve.options import BY_NAME
+
+    idle = running_server
+    if running:
+        flags = (BY_NAME[n].flag.replace("--", "--no-" if v is False else "--", 1) for n, v in given.items())
+        idle = own_server | dict.fromkeys(flags, True)
+    named = [flag for flag, value in idle.items() if value not in (None, [])]
+    if named and running:
+        raise UsageError(
+            f"--url takes a server as it runs: {' and '.join(named)} would change nothing",
+            hint="leave that out, or name the artifact instead of --url, and llmopt starts the server so",
+        )
+    if named:
+        raise UsageError(
+            f"{' and '.join(named)} {'is' if len(named) == 1 else 'are'} for a server that runs already",
+            hint="leave that out: the artifact brings its own; or --url URL instead of the artifact",
+        )
 
 
 def show_runs(runs: list[Measurement], found: dict[str, object] | None, json: bool) -> None:

@@ -114,6 +114,23 @@ def test_a_url_without_a_model(fails):
     assert "--model" in fails("bench", "--url", "http://127.0.0.1:9/v1", status=2)
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--max-num-seqs=8", "--no-enable-prefix-caching", "--gpu-layers=0", "--backend=vllm", "--port=8000", "--ready-timeout=9", "--env=x"],
+)  # fmt: skip
+def test_an_option_of_our_own_server_beside_a_url(option):
+    told = CliRunner().invoke(app, ["bench", "--url", "http://127.0.0.1:9/v1", "--model", "m", option])
+    assert told.exit_code == 2
+    assert f"{option.partition('=')[0]} would change nothing" in told.stderr
+    assert "hint: " in told.stderr
+
+
+@pytest.mark.parametrize("option", ["--model=m", "--header=X-Tenant: a", "--tokenizer=x"])
+def test_an_option_of_a_running_server_beside_an_artifact(option):
+    told = CliRunner().invoke(app, ["bench", "demo", option])
+    assert (told.exit_code, f"{option.partition('=')[0]} is for a server that runs" in told.stderr) == (2, True)
+
+
 def test_a_url_that_is_none(fails):
     assert "is no address" in fails("bench", "--url", "localhost:8000", "--model", "m", status=2)
 

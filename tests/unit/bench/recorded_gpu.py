@@ -12,7 +12,7 @@ MOMENTS = json.loads((Path(__file__).parents[2] / "recordings" / "nvml_h100.json
 class RecordedNvml:
     """As pynvml on a machine with one card; each reading is the next of ``moments``, the last one stays."""
 
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+    NVML_CLOCK_SM = 1
 
     class NVMLError(Exception):
         pass
@@ -53,7 +53,7 @@ class FakeAmdsmi:
     """As amdsmi 7.0 on a machine with one card; ``without`` names functions that this card does not have."""
 
     AmdSmiInitFlags = SimpleNamespace(INIT_AMD_GPUS=2)
-    AmdSmiClkType = {"GFX": 1, "MEM": 5}  # noqa: RUF012
+    AmdSmiClkType = {"GFX": 1}  # noqa: RUF012
 
     class AmdSmiException(Exception):
         pass
@@ -76,7 +76,7 @@ class FakeAmdsmi:
         return ["card"]
 
     def amdsmi_get_clock_info(self, handle, kind):
-        return {"clk": {1: 2100, 5: "N/A"}[kind]}
+        return {"clk": {1: 2100}[kind]}
 
     def __getattr__(self, function):
         if function in self.without:

@@ -16,8 +16,8 @@ def amd(*without):
 
 def test_what_nvml_says_in_our_units():
     found = nvml("loaded")
-    assert (found.used_bytes, found.total_bytes) == (70_812 << 20, 81_559 << 20)
-    assert (found.util, found.power_w, found.sm_mhz, found.memory_mhz) == (0.97, 412.87, 1980, 2619)
+    assert found.used_bytes == 70_812 << 20
+    assert (found.util, found.power_w, found.sm_mhz) == (0.97, 412.87, 1980)
     assert found.energy_j == 912_004_930.112
     assert found.processes == ((7, 70_284 << 20),)
 
@@ -50,7 +50,6 @@ def test_what_amd_smi_says_in_our_units():
 
 
 def test_what_an_amd_card_does_not_tell_is_unknown():
-    assert amd().memory_mhz is None
     assert amd("amdsmi_get_energy_count").energy_j is None
     assert amd("amdsmi_get_gpu_vram_usage").used_bytes is None
     assert amd("amdsmi_get_gpu_process_list").processes is None

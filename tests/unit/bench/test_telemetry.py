@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from llmopt.bench.gpu import Nvml
+from llmopt.bench.gpu import GpuSample, Nvml
 from llmopt.bench.processes import tree
 from llmopt.bench.telemetry import Paced, Telemetry
 from unit.bench.recorded_gpu import RecordedNvml
@@ -74,6 +74,32 @@ def test_gpu_memory_power_and_use_of_the_servers_card():
 
 def test_energy_is_what_the_cards_counter_went_up_by():
     assert watched("loaded", "power_cap").energy_j == pytest.approx(350.328)
+
+
+class Cards:
+    """A reader of two cards; the server is seen on the second one only from its second reading on."""
+
+    name = "two cards"
+
+    def __init__(self):
+        self.readings = 0
+
+    def read(self):
+        self.readings += 1
+        here = ((os.getpid(), 1 << 30),)
+        return (
+            GpuSample(index=0, energy_j=5_000.0 + 10 * self.readings, processes=here),
+            GpuSample(index=1, energy_j=900_000.0 + self.readings, processes=here if self.readings > 1 else ()),
+        )
+
+
+def test_a_card_that_is_recognised_later_adds_what_it_took_and_not_its_whole_counter():
+    reader = Cards()
+    with Telemetry(pid=os.getpid(), reader=lambda: reader) as found:
+        while reader.readings < 3:
+            time.sleep(0.01)
+    assert found.record()["gpus"] == [0, 1]
+    assert found.energy_j == 11 * (reader.readings - 1)
 
 
 def test_energy_without_a_counter_is_power_over_time():
