@@ -38,6 +38,28 @@ def test_main_memory_that_was_never_touched_is_in_no_sample():
     assert split(rss=22 * GB, used=0.1)["adds_up"] is False, "used, and so it was touched"
 
 
+MIB = 1 << 20
+SMALL = {"weights_bytes": 20 * MIB, "kv_cache_bytes": 0, "activation_bytes": 5 * MIB, "baseline_bytes": 75 * MIB}
+
+
+@pytest.mark.parametrize(
+    ("sampled", "adds_up"),
+    [(100, True), (105, True), (110, None), (280, None), (356, None), (357, False), (900, False)],
+)
+def test_what_libraries_may_explain_is_not_said_to_add_up(sampled, adds_up):
+    found = split(rss=sampled * MIB, **SMALL)
+    assert (found["adds_up"], found["unexplained_bytes"]) == (adds_up, (sampled - 100) * MIB)
+    assert ("libraries" in (found["why"] or "")) is (adds_up is None)
+
+
+def test_on_a_gpu_there_are_no_libraries_to_explain_anything():
+    assert split(vram=110 * MIB, **SMALL)["adds_up"] is False
+
+
+def test_what_the_engine_does_not_tell_is_the_reason():
+    assert split(vram=90 * GB, activation_bytes=None)["why"] == "the engine does not tell activation"
+
+
 def test_an_engine_that_says_nothing_has_a_total_alone():
     found = memory_split({}, peak_vram_bytes=None, peak_rss_bytes=GB)
     assert (found["total_bytes"], found["total_is"], found["source"], found["adds_up"]) == (GB, "PSS", None, None)
