@@ -264,7 +264,9 @@ def warm_up(target: Target, endpoint: Endpoint, workload: Workload, traffic: Tra
     """
     users = min(workload.concurrency, WARM_UP_USERS)
     asked = workload.warmup_requests
-    rounds = [asked] if asked is not None else [max(2, users)] * WARM_UP_ROUNDS
+    if asked:  # an adapter is loaded with the first request that names it
+        asked = max(asked, len(workload.adapters))
+    rounds = [asked] if asked is not None else [max(2, users, len(workload.adapters))] * WARM_UP_ROUNDS
     before: float | None = None
     for number, count in enumerate(rounds):
         if not count:

@@ -159,6 +159,7 @@ def bodies(
     encoder = msgspec.json.Encoder()
     said: list[dict[str, Any]] = []
     pictures, size = random.Random(f"pictures-{salt}"), parse_size(workload.image_size)
+    adapters = workload.adapters  # one for a whole conversation: its next turn finds its own KV cache
     for index, prompt in enumerate(prompts):
         turn = index % workload.turns
         if turn == 0:
@@ -172,7 +173,7 @@ def bodies(
         else:
             asked = {"prompt": "\n".join(m["content"] for m in said)}
         body = {
-            "model": workload.adapters[index % len(workload.adapters)] if workload.adapters else model,
+            "model": adapters[index // workload.turns % len(adapters)] if adapters else model,
             **asked,
             "max_tokens": tokens,
             "temperature": 0,

@@ -117,7 +117,7 @@ def bench_command(
     image_size: Annotated[str, shape("--image-size", help="Width and height of a picture in pixels.")] = "256x256",
     adapter: Annotated[
         list[str] | None,
-        shape("--adapter", help="Name of a LoRA adapter to ask for; several are asked in turn."),
+        shape("--adapter", help="LoRA adapter to ask for, by its name in --lora-modules; several are asked in turn."),
     ] = None,
     dataset: Annotated[
         str,

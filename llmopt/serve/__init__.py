@@ -124,6 +124,7 @@ class Backend:
     version: Callable[[Environment], str | None] | None = None
     # What a reader of its numbers must know about a format: format → note, printed beside every ranking.
     format_notes: dict[str, str] = field(default_factory=dict)
+    adapter_per_request: bool = True  # whether a request names its LoRA adapter as its model
 
     @property
     def options(self) -> frozenset[str]:

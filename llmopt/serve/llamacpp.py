@@ -117,7 +117,7 @@ def kv_cache_type(dtype: str) -> list[str]:
 
 
 def adapters(modules: Sequence[str]) -> list[str]:
-    """NAME=FILE of GGUF adapters; llama.cpp numbers them and applies them all. Raises UsageError."""
+    """NAME=FILE of GGUF adapters; llama.cpp numbers them and applies all to every request. Raises UsageError."""
     files = [Path(module.rpartition("=")[2]) for module in modules]
     for file in files:
         if not file.is_file():
@@ -175,6 +175,7 @@ BACKEND = Backend(
     },
     version=version,
     known=("2026.10.11549", "llama-server 0.5.0-dev (build 1, commit 0c1e570)"),
+    adapter_per_request=False,
     # For processors: it is given no GPU.
     container=Container(image="ghcr.io/ggml-org/llama.cpp:server-b11176"),
     # Sums and no histograms: times are over all requests, and queries of the prefix cache are what was found and what not.

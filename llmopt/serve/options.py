@@ -57,7 +57,10 @@ OPTIONS = (
     Option(name="device_map", help="Where layers go: auto, cpu, cuda, balanced."),
     Option(name="speculative_model", help="Draft model: a folder or GGUF file, or ngram where the engine has it."),
     Option(name="num_speculative_tokens", help="Tokens that are guessed at a time.", minimum=1),
-    Option(name="lora_modules", help="NAME=FOLDER of a LoRA adapter; may be repeated."),
+    Option(
+        name="lora_modules",
+        help="NAME=FOLDER of a LoRA adapter (llamacpp: NAME=FILE.gguf, in every request); may be repeated.",
+    ),
     Option(name="limit_mm_per_prompt", help="Images of one request: image=2."),
     Option(name="extra_args", help="Passed to the engine as it is; may be repeated."),
 )

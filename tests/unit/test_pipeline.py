@@ -382,6 +382,42 @@ def test_a_record_has_what_the_server_said_and_its_samples_lie_beside(tmp_path):
         assert load_series(record)["pss_bytes"][0] > 0
 
 
+@pytest.mark.parametrize(
+    ("engine", "modules", "told"),
+    [
+        ("vllm", ("a=x",), "--adapter c: --lora-modules loads a"),
+        ("vllm", (), "--adapter a, c: --lora-modules loads none"),
+        ("llamacpp", ("a=x.gguf", "c=y.gguf"), "llamacpp applies its adapters to every request"),
+        ("scripted", (), "scripted has no adapters"),
+    ],
+)
+def test_an_adapter_that_the_server_would_not_know_is_refused(engine, modules, told, tmp_path):
+    case = Case(
+        artifact=artifact(tmp_path / "artifact"),
+        serve=ServeOptions(backend=engine, lora_modules=modules),
+        workload=replace(SMALL, adapters=("a", "c")),
+    )
+    with pytest.raises(UsageError, match=told):
+        measuring.require_adapters(backend(engine), case)
+
+
+def test_adapters_that_are_loaded_may_be_asked_for(tmp_path):
+    options = ServeOptions(backend="vllm", lora_modules=("a=x", "c=y"))
+    case = Case(artifact=artifact(tmp_path / "a"), serve=options, workload=replace(SMALL, adapters=("a", "c")))
+    measuring.require_adapters(backend("vllm"), case)
+
+
+def test_adapters_are_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "started", None)
+    case = Case(
+        artifact=artifact(tmp_path / "artifact"),
+        serve=ServeOptions(backend="scripted"),
+        workload=replace(SMALL, adapters=("a",)),
+    )
+    with pytest.raises(UsageError, match="has no adapters"):
+        measuring.bench_artifact(case, QUIET, results=tmp_path / "results")
+
+
 def test_an_engine_that_counts_nothing_is_not_asked():
     assert measuring.metrics_url("http://a:1/v1", replace(backend("scripted"), metrics={})) is None
     triton = replace(backend("scripted"), metrics_path="/prometheus/metrics")

@@ -89,6 +89,13 @@ def test_a_run_without_one_success_is_an_error(scripted, fault, word):
     assert caught.value.hint
 
 
+def test_each_adapter_is_warmed_up(scripted, truth):
+    target = scripted()
+    names = tuple(f"scripted?text=auto&ttft_ms={n}" for n in range(5))
+    run(target, requests=4, warmup=1, adapters=names)
+    assert len(truth(target)) == 4 + 5
+
+
 def test_a_warm_up_without_one_success_ends_the_run(scripted):
     with pytest.raises(ServerError, match="all 2 requests"):
         run(scripted("--fault", "error"), warmup=2)

@@ -76,6 +76,11 @@ def test_adapters_are_asked_in_turn() -> None:
     assert [body["model"] for body in bodies(adapters=("a", "b"))] == ["a", "b"] * 3
 
 
+def test_a_conversation_stays_with_its_adapter() -> None:
+    found = bodies(adapters=("a", "b"), endpoint="chat", turns=2)
+    assert [body["model"] for body in found] == ["a", "a", "b", "b", "a", "a"]
+
+
 def test_the_length_of_a_prompt_with_pictures_is_not_known_before() -> None:
     workload = make_workload(requests=1, endpoint="chat", images=1)
     schedule = make_schedule(workload, "m", salt="a", source=SOURCE, tokenizer=TOKENIZER, usage_per_chunk=False)
