@@ -30,8 +30,9 @@ def shapes() -> dict[str, dict[str, Any]]:
 def write(config: dict[str, Any], out: str, seed: int, dtype: str, shard_bytes: int) -> dict[str, int]:
     """Draw the weights and save them as the library itself would: names, ties and shards are its own.
 
-    Holds the whole model in memory once.  Matrices are normal with the config's ``initializer_range``, norms one, biases
-    zero.  Returns parameters and bytes; raises ModelError for a config that transformers does not know.
+    Holds the whole model in memory once.  Matrices are normal with the config's ``initializer_range``, norms one, biases and
+    stored buffers (a router's corrections) zero.  Returns parameters and bytes; raises ModelError for a config that
+    transformers does not know.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -43,7 +44,7 @@ def write(config: dict[str, Any], out: str, seed: int, dtype: str, shard_bytes: 
         settings = AutoConfig.for_model(kind.pop("model_type"), **kind)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, dtype), trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # validators of transformers' configs raise of their own kinds
         words = " ".join(str(error).split())[:200]
         raise ModelError(f"transformers makes no causal language model of this config: {words}") from error
     require_memory(sum(p.numel() * p.element_size() for p in model.parameters()))
@@ -52,6 +53,10 @@ def write(config: dict[str, Any], out: str, seed: int, dtype: str, shard_bytes: 
     spread = float(getattr(settings.get_text_config(), "initializer_range", None) or 0.02)
     generator = torch.Generator().manual_seed(seed)
     named = list(model.named_parameters())
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in stored:
+            buffer.zero_()
     with torch.no_grad():
         for number, (name, parameter) in enumerate(named):
             fill(name, parameter, spread, generator)
