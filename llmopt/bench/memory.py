@@ -50,8 +50,8 @@ def compared(split: Mapping[str, Any], *, lazy: bool) -> dict[str, Any]:
     """
     total, known = split["total_bytes"], [split[part] for part in PARTS if split[part] is not None]
     if total is None or not known:
-        why = "nothing was sampled" if total is None else "the engine tells no part"
-        return {"unexplained_bytes": None, "adds_up": None, "why": why}
+        lacking = "nothing was sampled" if total is None else "the engine tells no part"
+        return {"unexplained_bytes": None, "adds_up": None, "why": lacking}
     most = sum(known)
     least = most - (split["kv_cache_bytes"] or 0) + (split["kv_cache_used_bytes"] or 0) if lazy else most
     unexplained = total - min(max(total, least), most)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import math
-import os
 import re
 import time
 from collections import defaultdict
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from llmopt.bench.endpoint import API_KEY_VARIABLE, proxy_for
+from llmopt.bench.endpoint import Endpoint, proxy_for
 from llmopt.core.statistics import MIN_SAMPLES
 
 # Our keys → the names of metrics.  Times are histograms in seconds; an engine that only keeps a sum has a counter there.
@@ -223,10 +222,12 @@ def requests_between(names: Mapping[str, str], before: Page, after: Page) -> int
 def window(names: Mapping[str, str], before: Page | None, after: Page | None, requests: int) -> dict[str, Any]:
     """What a server counted between two readings, by metric name; ``requests`` of ours got a token in that time.
 
-    Empty without both readings, and where a counter ran backwards, as after a restart.
+    Empty without both readings; where a counter ran backwards it only says ``restarted``.
     """
     if before is None or after is None:
         return {}
+    if ran_backwards(names, before, after):
+        return {"restarted": True}
     found: dict[str, Any] = {"requests": requests_between(names, before, after)}
     for key, metric in TIMES.items():
         if key in names:
@@ -234,8 +235,6 @@ def window(names: Mapping[str, str], before: Page | None, after: Page | None, re
     for key in COUNTERS:
         if key in names:
             found[key] = difference(names[key], before, after)
-    if ran_backwards(found):
-        return {}
     queries, hits, misses = (found.get(f"prefix_cache_{what}") for what in ("queries", "hits", "misses"))
     if queries is None and hits is not None and misses is not None:
         queries = hits + misses
@@ -260,9 +259,15 @@ def difference(name: str, before: Page, after: Page) -> float | None:
     return sum(now) - sum(before.values(name)) if now else None
 
 
-def ran_backwards(found: Mapping[str, Any]) -> bool:
-    numbers = [v["mean"] if isinstance(v, dict) else v for v in found.values()]
-    return any(number is not None and number < 0 for number in numbers)
+def ran_backwards(names: Mapping[str, str], before: Page, after: Page) -> bool:
+    """Whether anything that only grows is less than it was, or gone: this is another process than before."""
+    growing = [name for key, name in names.items() if key in TIMES or key in COUNTERS]
+    return any(counted(name, after) < counted(name, before) for name in growing)
+
+
+def counted(name: str, page: Page) -> float:
+    histogram = page.histogram(name)
+    return histogram.count if histogram is not None else sum(page.values(name))
 
 
 def server_of(
@@ -271,10 +276,6 @@ def server_of(
     """Whom to ask, ``None`` where nothing can be asked; the key and our headers go to the measured server alone."""
     if not url or not names:
         return None
-    if urlsplit(url).netloc != urlsplit(base_url).netloc:
-        return ServerMetrics(url=url, names=names)
-    key = os.environ.get(API_KEY_VARIABLE)
-    known = key is not None and "authorization" not in {name.lower() for name in headers}
-    return ServerMetrics(
-        url=url, names=names, headers={**headers, **({"Authorization": f"Bearer {key}"} if known else {})}
-    )
+    measured, asked = (Endpoint.of(place, "completions", headers) for place in (base_url, url))
+    same = (asked.tls, asked.host, asked.port) == (measured.tls, measured.host, measured.port)
+    return ServerMetrics(url=url, names=names, headers=measured.identified() if same else {})

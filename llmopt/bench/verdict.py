@@ -66,10 +66,14 @@ def until_not_reached(e: Evidence) -> Doubt | None:
 
 
 def server_restarted(e: Evidence) -> Doubt | None:
-    if e.server_survived:
+    if e.server_survived and not e.server.get("restarted"):
         return None
+    seen = "its own counters began anew" if e.server_survived else "its process is gone"
     return Doubt(
-        code="server_restarted", severity="invalid", message="the server died during the run", remedy="read its log"
+        code="server_restarted",
+        severity="invalid",
+        message=f"the server died during the run: {seen}",
+        remedy="read its log; behind a load balancer, measure one server at a time",
     )
 
 

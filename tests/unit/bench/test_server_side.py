@@ -87,8 +87,13 @@ def test_only_what_came_in_between_counts():
 
 def test_a_counter_that_ran_backwards_says_that_the_server_was_another_one():
     before, after = page("e:preempted_total 5\n"), page("e:preempted_total 2\n")
-    assert window(NAMES, before, after, 1) == {}
+    assert window(NAMES, before, after, 1) == {"restarted": True}
     assert window(NAMES, after, before, 1)["preemptions"] == 3
+
+
+def test_a_counter_that_is_gone_says_so_too():
+    assert window(NAMES, page("e:preempted_total 5\n"), page("e:kv 0.1\n"), 1) == {"restarted": True}
+    assert window(NAMES, page(histogram({"+Inf": 9}, 1.0)), page(histogram({"+Inf": 2}, 9.0)), 2) == {"restarted": True}
 
 
 def test_a_counter_that_was_not_there_before_began_at_zero():
@@ -247,6 +252,13 @@ def test_the_key_goes_to_the_measured_server_alone(monkeypatch):
     other = server_of("http://a:2/metrics", NAMES, "http://a:1/v1", {"X-Tenant": "b"})
     assert own.headers == {"X-Tenant": "b", "Authorization": "Bearer secret-key"}
     assert other.headers == {}
+
+
+def test_the_measured_server_is_known_by_host_and_port(monkeypatch):
+    monkeypatch.delitem(os.environ, "LLMOPT_API_KEY", raising=False)
+    with_login = server_of("http://a:80/metrics", NAMES, "http://user:password@a/v1", {})
+    assert with_login.headers == {"Authorization": "Basic dXNlcjpwYXNzd29yZA=="}
+    assert server_of("http://a:80/metrics", NAMES, "https://user:password@a:80/v1", {}).headers == {}
 
 
 def test_without_an_address_or_names_nobody_is_asked():

@@ -44,6 +44,12 @@ def test_a_server_that_died_makes_a_run_invalid():
     assert verdict(server_survived=False).status == "invalid"
 
 
+def test_a_server_whose_counters_began_anew_makes_a_run_invalid():
+    found = verdict(server={"restarted": True})
+    assert (found.status, [d.code for d in found.reasons]) == ("invalid", ["server_restarted"])
+    assert "counters began anew" in found.reasons[0].message
+
+
 def test_fifty_eight_requests_are_too_few():
     assert codes(closed_loop(58, 2)) == ["too_few_samples"]
     assert codes(closed_loop(59, 1)) == []
