@@ -180,6 +180,7 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
         "settings": settings,
         "samples": str(samples) if preparation.samples else "",
     }
+    half_done = "converted" in settings and Path(settings["converted"]).exists()
     with report.task(f"quantizing {name}") as work:
         job = run_job(request.environment, request.route.function, arguments, log=log, progress=work.at)
     samples.unlink(missing_ok=True)
@@ -193,10 +194,11 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
         details = details | gguf_details(aside / "model.gguf", settings["type"])
     artifact = describe(request, aside, details)
     tokens = preparation.samples.tokens if preparation.samples else 0
-    remember(
-        name, request.route, parameters=request.model.parameters, tokens=tokens, seconds=job.seconds,
-        memory_bytes=job.peak_memory_bytes,
-    )  # fmt: skip
+    if not half_done:  # what the next one takes that converts for itself cannot be told from this one
+        remember(
+            name, request.route, parameters=request.model.parameters, tokens=tokens, seconds=job.seconds,
+            memory_bytes=job.peak_memory_bytes,
+        )  # fmt: skip
     manifest = {
         "method": request.quantization.method,
         "settings": {k: v for k, v in settings.items() if k not in IN_THIS_PLACE},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,15 +90,23 @@ def importance_matrix(
     folder.mkdir()
     text, matrix = folder / "calibration.txt", folder / "imatrix.gguf"
     content = json.loads(samples.read_text())
-    text.write_text(content["text"], encoding="utf-8")
     length = max(len(ids) for ids in content["input_ids"])
+    details["imatrix"] = {"computed_from": "calibration", "chunk_tokens": length, "chunks": len(content["input_ids"])}
+    # Beside a model that was converted for several types lies the matrix of this calibration too.
+    kept = whole.with_name(f"imatrix-{hashlib.sha256(samples.read_bytes()).hexdigest()[:16]}.gguf")
+    if whole.parent != out and kept.exists():
+        shutil.copyfile(kept, matrix)
+        return matrix
+    text.write_text(content["text"], encoding="utf-8")
     command = [
         tools["llama-imatrix"], "-m", str(whole), "-f", str(text), "-o", str(matrix), "-c", str(max(64, length)),
         "--chunks", str(len(content["input_ids"])), "-ngl", "0" if not has_gpu() else "99", "--no-ppl",
     ]  # fmt: skip
     tool(command)
     text.unlink()
-    details["imatrix"] = {"computed_from": "calibration", "chunk_tokens": length, "chunks": len(content["input_ids"])}
+    if whole.parent != out:
+        shutil.copyfile(matrix, kept.with_suffix(".partial"))
+        kept.with_suffix(".partial").rename(kept)
     return matrix
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -47,3 +48,20 @@ def test_the_second_time_everything_is_there(out: Path) -> None:
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("(already there)") == len(recipe.load_quantizations(RECIPE).quantizations)
     assert time.monotonic() - started < 20
+
+
+def test_types_of_one_model_share_its_conversion_and_only_the_first_is_remembered(tmp_path: Path) -> None:
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text("name: two\nmodel: builtin\nquality: {tokens: 1536}\nquantizations: [gguf-q8_0, gguf-q4_0]\n")
+    argv = [sys.executable, "-m", "llmopt", "quantize", "--recipe", str(recipe), "-o", str(tmp_path / "out")]
+    home = tmp_path / "home"
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=200, check=False, env=os.environ | {"LLMOPT_HOME": str(home)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "out").glob("shared-*"))
+    history = (home / "quantize-history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in history] == ["gguf-q8_0"]
+    logs = tmp_path / "out" / "logs"
+    assert "hf-to-gguf" in (logs / "quantize-gguf-q8_0.log").read_text()
+    assert "hf-to-gguf" not in (logs / "quantize-gguf-q4_0.log").read_text()
