@@ -1,45 +1,111 @@
 """How large the KV cache of a model is, from its config.json: the arithmetic that decides which context fits.
 
 A token leaves one key and one value in each layer, of ``kv heads × head width`` numbers each; grouped-query and
-multi-query attention have fewer heads for them than for queries.
+multi-query attention have fewer heads for them than for queries.  A layer that attends to a window keeps no more tokens
+than that, a recurrent one none.
 """
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
 GIB = 1 << 30
-# Bytes of one number as engines name its type; llama.cpp's types share a scale among 32 numbers.
-WIDTHS = {"float32": 4.0, "f32": 4.0, "float16": 2.0, "bfloat16": 2.0, "half": 2.0, "f16": 2.0, "bf16": 2.0}
+# Bytes of one number as engines name its type; scales that a group of numbers shares are counted where the group is known.
+WIDTHS = {
+    "float32": 4.0,
+    "f32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "half": 2.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "float64": 8.0,
+}
 WIDTHS |= {"q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32}
+WIDTHS |= dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e4m3fn", "fp8_e5m2", "fp8_inc", "fp8_per_token_head"), 1.0)
+WIDTHS |= dict.fromkeys(("int8", "int8_per_token_head"), 1.0)
+WIDTHS |= dict.fromkeys(("int4", "int4_per_token_head", "ultraquant_4bit", "turboquant_4bit_nc"), 0.5)
+WIDTHS |= dict.fromkeys(("nvfp4", "nvfp4_4over6", "fp4_e2m1"), 9 / 16)  # one byte of scale for 16 numbers
 UNKNOWN_TYPE = "bfloat16"  # of a config that names none; the largest that a KV cache usually has
+# What a layer keeps of its tokens, by its name in ``layer_types``: all, a window, or a state of fixed size.
+WHOLE = ("full_attention",)
+WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+STATES = ("linear_attention", "conv", "mamba", "recurrent")
+# Every how many layers one attends to all, of models whose older configs leave it to their code.
+PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
+QWEN_WHOLE = 28  # its first layers attend to all
+# Whose cache each engine keeps otherwise, or whose layers differ in more than their window.
+NOT_KNOWN = ("kv_lora_rank", "global_head_dim", "num_global_key_value_heads")
 
 
-def kv_bytes_per_token(config: dict[str, Any], dtype: str | None = None) -> int | None:
-    """Bytes that one token of one sequence takes over all layers, with a cache of ``dtype`` (default: the model's own).
+def kv_cache_bytes(config: dict[str, Any], tokens: int, dtype: str | None = None) -> int | None:
+    """Bytes that one sequence of ``tokens`` takes over all layers, with a cache of ``dtype`` (default: the model's own).
 
-    ``None`` where the config does not say, and for multi-head latent attention, whose cache each engine keeps otherwise.
-    Sliding windows are not taken off.
+    ``None`` where the config does not say, for multi-head latent attention, and for a type or a kind of layer that is not
+    known here.
     """
     text = config.get("text_config") or config
-    layers = first(text, "num_hidden_layers", "n_layer", "num_layers")
+    per_layer = bytes_of_a_layer(text, dtype)
+    windows = layer_windows(text)
+    if per_layer is None or windows is None:
+        return None
+    return round(per_layer * sum(tokens if window is None else min(tokens, window) for window in windows))
+
+
+def longest_context(config: dict[str, Any], room: int, limit: int, dtype: str | None = None) -> int:
+    """The most tokens, up to ``limit``, whose cache takes ``room`` bytes or less; the config must tell its size."""
+    return max(0, bisect.bisect_right(range(limit + 1), room, key=lambda n: kv_cache_bytes(config, n, dtype) or 0) - 1)
+
+
+def bytes_of_a_layer(text: dict[str, Any], dtype: str | None) -> float | None:
+    """Of one token."""
     heads = first(text, "num_attention_heads", "n_head")
     hidden = first(text, "hidden_size", "n_embd", "d_model")
-    if layers is None or heads is None or "kv_lora_rank" in text:
+    number = number_width(dtype, text)
+    if heads is None or number is None or any(text.get(name) for name in NOT_KNOWN):
         return None
     kv_heads = 1 if text.get("multi_query") else first(text, "num_key_value_heads", "num_kv_heads") or heads
     width = first(text, "head_dim") or (hidden // heads if hidden else None)
-    if width is None:
+    return 2 * kv_heads * width * number if width else None
+
+
+def layer_windows(text: dict[str, Any]) -> list[int | None] | None:
+    """The tokens that each layer keeps at most, ``None`` for all of them; nothing where the config does not say."""
+    layers = first(text, "num_hidden_layers", "n_layer", "num_layers")
+    if layers is None:
         return None
-    return round(2 * layers * kv_heads * width * number_width(dtype, text))
+    if not (kinds := text.get("layer_types")):
+        return implied_windows(text, layers)
+    windows: list[int | None] = []
+    for kind in kinds[: layers - (text.get("num_kv_shared_layers") or 0)]:
+        if kind in WHOLE:
+            windows.append(None)
+        elif kind in STATES:
+            windows.append(0)
+        elif window := first(text, WINDOWED.get(kind, "")):
+            windows.append(window)
+        else:
+            return None
+    return windows
 
 
-def number_width(dtype: str | None, config: dict[str, Any]) -> float:
-    """Bytes of one number of the cache; any kind of fp8 takes one."""
+def implied_windows(text: dict[str, Any], layers: int) -> list[int | None]:
+    """Of a config without ``layer_types``, as transformers fills them in (5.17)."""
+    window, kind = first(text, "sliding_window"), str(text.get("model_type"))
+    if window is None or not text.get("use_sliding_window", not kind.startswith("qwen")):
+        return [None] * layers
+    if pattern := first(text, "sliding_window_pattern") or PATTERNS.get(kind):
+        return [window if number % pattern else None for number in range(1, layers + 1)]
+    whole = text.get("max_window_layers", QWEN_WHOLE) if kind.startswith("qwen") else 0
+    return [None if number < whole else window for number in range(layers)]
+
+
+def number_width(dtype: str | None, config: dict[str, Any]) -> float | None:
+    """Bytes of one number of the cache; ``None`` for a type that is not known."""
     if dtype is None or dtype == "auto":
         dtype = str(config.get("dtype") or config.get("torch_dtype") or UNKNOWN_TYPE)
-    dtype = dtype.removeprefix("torch.")
-    return 1.0 if dtype.startswith(("fp8", "float8", "int8")) else WIDTHS.get(dtype, WIDTHS[UNKNOWN_TYPE])
+    return WIDTHS.get(dtype.removeprefix("torch."))
 
 
 def first(config: dict[str, Any], *names: str) -> int | None:

@@ -73,8 +73,8 @@ def free_memory_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def free_gpu_bytes() -> int:
-    """The free memory of all NVIDIA GPUs together; 0 without one."""
+def free_gpu_bytes(count: int | None = None) -> int:
+    """The free memory of all NVIDIA GPUs together, or of the ``count`` with the most; 0 without one."""
     import pynvml
 
     try:
@@ -83,7 +83,7 @@ def free_gpu_bytes() -> int:
         return 0
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
+        return sum(sorted((int(pynvml.nvmlDeviceGetMemoryInfo(h).free) for h in handles), reverse=True)[:count])
     except pynvml.NVMLError:
         return 0
     finally:

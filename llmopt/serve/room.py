@@ -7,18 +7,28 @@ from typing import Any
 
 from llmopt.core.domain import Artifact, ServeOptions
 from llmopt.core.errors import ModelError, UsageError
-from llmopt.core.kv_cache import kv_bytes_per_token
+from llmopt.core.kv_cache import kv_cache_bytes, longest_context
 from llmopt.core.machine import free_gpu_bytes, free_memory_bytes
 from llmopt.core.units import show
 from llmopt.core.weights import read_json
 from llmopt.serve import Backend
 
+MORE_GPUS = ", or a larger --tensor-parallel-size where there are more GPUs"
+
 
 def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) -> None:
     """Raise UsageError when weights and KV cache need more than is free, or the model's own context is shorter.
 
-    Passes where the model's config does not tell the size of its KV cache.
+    The weights alone are looked at where no context is asked for, or the config does not tell the size of its KV cache.
     """
+    if backend.distribution == "llmopt":  # the scripted one loads nothing
+        return
+    free = free_bytes(backend, options)
+    if artifact.size_bytes > free:
+        raise UsageError(
+            f"{show(free, 'bytes')} of memory are free, {backend.name} would need {show(artifact.size_bytes, 'bytes')} for the weights alone",
+            hint="a smaller quantization" + MORE_GPUS * ("tensor_parallel_size" in backend.flags),
+        )
     config = model_config(artifact)
     context = options.max_model_len
     if context is None:
@@ -29,36 +39,33 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
             f"--max-model-len {context}: this model has positions for {longest} tokens",
             hint=f"--max-model-len {longest}",
         )
-    per_token = kv_bytes_per_token(config, options.kv_cache_dtype)
-    if per_token is None:
-        return
     sequences = backend.sequences_reserved(options)
-    free = free_bytes(backend, options)
-    cache = per_token * context * sequences
-    if artifact.size_bytes + cache <= free:
+    each = kv_cache_bytes(config, context, options.kv_cache_dtype)
+    if each is None or artifact.size_bytes + each * sequences <= free:
         return
-    fits = max(0, free - artifact.size_bytes) // (per_token * sequences)
+    fits = longest_context(config, (free - artifact.size_bytes) // sequences, context, options.kv_cache_dtype)
     raise UsageError(
-        f"{show(free, 'bytes')} of memory are free, {backend.name} would need {show(artifact.size_bytes + cache, 'bytes')}: "
-        f"weights of {show(artifact.size_bytes, 'bytes')}, and a KV cache of {per_token:,} bytes × {context} tokens"
-        f" × {sequences} sequence{'s' if sequences > 1 else ''}",
+        f"{show(free, 'bytes')} of memory are free, {backend.name} would need"
+        f" {show(artifact.size_bytes + each * sequences, 'bytes')}: weights of {show(artifact.size_bytes, 'bytes')}, and a KV cache"
+        f" of {show(each, 'bytes')} for {context} tokens × {sequences} sequence{'s' if sequences > 1 else ''}",
         hint=f"--max-model-len {fits} at most, or fewer --max-num-seqs" if fits else "a smaller quantization",
     )
 
 
 def free_bytes(backend: Backend, options: ServeOptions) -> int:
-    """Of the GPUs where there are any, and of main memory too where the engine may leave layers there."""
-    on_gpu = free_gpu_bytes()
-    spreads = options.device_map is not None or "gpu_layers" in backend.flags
-    return on_gpu if on_gpu and not spreads else on_gpu + free_memory_bytes()
+    """Of the GPUs that it takes, where there are any, and of main memory too where the engine may leave layers there."""
+    if options.device_map is not None or "gpu_layers" in backend.flags:
+        return free_gpu_bytes() + free_memory_bytes()
+    taken = (options.tensor_parallel_size or 1) * (options.pipeline_parallel_size or 1)
+    return free_gpu_bytes(taken) or free_memory_bytes()
 
 
 def context_bytes(artifact: Artifact, options: ServeOptions) -> int | None:
     """The KV cache of the full context of all sequences; ``None`` where the config does not tell its size."""
     config = model_config(artifact)
-    per_token = kv_bytes_per_token(config, options.kv_cache_dtype)
     context = options.max_model_len or (config.get("text_config") or config).get("max_position_embeddings")
-    return per_token * context * options.max_num_seqs if per_token and context else None
+    each = kv_cache_bytes(config, context, options.kv_cache_dtype) if context else None
+    return each * options.max_num_seqs if each else None
 
 
 def model_config(artifact: Artifact) -> dict[str, Any]:

@@ -24,11 +24,11 @@ def model(tmp_path):
 
 @pytest.fixture
 def free(monkeypatch):
-    """Sets how much memory is free, of the machine and of its GPUs."""
+    """Sets how much memory is free, of the machine and of each of its GPUs."""
 
-    def set_free(main, gpu=0):
+    def set_free(main, gpu=0, gpus=1):
         monkeypatch.setattr(room, "free_memory_bytes", lambda: main)
-        monkeypatch.setattr(room, "free_gpu_bytes", lambda: gpu)
+        monkeypatch.setattr(room, "free_gpu_bytes", lambda count=None: gpu * (count or gpus))
 
     return set_free
 
@@ -44,7 +44,7 @@ def test_weights_and_the_cache_of_all_sequences_fit(model, free):
 
 def test_a_cache_that_does_not_fit_is_said_with_the_numbers(model, free):
     free(8 * GIB)
-    with pytest.raises(UsageError, match=r"131,072 bytes × 32768 tokens × 4 sequences") as caught:
+    with pytest.raises(UsageError, match=r"4\.00 GiB for 32768 tokens × 4 sequences") as caught:
         check(model, max_model_len=32768, max_num_seqs=4)
     assert "8.00 GiB of memory are free" in str(caught.value)
     assert caught.value.hint.startswith("--max-model-len 8192 at most")
@@ -62,6 +62,31 @@ def test_weights_alone_may_be_too_large(model, free):
     with pytest.raises(UsageError) as caught:
         check(model, max_model_len=16)
     assert caught.value.hint == "a smaller quantization"
+
+
+def test_weights_that_do_not_fit_are_said_without_a_context_and_without_a_config(model, tmp_path, free):
+    free(3 * GIB)
+    with pytest.raises(UsageError, match="for the weights alone"):
+        check(model)
+    with pytest.raises(UsageError, match="for the weights alone"):
+        check(replace(model, path=str(tmp_path / "none"), base=str(tmp_path / "none")), max_model_len=16)
+
+
+def test_a_server_that_loads_nothing_needs_no_room(model, free):
+    free(GIB)
+    room.require_room(backend("scripted"), model, ServeOptions(backend="scripted"))
+
+
+def test_only_the_gpus_that_are_asked_for_are_counted(model, free):
+    free(64 * GIB, gpu=3 * GIB, gpus=8)
+    with pytest.raises(UsageError, match=r"3\.00 GiB of memory are free"):
+        room.require_room(backend("vllm"), model, ServeOptions(backend="vllm"))
+    room.require_room(backend("vllm"), model, ServeOptions(backend="vllm", tensor_parallel_size=2))
+
+
+def test_ray_reserves_what_vllm_reserves(monkeypatch):
+    monkeypatch.setattr("llmopt.serve.vllm.device_here", lambda: "cpu")
+    assert backend("rayserve").sequences_reserved(ServeOptions(backend="rayserve", max_num_seqs=4)) == 4
 
 
 def test_a_smaller_type_of_the_cache_makes_room(model, free):
