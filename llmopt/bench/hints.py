@@ -11,15 +11,18 @@ from llmopt.core.domain import RequestTrace
 from llmopt.core.errors import ServerError
 
 MODELS_S, MODELS_BYTES = 3.0, 1 << 20
+SHOWN = 8
 
 
-def nothing_succeeded(traces: Sequence[RequestTrace], endpoint: Endpoint, target: Target) -> ServerError:
-    """One line that says what the server said, and what to do about it."""
+def nothing_succeeded(
+    traces: Sequence[RequestTrace], endpoint: Endpoint, target: Target, adapters: Sequence[str] = ()
+) -> ServerError:
+    """One line that says what the server said, and what to do about it; ``adapters`` were asked for instead of the model."""
     tried = [t for t in traces if t.sent_ns is not None] or list(traces)
     reason = next((t.error for t in tried if t.error and t.error_kind != "stopped"), "no answer")
     kind = reason.partition(":")[0]
     return ServerError(
-        f"all {len(tried)} requests to {endpoint.shown} failed: {reason}", hint=remedy(kind, reason, target, endpoint)
+        f"all {len(tried)} requests to {endpoint.shown} failed: {reason}", hint=remedy(kind, target, endpoint, adapters)
     )
 
 
@@ -39,10 +42,10 @@ def known_models(target: Target, endpoint: Endpoint) -> tuple[str, ...]:
         kind = http.client.HTTPSConnection if endpoint.tls else http.client.HTTPConnection
         connection = kind(endpoint.host, endpoint.port, timeout=MODELS_S)
         try:
-            headers = dict(line.split(": ", 1) for line in endpoint.head().decode("latin-1").splitlines()[2:])
-            connection.request("GET", urlsplit(target.base_url).path.rstrip("/") + "/models", headers=headers)
+            path = urlsplit(target.base_url).path.rstrip("/") + "/models"
+            connection.request("GET", path, headers=endpoint.identified())
             document = json.loads(connection.getresponse().read(MODELS_BYTES))
-            found.extend(str(row["id"]) for row in document["data"][:8])
+            found.extend(str(row["id"]) for row in document["data"])
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
             pass
         finally:
@@ -56,15 +59,20 @@ def known_models(target: Target, endpoint: Endpoint) -> tuple[str, ...]:
     return tuple(found)
 
 
-def remedy(kind: str, reason: str, target: Target, endpoint: Endpoint) -> str:
+def remedy(kind: str, target: Target, endpoint: Endpoint, adapters: Sequence[str] = ()) -> str:
     """The next step for a kind of failure."""
     other = "chat" if endpoint.path.endswith("/completions") and "/chat/" not in endpoint.path else "completions"
     if kind in ("http_401", "http_403"):
         return "put the key into LLMOPT_API_KEY"
     if kind in ("http_404", "http_400", "http_422"):
         names = known_models(target, endpoint)
-        if names and target.model not in names:
-            return f"the server has no model {target.model!r}; it lists: {', '.join(names)}"
+        lacking = [name for name in adapters or (target.model,) if name not in names]
+        if names and lacking:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            return (
+                f"the server has no {'adapter' if adapters else 'model'} {', '.join(map(repr, lacking))};"
+                f" it lists: {', '.join(names[:SHOWN])}{more}"
+            )
         return f"is the path right (a base URL ends in /v1)? --endpoint {other} asks the other way"
     if kind in ("bad_stream", "http_405", "http_501"):
         return "is this an OpenAI-compatible server, and does the base URL end in /v1?"

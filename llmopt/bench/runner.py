@@ -99,7 +99,7 @@ def measure(
         if not any(t.ok for t in load.traces):
             if load.stopped == "interrupted":
                 raise KeyboardInterrupt
-            raise nothing_succeeded(load.traces, endpoint, target)
+            raise nothing_succeeded(load.traces, endpoint, target, workload.adapters)
         own_words = server_record(server, before, load.traces)
     return result_of(target, workload, schedule, load, telemetry, own_words, alive())
 
@@ -284,7 +284,7 @@ def warm_up(target: Target, endpoint: Endpoint, workload: Workload, traffic: Tra
         if load.stopped == "interrupted":
             raise KeyboardInterrupt
         if not times:
-            raise nothing_succeeded(load.traces, endpoint, target)
+            raise nothing_succeeded(load.traces, endpoint, target, workload.adapters)
         now = percentile(times, 50)
         if before is not None and abs(now - before) <= SETTLED * before:
             break

@@ -7,8 +7,8 @@ true, and these say why they are bad.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmopt.core.domain import RequestTrace
@@ -33,12 +33,29 @@ class Symptom:
     remedy: str
 
 
-def symptoms(traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]]) -> list[Symptom]:
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """What of the server can be turned: the ``options`` that its engine has, ``None`` for a server that runs as it runs,
+
+    and those that were ``asked`` for.
+    """
+
+    options: Collection[str] | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def can(self, name: str) -> bool:
+        """Whether turning it on, or changing its number, would be anything new."""
+        return name in (self.options or ()) and self.asked.get(name) is not True
+
+
+def symptoms(
+    traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]], knobs: Knobs = Knobs()
+) -> list[Symptom]:
     """All that is seen in one run; ``series`` are the samples by column (``t_ns``, ``kv_cache_usage``, ``running``)."""
-    return [found for found in (prefill_stalls(traces), kv_growth(traces, series)) if found is not None]
+    return [found for found in (prefill_stalls(traces, knobs), kv_growth(traces, series, knobs)) if found is not None]
 
 
-def prefill_stalls(traces: Sequence[RequestTrace]) -> Symptom | None:
+def prefill_stalls(traces: Sequence[RequestTrace], knobs: Knobs = Knobs()) -> Symptom | None:
     """Streams that stand still while the prompts of others are worked on in one piece.
 
     A pause belongs to a prefill when another request's first token comes as it ends: one step of the engine ends both.
@@ -67,8 +84,21 @@ def prefill_stalls(traces: Sequence[RequestTrace]) -> Symptom | None:
         code="prefill_stalls",
         cause=f"streams stand still for {middle / 1e6:.0f} ms ({middle / max(usual, 1):.0f} times the usual gap) each time"
         f" another prompt is worked on: {lost:.0%} of all streaming time",
-        remedy="--enable-chunked-prefill, or a smaller --max-num-batched-tokens: prompts are then cut between the steps of others",
+        remedy=shorter_steps(knobs),
     )
+
+
+def shorter_steps(knobs: Knobs) -> str:
+    """How prompts come to be cut between the steps of others."""
+    if knobs.options is None:
+        return "chunked prefill, or fewer tokens a step, where the server has them: prompts are then cut between the steps of others"
+    now = knobs.asked.get("max_num_batched_tokens")
+    ways = ["--enable-chunked-prefill"] if knobs.can("enable_chunked_prefill") else []
+    if knobs.can("max_num_batched_tokens"):
+        ways.append("a smaller --max-num-batched-tokens" + (f" than {now}" if now else ""))
+    if not ways:
+        return "shorter prompts, or an engine that cuts them between the steps of others: --backend vllm"
+    return f"{', or '.join(ways)}: prompts are then cut between the steps of others"
 
 
 def another_begins(ends: Any, own_firsts: Any, firsts: Any, slack_ns: int) -> Any:
@@ -80,7 +110,9 @@ def another_begins(ends: Any, own_firsts: Any, firsts: Any, slack_ns: int) -> An
     return near > own
 
 
-def kv_growth(traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]]) -> Symptom | None:
+def kv_growth(
+    traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]], knobs: Knobs = Knobs()
+) -> Symptom | None:
     """The KV cache that one running sequence takes rises over a run in which many came and went.
 
     Said only where each place was filled several times: the first answers of a run all grow together.
@@ -99,8 +131,8 @@ def kv_growth(traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]
     return Symptom(
         code="kv_growth",
         cause=f"the KV cache of a running sequence grew from {first:.1%} to {last:.1%} of it over the run",
-        remedy="limit answers or conversations (--max-model-len, max_tokens); if it grows on with short ones, the engine"
-        " does not give blocks back: another version, and restart it until then",
+        remedy=f"limit answers or conversations ({'--max-model-len, ' if knobs.can('max_model_len') else ''}max_tokens);"
+        " if it grows on with short ones, the engine does not give blocks back: another version, and restart it until then",
     )
 
 

@@ -19,7 +19,7 @@ from llmopt.bench.gpu import used_by_gpu
 from llmopt.bench.load import Progress
 from llmopt.bench.prompts import load_tokenizer
 from llmopt.bench.runner import RunResult, Traffic, measure
-from llmopt.bench.symptoms import symptoms
+from llmopt.bench.symptoms import Knobs, symptoms
 from llmopt.bench.target import Target
 from llmopt.core import environments
 from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_hash, workload_identity
@@ -57,6 +57,9 @@ class Subject:
     metrics: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
     alive: Callable[[], bool] = lambda: True
+    options: frozenset[str] | None = (
+        None  # that its engine has; of a server that we did not start nothing can be turned
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +192,7 @@ def serving_case(
             label=case.label,
             metrics={"weights_bytes": case.artifact.size_bytes},
             alive=lambda: server.process.running,
+            options=backend.options,
         )
         server.require_alive(backend)
 
@@ -322,6 +326,7 @@ def without_secrets(url: str) -> str:
 def record(
     subject: Subject, workload: Workload, result: RunResult, run_id: str, started_at: str, definitions: dict[str, Any]
 ) -> Measurement:
+    found = symptoms(result.traces, result.series, Knobs(options=subject.options, asked=subject.serve))
     return Measurement(
         run_id=run_id,
         started_at=started_at,
@@ -338,7 +343,7 @@ def record(
         tokens=result.tokens,
         definitions=definitions,
         quality=subject.quality,
-        telemetry=result.telemetry | {"symptoms": [asdict(s) for s in symptoms(result.traces, result.series)]},
+        telemetry=result.telemetry | {"symptoms": [asdict(s) for s in found]},
         memory=result.memory,
         server=result.server,
         llmopt_version=llmopt.__version__,

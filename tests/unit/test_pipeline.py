@@ -304,7 +304,7 @@ def test_an_interruption_while_the_record_is_made_loses_no_finished_run(scripted
     results = tmp_path / "results"
     subject = measuring.url_subject(scripted().base_url, "scripted", results=results)
 
-    def interrupted_symptoms(traces, series):
+    def interrupted_symptoms(*_):
         os.kill(os.getpid(), signal.SIGINT)
         return []
 

@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -225,18 +226,31 @@ def test_a_warm_up_of_its_own_ends_when_rounds_take_the_same_time(server, truth)
     ],
 )
 def test_every_failure_has_a_next_step(target, kind, word):
-    assert word in remedy(kind, kind, target, Endpoint.of(target.base_url, "chat"))
+    assert word in remedy(kind, target, Endpoint.of(target.base_url, "chat"))
 
 
 @pytest.mark.parametrize(("endpoint", "other"), [("chat", "completions"), ("completions", "chat")])
 def test_a_wrong_path_names_the_other_endpoint(endpoint, other):
     nowhere = Target(base_url="http://127.0.0.1:9/v1", model="m")
-    assert f"--endpoint {other} " in remedy("http_404", "", nowhere, Endpoint.of(nowhere.base_url, endpoint))
+    assert f"--endpoint {other} " in remedy("http_404", nowhere, Endpoint.of(nowhere.base_url, endpoint))
 
 
 def test_an_unknown_model_names_those_of_the_server(server):
     target = Target(base_url=server, model="nope")
-    assert "it lists: scripted, truth" in remedy("http_404", "", target, Endpoint.of(server, "chat"))
+    assert "it lists: scripted, truth" in remedy("http_404", target, Endpoint.of(server, "chat"))
+
+
+def test_an_unknown_adapter_names_itself_and_what_the_server_has(server):
+    target = Target(base_url=server, model="scripted")
+    words = remedy("http_404", target, Endpoint.of(server, "chat"), ("truth", "style"))
+    assert words == "the server has no adapter 'style'; it lists: scripted, truth"
+
+
+def test_a_model_far_down_the_list_is_not_said_to_be_lacking(answering):
+    body = json.dumps({"data": [{"id": f"m{n}"} for n in range(20)]}).encode()
+    url, _ = answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert "is the path right" in remedy("http_404", Target(base_url=url, model="m19"), Endpoint.of(url, "chat"))
+    assert "m7 and 12 more" in remedy("http_404", Target(base_url=url, model="x"), Endpoint.of(url, "chat"))
 
 
 def models_of(base_url):
@@ -264,7 +278,7 @@ def test_a_salt_never_reaches_a_header_as_it_is(scripted, truth):
 
 def test_a_server_that_takes_no_post_is_no_openai_server():
     endpoint = Endpoint.of("http://127.0.0.1:9/v1", "completions")
-    words = remedy("http_501", "http_501: x", Target(base_url="http://127.0.0.1:9/v1", model="m"), endpoint)
+    words = remedy("http_501", Target(base_url="http://127.0.0.1:9/v1", model="m"), endpoint)
     assert "OpenAI-compatible" in words
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmopt.bench.symptoms import kv_growth, prefill_stalls, rank_correlation, symptoms
+from llmopt.bench.symptoms import Knobs, kv_growth, prefill_stalls, rank_correlation, symptoms
 from llmopt.core.domain import RequestTrace
 from llmopt.core.store import load_series, load_traces
 
@@ -40,7 +40,31 @@ def test_streams_that_stand_still_behind_whole_prompts_are_found_out():
     found = prefill_stalls(recorded("whole"))
     assert found.code == "prefill_stalls"
     assert "stand still for 821 ms" in found.cause
-    assert "--enable-chunked-prefill" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "remedy"),
+    [
+        ({"enable_chunked_prefill", "max_num_batched_tokens"}, {}, "--enable-chunked-prefill, or a smaller --max-num"),
+        (
+            {"enable_chunked_prefill", "max_num_batched_tokens"},
+            {"enable_chunked_prefill": True, "max_num_batched_tokens": 8192},
+            "a smaller --max-num-batched-tokens than 8192: prompts",
+        ),
+        ({"max_num_batched_tokens"}, {}, "a smaller --max-num-batched-tokens: prompts"),
+        ({"threads"}, {}, "shorter prompts, or an engine that cuts them"),
+        (None, {}, "chunked prefill, or fewer tokens a step, where the server has them"),
+    ],
+)
+def test_the_remedy_is_one_that_this_engine_has_and_that_is_not_on(options, asked, remedy):
+    assert prefill_stalls(recorded("whole"), Knobs(options=options, asked=asked)).remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(("options", "named"), [({"max_model_len"}, True), ({"threads"}, False), (None, False)])
+def test_a_limit_is_named_only_where_the_engine_has_it(options, named):
+    usage = series([0.1 + 0.01 * n for n in range(60)])
+    found = kv_growth([trace(n) for n in range(40)], usage, Knobs(options=options))
+    assert ("--max-model-len" in found.remedy) is named
 
 
 def test_with_chunked_prefill_there_is_nothing_to_say():
