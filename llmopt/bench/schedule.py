@@ -142,8 +142,21 @@ def prompts_of(
         ]
     else:
         drawn = [inputs.draw(lengths) for _ in range(count)]
-        made = make_prompts(source, drawn, seed, salt, tokenizer, workload.prefix_tokens)
+        made = own_prompts(workload, drawn, seed, salt, source, tokenizer)
     return [Prompt(text=p.text, tokens=p.tokens, answer_tokens=n) for p, n in zip(made, answers, strict=True)]
+
+
+def own_prompts(
+    workload: Workload, lengths: Sequence[int], seed: str, salt: str, source: str, tokenizer: Tokenizer | None
+) -> list[Prompt]:
+    """Cut from ``source``; the shared beginning opens a conversation, and what is said later in it is shorter by that."""
+    turns, shared = workload.turns, workload.prefix_tokens
+    if turns == 1 or not shared:
+        return make_prompts(source, lengths, seed, salt, tokenizer, shared)
+    openings = iter(make_prompts(source, lengths[::turns], seed, salt, tokenizer, shared))
+    rest = [length - shared for index, length in enumerate(lengths) if index % turns]
+    later = iter(make_prompts(source, rest, f"{seed}-later", f"{salt}-later", tokenizer))
+    return [next(later if index % turns else openings) for index in range(len(lengths))]
 
 
 def bodies(

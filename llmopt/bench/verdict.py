@@ -220,11 +220,13 @@ def prefix_cache(e: Evidence) -> Doubt | None:
         return None
     prompt, cached = sum(t.prompt_tokens or 0 for t in e.good), sum(t.cached_tokens or 0 for t in e.good)
     rate = max(cached / prompt if prompt else 0.0, e.server.get("cache_hit_rate") or 0.0)
-    if rate > 0.05 + e.workload.prefix_tokens / e.workload.input_tokens:
+    shared = e.workload.prefix_tokens / e.workload.input_tokens
+    if rate > 0.05 + shared:
+        though = f"prompts share {shared:.0%} of theirs" if shared else "every prompt is different"
         return Doubt(
             code="prefix_cache",
             severity="suspect",
-            message=f"{rate:.0%} of the prompt tokens came from a prefix cache although every prompt is different",
+            message=f"{rate:.0%} of the prompt tokens came from a prefix cache although {though}",
             remedy="a chat template or system prompt is shared; turn prefix caching off to measure prefill",
         )
     if not e.reused_prompts:

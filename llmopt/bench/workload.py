@@ -134,7 +134,10 @@ def check_workload(workload: Workload, workers: int = 1) -> None:
     check_shared_prefix(workload)
     if workload.images and workload.endpoint != "chat":
         raise UsageError("images go with chat messages", hint="--endpoint chat")
-    parse_size(workload.image_size)
+    if not workload.images and parse_size(workload.image_size) != parse_size(Workload().image_size):
+        raise UsageError("--image-size without pictures", hint="--images 1 --endpoint chat")
+    if not all(name.strip() for name in workload.adapters):
+        raise UsageError("an --adapter has no name", hint="--adapter NAME, as --lora-modules NAME=FOLDER names it")
     if workload.max_concurrency is not None and not workload.open_loop:
         raise UsageError("--max-concurrency caps an open loop", hint="with --rate; a closed loop has --concurrency")
     if workload.until and workload.open_loop and workload.requests is None and workload.duration_s is None:
@@ -171,12 +174,13 @@ def check_size(workload: Workload) -> None:
     )
     count *= (workload.turns + 1) / 2
     width, height = parse_size(workload.image_size)
-    picture = PIXEL_BYTES * width * height
-    size = count * (HEAD_BYTES + TOKEN_BYTES * workload.input_tokens + workload.images * picture)
+    pictures, text = workload.images * PIXEL_BYTES * width * height, TOKEN_BYTES * workload.input_tokens
+    size = count * (HEAD_BYTES + text + pictures)
     if size > MOST_BYTES:
+        less = "fewer --images or a smaller --image-size" if pictures > text else "shorter --input-tokens"
         raise UsageError(
             f"the requests of this run would take {size / 2**30:.0f} GiB before it begins",
-            hint="fewer --requests, a shorter --duration, or shorter --input-tokens",
+            hint=f"fewer --requests, a shorter --duration, or {less}",
         )
 
 

@@ -109,7 +109,10 @@ def bench_command(
     output_tokens: Annotated[str, shape("--output-tokens", help="Answer length, in the same ways.")] = "32",
     prefix_tokens: Annotated[
         int,
-        shape("--prefix-tokens", help="So many tokens at the beginning of every prompt are the same: a system prompt."),
+        shape(
+            "--prefix-tokens",
+            help="So many tokens at the beginning of every prompt (of every conversation) are the same: a system prompt.",
+        ),
     ] = 0,
     images: Annotated[
         int, shape("--images", help="Pictures with each request, made by llmopt; with --endpoint chat.")

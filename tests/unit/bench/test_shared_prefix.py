@@ -104,6 +104,26 @@ def test_hits_beyond_the_shared_beginning_are_doubted(cached: int, doubted: bool
     assert (prefix_cache(Evidence(traces=[trace(cached)], workload=workload)) is not None) is doubted
 
 
+def test_a_doubt_about_hits_says_how_much_the_workload_shares() -> None:
+    def message(prefix: int) -> str:
+        found = prefix_cache(Evidence(traces=[trace(90)], workload=Workload(input_tokens=100, prefix_tokens=prefix)))
+        assert found is not None
+        return found.message
+
+    assert message(64) == "90% of the prompt tokens came from a prefix cache although prompts share 64% of theirs"
+    assert message(0).endswith("although every prompt is different")
+
+
+def test_what_is_shared_opens_a_conversation_and_is_not_said_again() -> None:
+    found = bodies(input_tokens="96", prefix_tokens=64, endpoint="chat", turns=3)
+    said = [[m["content"] for m in body["messages"] if m["role"] == "user"] for body in (found[2], found[5])]  # type: ignore[index,attr-defined]
+    shared = beginning([turns[0] for turns in said])
+    assert 60 <= len(TOKENIZER.encode(shared).ids) <= 66
+    assert [[len(TOKENIZER.encode(text).ids) for text in turns] for turns in said] == [[96, 32, 32]] * 2
+    assert shared[:40] not in "".join(text for turns in said for text in turns[1:])
+    assert len({text[:12] for turns in said for text in turns}) == 5, "every other turn has a salt of its own"
+
+
 def test_what_is_not_used_is_no_part_of_a_workloads_identity() -> None:
     from dataclasses import asdict
 

@@ -71,6 +71,8 @@ def test_a_warm_up_is_found_or_told():
         ({"concurrency": 4, "rate": 1.0}, "--concurrency and --rate are different loads"),
         ({"ramp": "1:2", "trace": Path("x")}, "different loads"),
         ({"trace": Path("x"), "requests": 5}, "ends by itself"),
+        ({"image_size": "512x512"}, "--image-size without pictures"),
+        ({"adapters": ("a", " ")}, "an --adapter has no name"),
         ({"ramp": "x"}, "is no ramp"),
         ({"ramp": "1"}, "is no ramp"),
         ({"ramp": "0:5"}, "--ramp must be more than 0"),
@@ -152,3 +154,16 @@ def test_a_negative_warm_up_makes_no_run():
 def test_a_timeout_of_no_time_makes_no_run():
     with pytest.raises(UsageError, match="--request-timeout"):
         check_workload(Workload(request_timeout_s=0))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ({"images": 8, "image_size": "2048x2048", "endpoint": "chat"}, "fewer --images or a smaller --image-size"),
+        ({"input_tokens": "100000"}, "shorter --input-tokens"),
+    ],
+)
+def test_what_makes_the_requests_too_large_is_named(words, named):
+    with pytest.raises(UsageError, match="GiB before it begins") as caught:
+        make_workload(requests=1_000_000, **words)
+    assert named in caught.value.hint
