@@ -1,15 +1,16 @@
 """LMDeploy's API server. Described from the source of 0.18; never run here: it runs on CUDA, Ascend and the like only.
 
-TurboMind, its engine in C++, is its default; graphs (``--eager-mode``) and adapters belong to its PyTorch engine, which is
-chosen when they are asked for.
+TurboMind, its engine in C++, is its default; graphs (``--eager-mode``), adapters and a KV cache of fp8 belong to its PyTorch
+engine, which is chosen when they are asked for.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from llmopt.core.domain import ServerCommand
+from llmopt.core.domain import ServeOptions, ServerCommand
 from llmopt.core.environments import Needs
+from llmopt.core.errors import UsageError
 from llmopt.core.worker import QUIET_ENGINES
 from llmopt.serve import Backend, Container, Failure, LaunchContext
 from llmopt.serve.container import NVIDIA_GPUS, SHARED_MEMORY
@@ -17,7 +18,8 @@ from llmopt.serve.options import Switch
 
 START_S = 600.0
 # Its quantization of the KV cache is a policy with a number; the names came with 0.17.
-KV_POLICIES = {"int4": "4", "int8": "8", "fp8": "16", "fp8_e4m3": "16", "fp8_e5m2": "17"}
+KV_POLICIES = {"auto": "0", "int4": "4", "int8": "8", "fp8": "16", "fp8_e4m3": "16", "fp8_e5m2": "17"}
+OF_TURBOMIND = ("0", "4", "8")  # it refuses every other policy
 
 
 def command(context: LaunchContext) -> ServerCommand:
@@ -27,7 +29,7 @@ def command(context: LaunchContext) -> ServerCommand:
         *(context.program("lmdeploy"), "serve", "api_server", context.model),
         *("--model-name", name),
         *("--server-name", context.host, "--server-port", str(context.port)),
-        *(("--backend", "pytorch") if options.enforce_eager or options.lora_modules else ()),
+        *(("--backend", "pytorch") if needs_pytorch(options) else ()),
         *BACKEND.arguments(options),
     ]
     return ServerCommand(
@@ -37,6 +39,18 @@ def command(context: LaunchContext) -> ServerCommand:
         environment=QUIET_ENGINES,
         ready_timeout_s=START_S,
     )
+
+
+def needs_pytorch(options: ServeOptions) -> bool:
+    policy = policy_of(options.kv_cache_dtype or "auto")
+    return bool(options.enforce_eager or options.lora_modules) or policy not in OF_TURBOMIND
+
+
+def policy_of(kind: str) -> str:
+    """The number of a type of KV cache. Raises UsageError."""
+    if kind not in KV_POLICIES:
+        raise UsageError(f"lmdeploy has no KV cache of {kind}", hint=f"--kv-cache-dtype {', '.join(KV_POLICIES)}")
+    return KV_POLICIES[kind]
 
 
 BACKEND = Backend(
@@ -51,7 +65,7 @@ BACKEND = Backend(
         "max_model_len": "--session-len",
         "max_num_seqs": "--max-batch-size",
         "max_num_batched_tokens": "--max-prefill-token-num",
-        "kv_cache_dtype": lambda kind: ["--quant-policy", str(KV_POLICIES.get(kind, kind))],
+        "kv_cache_dtype": lambda kind: ["--quant-policy", policy_of(kind)],
         "enable_prefix_caching": Switch(on="--enable-prefix-caching"),
         "tensor_parallel_size": "--tp",
         "gpu_memory_utilization": "--cache-max-entry-count",

@@ -24,6 +24,7 @@ GUESSES = 3
 
 
 def command(context: LaunchContext) -> ServerCommand:
+    require_consistent(context.options)
     name = Path(context.artifact.path).name
     argv = [
         *(context.program("sglang"), "serve"),
@@ -59,6 +60,16 @@ def speculative(options: ServeOptions) -> list[str]:
     ]
 
 
+def require_consistent(options: ServeOptions) -> None:
+    """Raise UsageError where one number would have to say two things."""
+    if options.max_num_batched_tokens is not None and options.enable_chunked_prefill is False:
+        raise UsageError(
+            "sglang bounds the tokens of a step by the size of a piece: --max-num-batched-tokens"
+            " and --no-enable-chunked-prefill exclude each other",
+            hint="leave one of them out",
+        )
+
+
 def facts(lines: Sequence[str]) -> EngineFacts:
     """Every rank tells its own share of weights and cache; all of them hold the same tokens."""
     weights = numbers(r"Load weight end\..* mem usage=([\d.]+) GB", lines)
@@ -88,7 +99,8 @@ BACKEND = Backend(
     flags={
         "max_model_len": "--context-length",
         "max_num_seqs": "--max-running-requests",
-        "max_num_batched_tokens": "--max-prefill-tokens",
+        # Not --max-prefill-tokens: its bound is never below the model's context.
+        "max_num_batched_tokens": "--chunked-prefill-size",
         "kv_cache_dtype": "--kv-cache-dtype",
         "enable_prefix_caching": Switch(off="--disable-radix-cache"),
         "enable_chunked_prefill": lambda on: [] if on else ["--chunked-prefill-size", "-1"],

@@ -21,15 +21,18 @@ from llmopt.serve.options import Switch
 
 START_S = 900.0
 PROGRAM = "text-generation-launcher"
+GUESSES = 3
 
 
 def command(context: LaunchContext) -> ServerCommand:
     """In the image the launcher is the entry point, which also prepares its libraries: only its options follow there."""
+    require_consistent(context.options)
     argv = [
         *([context.program(PROGRAM)] if context.environment else []),
         *("--model-id", context.model),
         *("--hostname", context.host, "--port", str(context.port)),
         *("--usage-stats", "off"),
+        *speculative(context.options),
         *BACKEND.arguments(context.options),
     ]
     return ServerCommand(
@@ -50,11 +53,31 @@ def asked_by_variable(options: ServeOptions) -> dict[str, str]:
     return found
 
 
-def drafted(model: str) -> list[str]:
+def speculative(options: ServeOptions) -> list[str]:
     """It looks guesses up in the prompt, or takes heads of the checkpoint; another model cannot draft. Raises UsageError."""
-    if model != "ngram":
+    if options.speculative_model is None:
+        if options.num_speculative_tokens is not None:
+            raise UsageError("--num-speculative-tokens without a draft", hint="--speculative-model ngram")
+        return []
+    if options.speculative_model != "ngram":
         raise UsageError("tgi takes no draft model", hint="--speculative-model ngram --num-speculative-tokens 3")
-    return []
+    return ["--speculate", str(options.num_speculative_tokens or GUESSES)]
+
+
+def require_consistent(options: ServeOptions) -> None:
+    """Raise UsageError for a step that has no room for the longest prompt, where prompts are not cut into pieces.
+
+    It cuts them with flashinfer or flashdecoding alone, and not where it guesses (3.3); where the model has only other
+    kernels, its own error tells.
+    """
+    whole = options.speculative_model is not None or options.attn_implementation == "paged"
+    step, context = options.max_num_batched_tokens, options.max_model_len
+    if whole and step is not None and context is not None and step < context - 1:
+        raise UsageError(
+            f"--max-num-batched-tokens {step}: tgi takes a prompt of up to {context - 1} tokens (--max-model-len {context}) in one"
+            " step where it guesses, or with paged attention",
+            hint=f"--max-num-batched-tokens {context - 1}",
+        )
 
 
 def version(environment: Environment) -> str | None:
@@ -92,10 +115,10 @@ BACKEND = Backend(
         "tensor_parallel_size": "--num-shard",
         "gpu_memory_utilization": "--cuda-memory-fraction",
         "enforce_eager": lambda on: ["--cuda-graphs", "0"] if on else [],
-        "speculative_model": drafted,
-        "num_speculative_tokens": "--speculate",
         "lora_modules": lambda adapters: ["--lora-adapters", ",".join(adapters)],
-        # In its environment:
+        # In one word together, and in its environment:
+        "speculative_model": Switch(),
+        "num_speculative_tokens": Switch(),
         "enable_prefix_caching": Switch(),
         "attn_implementation": Switch(),
     },
@@ -113,6 +136,8 @@ BACKEND = Backend(
                 remedy="a smaller --max-num-batched-tokens, or --max-model-len"),
         Failure(pattern=r"`max_input_tokens` must be < `max_total_tokens`", cause="no room is left for an answer",
                 remedy="a longer --max-model-len"),
+        Failure(pattern=r"`max_batch_prefill_tokens` must be >= `max_input_tokens`", cause="one step has no room for the longest prompt",
+                remedy="a larger --max-num-batched-tokens, or a shorter --max-model-len"),
         Failure(pattern=r"ShardCannotStart", cause="the part that loads the model failed", remedy="the first error of its log tells why"),
     ),
 )  # fmt: skip

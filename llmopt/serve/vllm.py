@@ -26,9 +26,9 @@ from llmopt.serve.facts import EngineFacts, numbers, sizes, total
 from llmopt.serve.options import Switch
 from llmopt.serve.room import context_bytes
 
-NGRAM_LONGEST = (
-    4  # tokens of the prompt's end that are looked up in it; vLLM has no default for a draft without a model
-)
+# Tokens of the end that are looked up in the prompt. One bound alone becomes the other too, and both are 5 where neither
+# is given (0.32): a model that repeats three tokens would be guessed nothing.
+NGRAM = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 GUESSES = 3
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 COLD_COMPILE_S = 600.0  # it may compile its graphs, which took three minutes for a small model on two cores
@@ -78,7 +78,7 @@ def speculative(options: ServeOptions) -> list[str]:
         return []
     draft: dict[str, Any] = {"num_speculative_tokens": options.num_speculative_tokens or GUESSES}
     if options.speculative_model == "ngram":
-        draft |= {"method": "ngram", "prompt_lookup_max": NGRAM_LONGEST}
+        draft |= {"method": "ngram", **NGRAM}
     else:
         draft |= {"model": options.speculative_model}
     return ["--speculative-config", json.dumps(draft)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import urllib.request
 from dataclasses import replace
@@ -19,8 +21,9 @@ from llmopt.core.artifacts import open_model, unquantized
 from llmopt.core.domain import Artifact, ServeOptions, Workload
 from llmopt.core.errors import ServerError
 from llmopt.serve import triton
-from llmopt.serve.process import RunningServer, command_of, completes, serving
+from llmopt.serve.process import RunningServer, command_of, completes, prepared, serving
 from llmopt.serve.recognise import recognise
+from tests.contract.engines.fake_engine import PARSE_ONLY
 from tests.processes import gone_within
 
 ENGINES = Path(__file__).with_name("engines")
@@ -136,6 +139,32 @@ def test_the_engine_knows_every_word_that_our_options_become(
     assert len(known) >= 10
     with start(name, artifact, tmp_path / "log", **known) as server:
         assert completes(server.command, 5)
+
+
+# What alone is refused before any engine sees it: a number of guesses that nobody makes.
+ALONE = [
+    (name, option)
+    for name in DESCRIBED
+    for option in serve.backend(name).flags
+    if option in VALUES and option != "num_speculative_tokens"
+]
+
+
+@pytest.mark.parametrize(("name", "option"), ALONE, ids=lambda value: value)
+def test_the_engine_takes_each_option_alone(
+    name: str, option: str, programs: None, artifact: Artifact, tmp_path: Path
+) -> None:
+    chosen = ServeOptions(backend=name, **{option: VALUES[option]})
+    command = command_of(serve.backend(name), artifact, chosen, environments.current())
+    with prepared(command):
+        parsed = subprocess.run(
+            command.argv,
+            env=os.environ | command.environment | {PARSE_ONLY: "1"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    assert (parsed.returncode, parsed.stdout) == (0, "parsed\n"), parsed.stderr
 
 
 @pytest.mark.parametrize("name", DESCRIBED)

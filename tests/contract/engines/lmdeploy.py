@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.contract.engines.fake_engine import Face, run
+from tests.contract.engines.fake_engine import Face, refuse, run
 
 FACE = Face(
     name="lmdeploy",
@@ -41,4 +41,9 @@ if __name__ == "__main__":
     if sys.argv[1:3] != ["serve", "api_server"]:
         sys.exit("lmdeploy: error: invalid choice")
     args = parser().parse_args(sys.argv[3:])
+    if args.backend == "turbomind":  # the fields of its configuration, and words that are of the other engine alone
+        if args.quant_policy not in (None, 0, 4, 8):
+            refuse("pydantic_core._pydantic_core.ValidationError: invalid quant_policy")
+        if args.eager_mode or args.adapters:
+            refuse("AssertionError: of the PyTorch engine alone")
     run(FACE, host=args.server_name, port=args.server_port, model=args.model_name, slots=args.max_batch_size or 8)

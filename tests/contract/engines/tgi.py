@@ -45,6 +45,9 @@ if __name__ == "__main__":
         refuse(f"error: unexpected argument '{strange[0]}' found", 2)
     if args.max_total_tokens and (args.max_input_tokens or 0) >= args.max_total_tokens:
         refuse('Error: ArgumentValidation("`max_input_tokens` must be < `max_total_tokens`")')
+    cuts = not args.speculate and os.environ.get("ATTENTION") != "paged"
+    if not cuts and args.max_batch_prefill_tokens and args.max_batch_prefill_tokens < (args.max_input_tokens or 0):
+        refuse('Error: ArgumentValidation("`max_batch_prefill_tokens` must be >= `max_input_tokens`. Given: 8 and 16")')
     if os.environ.get("ATTENTION", "flashinfer") not in ("flashinfer", "flashdecoding", "paged"):
         refuse('Error: ArgumentValidation("Invalid attention")')
     run(FACE, host=args.hostname, port=args.port, model=args.model_id, slots=args.max_batch_size or 8)

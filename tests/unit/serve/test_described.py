@@ -66,7 +66,7 @@ def test_sglang_gets_the_numbers_of_a_draft_together():
     assert after(argv, "--speculative-num-draft-tokens") == "5"
 
 
-@pytest.mark.parametrize("name", ["sglang", "trtllm", "rayserve", "triton"])
+@pytest.mark.parametrize("name", ["sglang", "trtllm", "tgi", "rayserve", "triton"])
 def test_guesses_that_nobody_makes_are_refused(name):
     with pytest.raises(UsageError, match="--num-speculative-tokens without a draft"):
         command(name, num_speculative_tokens=3)
@@ -87,11 +87,39 @@ def test_tgi_leaves_room_for_an_answer_and_takes_no_draft_model():
         command("tgi", speculative_model="/models/draft")
 
 
-def test_lmdeploy_has_a_number_for_each_kind_of_cache():
-    assert after(command("lmdeploy", kv_cache_dtype="int8").argv, "--quant-policy") == "8"
+def test_tgi_guesses_where_only_the_way_is_named():
+    assert after(command("tgi", speculative_model="ngram").argv, "--speculate") == "3"
+    assert after(command("tgi", speculative_model="ngram", num_speculative_tokens=5).argv, "--speculate") == "5"
 
 
-@pytest.mark.parametrize(("option", "backend"), [({"enforce_eager": True}, "pytorch"), ({}, None)])
+@pytest.mark.parametrize("option", [{"speculative_model": "ngram"}, {"attn_implementation": "paged"}])
+def test_tgi_takes_no_step_shorter_than_a_prompt_that_it_does_not_cut(option):
+    with pytest.raises(UsageError, match="--max-num-batched-tokens 256"):
+        command("tgi", max_num_batched_tokens=256, max_model_len=512, **option)
+    command("tgi", max_num_batched_tokens=511, max_model_len=512, **option)
+    command("tgi", max_num_batched_tokens=256, max_model_len=512)
+
+
+def test_sglang_bounds_a_step_by_the_size_of_a_piece():
+    assert after(command("sglang", max_num_batched_tokens=2048).argv, "--chunked-prefill-size") == "2048"
+    with pytest.raises(UsageError, match="exclude each other"):
+        command("sglang", max_num_batched_tokens=2048, enable_chunked_prefill=False)
+
+
+@pytest.mark.parametrize(("kind", "policy"), [("int8", "8"), ("auto", "0"), ("fp8_e5m2", "17")])
+def test_lmdeploy_has_a_number_for_each_kind_of_cache(kind, policy):
+    assert after(command("lmdeploy", kv_cache_dtype=kind).argv, "--quant-policy") == policy
+
+
+def test_lmdeploy_refuses_a_kind_of_cache_that_it_has_not():
+    with pytest.raises(UsageError, match="lmdeploy has no KV cache of q8_0"):
+        command("lmdeploy", kv_cache_dtype="q8_0")
+
+
+@pytest.mark.parametrize(
+    ("option", "backend"),
+    [({"enforce_eager": True}, "pytorch"), ({"kv_cache_dtype": "fp8"}, "pytorch"), ({"kv_cache_dtype": "int8"}, None)],
+)
 def test_lmdeploy_takes_the_engine_that_has_the_option(option, backend):
     argv = command("lmdeploy", **option).argv
     assert (after(argv, "--backend") if "--backend" in argv else None) == backend

@@ -113,7 +113,7 @@ def test_what_is_switched_off_says_so(words):
 def test_ngrams_need_no_model(words):
     argv, _ = words("vllm", speculative_model="ngram", num_speculative_tokens=5)
     assert json.loads(after(argv, "--speculative-config")) == {
-        "method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": vllm.NGRAM_LONGEST,
+        "method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 4,
     }  # fmt: skip
 
 
