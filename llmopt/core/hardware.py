@@ -27,11 +27,11 @@ FEATURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """``compute_capability`` is NVIDIA's generation of kernels, as in 9.0."""
+    """``compute_capability`` is NVIDIA's generation of kernels, as in 9.0; ``None`` is what the card does not tell."""
 
     name: str
-    memory_bytes: int
-    free_bytes: int
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
     compute_capability: str | None = None
 
 
@@ -90,14 +90,15 @@ def gpus(nvml: Any = None) -> Gpus:
 
 def gpu(nvml: Any, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    held = nvml.nvmlDeviceGetMemoryInfo(handle)
-    capability = None
+    held = capability = None
+    with contextlib.suppress(nvml.NVMLError):  # one that shares the main memory has none of its own to tell of
+        held = nvml.nvmlDeviceGetMemoryInfo(handle)
     with contextlib.suppress(nvml.NVMLError):
         capability = ".".join(map(str, nvml.nvmlDeviceGetCudaComputeCapability(handle)))
     return Gpu(
         name=str(nvml.nvmlDeviceGetName(handle)),
-        memory_bytes=int(held.total),
-        free_bytes=int(held.free),
+        memory_bytes=None if held is None else int(held.total),
+        free_bytes=None if held is None else int(held.free),
         compute_capability=capability,
     )
 

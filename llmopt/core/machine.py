@@ -7,6 +7,7 @@ import os
 import platform
 from pathlib import Path
 
+from llmopt.core import hardware
 from llmopt.core.domain import Machine, stable_hash
 
 
@@ -51,40 +52,14 @@ def cpu_model() -> str:
 
 def gpu_names() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs that the driver shows; empty without one."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
+    return tuple(gpu.name for gpu in hardware.gpus().found)
 
 
 def free_memory_bytes() -> int:
     """What processes may take of the main memory now."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    return hardware.memory()[1]
 
 
 def free_gpu_bytes(count: int | None = None) -> int:
     """The free memory of all NVIDIA GPUs together, or of the ``count`` with the most; 0 without one."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return sum(sorted((int(pynvml.nvmlDeviceGetMemoryInfo(h).free) for h in handles), reverse=True)[:count])
-    except pynvml.NVMLError:
-        return 0
-    finally:
-        pynvml.nvmlShutdown()
+    return sum(sorted((gpu.free_bytes or 0 for gpu in hardware.gpus().found), reverse=True)[:count])

@@ -94,6 +94,12 @@ SERVER_TIMES = {
     "e2e": "arrival to the last token",
 }
 
+TOLD_WITH_ANSWERS = (
+    "; where each answer tells it (llama.cpp's timings): exact, over all answers;"
+    " where only seconds are added up: the mean over the requests answered"
+)
+SERVER_TIMES_BESIDE = {"prefill": TOLD_WITH_ANSWERS, "decode": TOLD_WITH_ANSWERS}
+
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
@@ -136,7 +142,8 @@ METRICS: dict[str, Metric] = {
                formula="prompt tokens from the prefix cache / prompt tokens looked up,"
                " by the server's counters over the run; else by its usage of each answer"),
         *(Metric(name=f"server_{name}", unit="s", better="lower", kind="distribution", source="server",
-                 formula=f"{words}, by the server's own histogram over the run: mean = sum / count, percentiles interpolated in its buckets")
+                 formula=f"{words}, by the server's own histogram over the run: mean = sum / count, percentiles interpolated in its buckets"
+                 + SERVER_TIMES_BESIDE.get(name, ""))
           for name, words in SERVER_TIMES.items()),
         Metric(name="preemptions", unit="count", better="lower", source="server",
                formula="requests that the engine put back because its KV cache was full, by its counter over the run"),

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from llmopt import doctor, serve
-from llmopt.core import hardware, versions
+from llmopt.core import hardware, machine, versions
 from llmopt.core.environments import Needs
 from llmopt.core.versions import bad_pairs
 from llmopt.report.doctor import print_doctor
@@ -64,6 +64,23 @@ def test_a_gpu_is_told_with_its_driver_and_the_cuda_that_it_serves():
     found = hardware.gpus(RecordedNvml())
     assert (found.kind, found.driver, found.cuda) == ("cuda", "570.86.15", "12.8")
     assert found.found[0].compute_capability == "9.0"
+
+
+def test_a_gpu_that_shares_the_main_memory_keeps_its_name(monkeypatch):
+    class Shared(RecordedNvml):
+        def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
+            raise self.NVMLError
+
+    (found,) = hardware.gpus(Shared()).found
+    assert (found.name, found.memory_bytes, found.free_bytes) == ("NVIDIA H100 80GB HBM3", None, None)
+    monkeypatch.setattr(hardware, "gpus", lambda: hardware.Gpus(kind="cuda", found=(found,)))
+    assert (machine.gpu_names(), machine.free_gpu_bytes()) == (("NVIDIA H100 80GB HBM3",), 0)
+
+
+def test_free_memory_is_of_the_cards_with_the_most(monkeypatch):
+    cards = tuple(hardware.Gpu(name="card", free_bytes=n) for n in (1, 5, 3))
+    monkeypatch.setattr(hardware, "gpus", lambda: hardware.Gpus(kind="cuda", found=cards))
+    assert [machine.free_gpu_bytes(count) for count in (None, 1, 2)] == [9, 5, 8]
 
 
 def test_without_a_driver_there_is_no_gpu(monkeypatch, tmp_path):
