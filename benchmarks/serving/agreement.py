@@ -5,7 +5,7 @@
 Each engine serves the bundled model, or the artifact behind its ``@``; runs that ask the server for its metrics take turns
 with runs that do not.  The figures mean something on a machine that does nothing else: the load average before is printed
 beside them.
-``--write`` puts them into agreement.md.
+``--write`` puts them into agreement.md; what was found out about them is in README.md.
 """
 
 from __future__ import annotations
@@ -32,15 +32,6 @@ HERE = Path(__file__).parent
 EAGER = {"vllm": {"enforce_eager": True}}
 SPEED = {"scripted": {"extra_args": ("--ttft-ms", "20", "--tpot-ms", "5")}}
 REQUESTS = 64
-NOTES = """
-vLLM 0.32 on two cores is apart in the mean, not in the middle (one user: client's median 15.7 ms where the server's mean is
-14.7 ms, its API process at real-time priority). Some requests, one of twenty or more, get most or all of their 32 tokens in
-their first chunk, 50 to 200 ms late. By vLLM's source its clock stops when the API process takes the token from the engine,
-so the wait is after that. Requests are as late without our sampling and without our reading of its metrics.
-
-Memory was looked at on the bundled model only. Of the transformers server the parts leave out 120 to 180 MiB, which is over
-5 %; the CPU build of vLLM tells its KV cache alone, and nothing can be added up.
-"""
 FIXED_S, SHARE = 0.002, 0.02  # what an idle machine must keep
 COLUMNS = (
     ("engine", "engine"), ("users", "users"), ("TTFT client ms", "client_ttft_ms"), ("server ms", "server_ttft_ms"),
@@ -166,7 +157,7 @@ def page(text: str, runs: int) -> str:
         f"# Client against server\n\n{(__doc__ or '').splitlines()[0]}\n\n"
         f"{os.cpu_count()} cores; means of {REQUESTS} requests of 64 tokens in and 32 out, medians of {runs} runs. Allowed is"
         f" {FIXED_S * 1e3:g} ms + {SHARE:.0%}, for an idle machine: `load before` says how idle this one was.\n"
-        f"Written by `agreement.py --write`.\n\n{text}\n{NOTES}"
+        f"Written by `agreement.py --write`; what was found out about it is in [README.md](README.md).\n\n{text}\n"
     )
 
 

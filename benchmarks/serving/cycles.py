@@ -4,14 +4,16 @@
 
 Cycles take turns over the engines; how each ends is drawn from the seed: Ctrl-C, SIGTERM or SIGKILL of llmopt, SIGKILL of
 the server, of one of its children (then Ctrl-C, where it can do without that one), or of llmopt while it still loads.
-Stop time is from the signal until no process of the tree is left.  An orphan is one that still lives after 15 s; a leftover
-is a new segment in /dev/shm that no process uses, or anything in the temporary folder that the cycle was given.
+Stop time is from the signal until no process of the tree is left.  An orphan is one that still lives after 15 s, or any
+process, of the tree or not, whose environment names the cycle's own temporary folder then; a leftover is a new segment in
+/dev/shm that no process uses, or anything in that folder.
 ``--write`` puts the table into cycles.md, below what is there of other engines.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -39,6 +41,7 @@ from llmopt.report.progress import Reporter
 TABLE = Path(__file__).with_name("cycles.md")
 SHARED_MEMORY = Path("/dev/shm")
 PATIENCE_S = 15.0
+LATE_S = 2.0  # for what was started while the tree ended: the keeper of a killed llmopt is ending it
 LIVES_ON_S = 5.0
 READY_S = 240.0
 OPTIONS = {"vllm": ["--enforce-eager", "--max-model-len", "512"]}
@@ -123,6 +126,7 @@ def cycle(engine: str, artifact: str, ending: str, draw: random.Random, temporar
     orphans = wait_for_end(tree)
     stop_s = time.monotonic() - asked
     process.wait(10)
+    orphans += wait_for_end(marked(temporary), patience_s=LATE_S)
     left = {*unused(set(SHARED_MEMORY.iterdir()) - before), *temporary.iterdir()}
     return Cycle(
         engine=engine,
@@ -132,6 +136,18 @@ def cycle(engine: str, artifact: str, ending: str, draw: random.Random, temporar
         orphans=orphans,
         leftovers=tuple(sorted(map(str, left))),
     )
+
+
+def marked(temporary: Path) -> list[psutil.Process]:
+    """Every process that was given this temporary folder, however it came into being and whoever its parent is now."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(
+                value == str(temporary) or value.startswith(f"{temporary}/") for value in process.environ().values()
+            ):
+                found.append(process)
+    return found
 
 
 def ends_within(process: subprocess.Popen[str], seconds: float) -> bool:
@@ -176,9 +192,9 @@ def send(ending: str, llmopt: int, server: int, draw: random.Random) -> None:
         os.kill(victim, signal.SIGKILL)
 
 
-def wait_for_end(tree: Sequence[psutil.Process]) -> int:
+def wait_for_end(tree: Sequence[psutil.Process], patience_s: float = PATIENCE_S) -> int:
     """How many are left after the patience is over; those are then killed."""
-    _, alive = psutil.wait_procs(tree, timeout=PATIENCE_S)
+    _, alive = psutil.wait_procs(tree, timeout=patience_s)
     alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     for one in alive:
         one.kill()

@@ -8,9 +8,10 @@ from typing import Any
 from llmopt.core.domain import RequestTrace
 from llmopt.core.metric_table import NS, tokens_of_first_chunk
 
-# (seconds, share): a difference within both together is agreement.  A server that sends what it has is within 2 ms + 2 %
+# (seconds, share): a difference within both together is agreement.  The scripted server and transformers are within 2 ms + 2 %
 # (benchmarks/serving): connection, HTTP and tokenizing lie between the two clocks.  Five times that is more than they take
-# where nothing is wrong.  A gap between tokens has none of them in it: only how evenly chunks are sent, which a mean evens out.
+# where nothing is wrong; vLLM 0.32 on two cores holds some first tokens back for longer, and is doubted for it.  A gap between tokens has
+# none of them in it: only how evenly chunks are sent, which a mean evens out.
 ALLOWED = {"ttft": (0.010, 0.10), "itl": (0.001, 0.10)}
 SAME_TOKENS = 0.05  # by which the numbers of gaps may differ: chunks that were read together are one to the client
 
