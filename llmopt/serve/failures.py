@@ -1,8 +1,9 @@
 """Why a server failed, out of its log, its exit status and the kernel's count: cause and remedy in one line each.
 
-Tried in this order: what the engine's own description knows, what is common to all (``failures.toml``), a kill by the
-kernel, the exception at the root of the first traceback.  An engine of several processes wraps its worker's exception in
-others ("Engine core initialization failed"): those are never the answer.
+Tried in this order: what is known of the exception at the root of the first traceback, what is known of any other line
+that is no warning, a kill by the kernel, the root's own words.  What is known stands in the engine's description and in
+``failures.toml``.  An engine of several processes wraps its worker's exception in others ("Engine core initialization
+failed"): those are never the answer.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ PROCESS = re.compile(r"^(?:\x1b\[\d*m)*(?:\([^)]*pid=\d+[^)]*\)\s*(?:\x1b\[\d*m)
 LEVEL = re.compile(r"^(?:ERROR|CRITICAL)\s+[\d-]+ [\d:.,]+ \[[^\]]*\]\s*")
 EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)\b(?::|$)")
 VALIDATION = re.compile(r"\d+ validation errors? for")  # pydantic names the field and the reason on the lines after
+# A line that its program calls a warning; what NCCL calls so is what it fails of.
+WARNING = re.compile(r"(?i)\b\w*warning:|^.{0,60}?(?<!NCCL )\bwarn(?:ing)?\b|^.{0,40}(?:\[W\]|\d W )")
+KILLED = (-9, 137)
 VMSTAT = Path("/proc/vmstat")
 
 
@@ -49,11 +53,12 @@ def explain(
 ) -> tuple[str, str | None] | None:
     """(cause, remedy) of a server that failed; the remedy is ``None`` where only the root's words are known."""
     words = [plain(line) for line in lines]
-    if found := matching(own, words) or matching(common(), words):
-        return found
-    if killed := by_the_kernel(returncode):
-        return killed
     root = root_cause(words)
+    known = (*own, *common())
+    if found := matching(known, [root] if root else []) or matching(known, [w for w in words if not WARNING.search(w)]):
+        return found
+    if killed := by_the_kernel(returncode, alone=root is None):
+        return killed
     if root is None:
         return None
     return matching(common(of_the_root=True), [root]) or (root, None)
@@ -103,13 +108,17 @@ def oom_kills() -> int | None:
 KILLS_BEFORE = oom_kills()
 
 
-def by_the_kernel(returncode: int | None) -> tuple[str, str] | None:
-    """A process that SIGKILL ended without our doing, or that lost a part of itself while the kernel was short of memory."""
+def by_the_kernel(returncode: int | None, *, alone: bool) -> tuple[str, str] | None:
+    """A process that SIGKILL ended without our doing, or that lost a part of itself while the kernel was short of memory.
+
+    The kernel counts for the whole machine: of a process that ended otherwise its count tells only where nothing else
+    does (``alone``).
+    """
     now = oom_kills()
     short = now is not None and KILLS_BEFORE is not None and now > KILLS_BEFORE
-    if short and returncode not in (None, 0):
+    if short and (returncode in KILLED or (alone and returncode not in (None, 0))):
         return "the kernel ran out of memory and killed it or a part of it", SMALLER
-    if returncode in (-9, 137):
+    if returncode in KILLED:
         counted = "" if now is None else ", and the kernel counts no kill for lack of memory"
         return f"SIGKILL ended it: not sent from here{counted}", "was it kill -9, or a limit of the container or job?"
     return None

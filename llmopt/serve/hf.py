@@ -127,7 +127,7 @@ BACKEND = Backend(
     },
     failures=(
         Failure(pattern=r"address already in use", cause="the port is taken", remedy="name another one: --port"),
-        Failure(pattern=r"(?i)out of memory|Cannot allocate memory", cause="memory ran out while loading",
+        Failure(pattern=r"CUDA out of memory|OutOfMemoryError|annot allocate memory|can't allocate memory", cause="memory ran out while loading",
                 remedy="a smaller quantization, or a shorter --max-model-len"),
         Failure(pattern=r"(?i)(requires?|install) `*(gptqmodel|optimum|auto-round)",
                 cause="the package that reads this layout is missing",

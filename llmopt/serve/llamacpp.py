@@ -188,8 +188,9 @@ BACKEND = Backend(
         "waiting": "llamacpp:requests_deferred",
     },
     failures=(
-        Failure(pattern=r"couldn't bind|address already in use|bind.*failed", cause="the port is taken", remedy="name another one: --port"),
-        Failure(pattern=r"failed to allocate|unable to allocate", cause="memory ran out while loading",
+        Failure(pattern=r"couldn't bind HTTP server socket|(?i:address already in use)", cause="the port is taken",
+                remedy="name another one: --port"),
+        Failure(pattern=r"(?:failed|unable) to allocate (?!.*pinned)", cause="memory ran out while loading",
                 remedy="a smaller quantization, or a shorter --max-model-len"),
         Failure(pattern=r"(?:invalid argument|unrecognized arguments): (.+)", cause="this llama-server does not know",
                 remedy="leave it out, or another version: llmopt env create llamacpp --build"),

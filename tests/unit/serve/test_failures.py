@@ -43,6 +43,9 @@ MEANS = {
     "recorded/request-without-model": ("model key", "model"),
     "real/docker-daemon": ("docker daemon", ""),
     "recorded/docker-gpu": ("docker gpu", ""),
+    "recorded/docker-name": ("docker name", "llmopt-sglang-8123"),
+    "recorded/gpu-architecture": ("gpu architecture", ""),
+    "recorded/shared-memory": ("shared memory", ""),
     "recorded/docker-image": ("docker image", "openmmlab/lmdeploy:v9.9.9"),
     "real/client-refused": ("connection refused", ""),
     "real/client-json": ("stream json", ""),
@@ -61,9 +64,28 @@ def test_a_log_is_explained_by_its_cause_and_a_remedy(name):
     assert failures.explain((), log(name)) == (f"{cause}: {detail}" if detail else cause, ROWS[row]["remedy"])
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if name not in {row for row, _ in MEANS.values()}])
-def test_rows_without_a_log_are_few_and_known(name):
-    assert name in ("shared memory", "gpu architecture", "docker name")
+def test_every_row_has_a_log():
+    assert {row for row, _ in MEANS.values()} == set(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "cause"),
+    [
+        ("harmless-memory", "hf", "ValueError: Unrecognized rope scaling 'sideways'"),
+        ("harmless-file", "hf", "AssertionError: 18 is not divisible by 4"),
+        ("harmless-bind", "llamacpp", "llama.cpp does not load this file: unknown model architecture: 'strange'"),
+    ],
+)
+def test_lines_that_do_no_harm_do_not_beat_what_ended_it(name, engine, cause):
+    assert failures.explain(backend(engine).failures, log(f"recorded/{name}"), returncode=1)[0] == cause
+
+
+def test_the_root_is_explained_before_any_other_line():
+    lines = [
+        "the config names no chat template: '/m' is not a local folder",
+        "OSError: [Errno 98] Address already in use",
+    ]
+    assert failures.explain((), lines)[0] == ROWS["port"]["cause"]
 
 
 def test_the_root_is_the_workers_exception_and_not_what_others_wrote_around_it():
@@ -95,6 +117,14 @@ def test_a_kill_while_the_kernel_was_short_of_memory_is_one_for_lack_of_memory(r
     cause, remedy = failures.explain((), [], returncode=returncode)
     assert "ran out of memory" in cause
     assert "quantization" in remedy
+
+
+def test_a_kill_elsewhere_on_the_machine_does_not_explain_an_exception(monkeypatch, tmp_path):
+    monkeypatch.setattr(failures, "KILLS_BEFORE", 3)
+    monkeypatch.setattr(failures, "VMSTAT", tmp_path / "vmstat")
+    (tmp_path / "vmstat").write_text("oom_kill 4\n")
+    assert failures.explain((), ["ValueError: no"], returncode=1) == ("ValueError: no", None)
+    assert "ran out of memory" in failures.explain((), ["said nothing"], returncode=1)[0]
 
 
 def test_a_kill_without_lack_of_memory_was_somebody_elses(monkeypatch, tmp_path):
