@@ -30,6 +30,7 @@ from llmopt.serve.room import require_room
 HOST = "127.0.0.1"
 POLL_S = 0.1
 CLEANUP_S = 20
+UNEXPLAINED = "its log: "  # how the hint of an error begins whose cause is not known
 LOG_LINES = 5000  # a root cause may stand far above the last word of an engine of several processes
 # Loopback must not go through a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -87,10 +88,11 @@ def serving(
 
 
 def with_known_pair(error: ServerError, environment: Environment | None) -> ServerError:
-    """The error, with versions that are known not to work together where its environment has such."""
-    pairs = bad_pairs(installed(environment.site_packages)) if environment else []
+    """The error; where its log does not explain it, behind it versions there that are known not to work together."""
+    unexplained = (error.hint or "").startswith(UNEXPLAINED)
+    pairs = bad_pairs(installed(environment.site_packages)) if environment and unexplained else []
     for words, pair in pairs:
-        return ServerError(f"{error.message} ({words}: {pair.problem})", hint=f"{pair.remedy}; else {error.hint}")
+        return ServerError(error.message, hint=f"{error.hint}; or it is {words} ({pair.problem}): {pair.remedy}")
     return error
 
 
@@ -222,5 +224,5 @@ def failure(backend: Backend, process: KeptProcess, what: str, refused: str = ""
     if refused and process.running:
         found = failures.explain_text(refused) or found or (f"it answers {refused[:300]}", None)
     cause, remedy = found or (failures.last_words(lines), None)
-    hint = f"{remedy}   (log: {process.log})" if remedy else f"its log: {process.log}"
+    hint = f"{remedy}   (log: {process.log})" if remedy else f"{UNEXPLAINED}{process.log}"
     return ServerError(f"{backend.name} {what}: {cause}", hint=hint)
