@@ -30,6 +30,8 @@ TOOLS = ("llama-server", "llama-quantize", "llama-imatrix", "llama-perplexity")
 PROGRAMS = {
     "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm-serve", "tgi": "text-generation-launcher", "lmdeploy": "lmdeploy",
 }  # fmt: skip
+# A program of the user's own, or that we compiled, which goes before the engine's package.
+OWN_PROGRAMS = {"llamacpp": "llama-server"}
 # The package that a quantization's route is made by → what people call it.
 LIBRARIES = {
     "llmcompressor": "llm-compressor",
@@ -75,11 +77,16 @@ def machine_row(gpus: Gpus) -> dict[str, Any]:
 
 
 def engine_row(backend: Backend, here: tuple[str, ...]) -> dict[str, Any]:
-    """``runs_here``: this machine has a device that it runs on, installed or not."""
+    """``runs_here``: this machine has a device that it runs on, installed or not.
+
+    ``environment``: where it is, or its program where that lies in none.
+    """
     runs_here = any(device in here for device in backend.devices)
     row = {"name": backend.name, "title": backend.title, **availability(backend.needs), "runs_here": runs_here}
     environment = found(backend.needs)
     version = version_of(backend, environment) if environment else None
+    if program := environments.tool(OWN_PROGRAMS.get(backend.name, "")):
+        row["environment"] = str(program)
     if not row["available"] and (own := shutil.which(PROGRAMS.get(backend.name, ""))):
         row["hint"] = f"{own} is on the PATH: --env {own.rpartition('/bin/')[0]}"
     return row | {

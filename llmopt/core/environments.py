@@ -44,6 +44,7 @@ __all__ = [
     "named_by_user",
     "requirement_lines",
     "tool",
+    "tool_in",
     "tool_version",
 ]
 
@@ -153,11 +154,13 @@ def tool(name: str) -> Path | None:
     """llama.cpp's program of this name (``llama-quantize``): the user's own on the PATH, else one that we compiled."""
     if own := shutil.which(name):
         return Path(own)
-    for environment in [current(), *created()]:
-        for path in (environment.site_packages / "bin" / name, environment.prefix / "bin" / name):
-            if path.is_file() and os.access(path, os.X_OK):
-                return path
-    return None
+    return next(filter(None, (tool_in(environment, name) for environment in [current(), *created()])), None)
+
+
+def tool_in(environment: Environment, name: str) -> Path | None:
+    """The program of this name in one environment."""
+    places = (environment.site_packages / "bin" / name, environment.prefix / "bin" / name)
+    return next((path for path in places if path.is_file() and os.access(path, os.X_OK)), None)
 
 
 def tool_version(path: Path) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from llmopt.core.domain import ServeOptions, ServerCommand
 from llmopt.core.errors import UsageError
 from llmopt.serve import FILES_IN_CONTAINER, MODEL_IN_CONTAINER, Backend, LaunchContext
+from llmopt.serve.adapters import named_adapters
 
 EVERY_ADDRESS = "0.0.0.0"  # inside: docker publishes it on the loopback address of the host alone
 # vLLM, SGLang and TensorRT-LLM send tensors between their processes through /dev/shm, of which docker gives 64 MB.  A size
@@ -55,16 +56,15 @@ def in_container(backend: Backend, context: LaunchContext, image: str | None = N
 
 
 def carried(options: ServeOptions) -> tuple[ServeOptions, list[tuple[str, str]]]:
-    """The options with absolute paths of a draft and of adapters, which are mounted where they lie on the host."""
+    """The options with absolute paths of a draft and of adapters, which are mounted where they lie on the host.
+
+    Raises UsageError for an adapter that is none.
+    """
     mounts = []
     if options.speculative_model and Path(options.speculative_model).exists():
         draft = str(Path(options.speculative_model).resolve())
         mounts.append((draft, draft))
         options = replace(options, speculative_model=draft)
-    adapters = []
-    for word in options.lora_modules:
-        name, _, folder = word.partition("=")
-        place = str(Path(folder).resolve())
-        mounts.append((place, place))
-        adapters.append(f"{name}={place}")
-    return replace(options, lora_modules=tuple(adapters)), mounts
+    adapters = [(name, str(place.resolve())) for name, place in named_adapters(options.lora_modules)]
+    mounts += [(place, place) for _, place in adapters]
+    return replace(options, lora_modules=tuple(f"{name}={place}" for name, place in adapters)), mounts

@@ -1,7 +1,8 @@
 """llama.cpp's own server, with parallel slots.
 
-The user's ``llama-server`` on PATH goes first, then the one that ``llmopt env create llamacpp --build`` compiled; else the
-same server out of the xllamacpp wheel, in a process of its own (shims/llamacpp_server.py), which takes the same words.
+An environment that the user names goes first, then the ``llama-server`` on PATH, then the one that ``llmopt env create
+llamacpp --build`` compiled; else the same server out of the xllamacpp wheel, in a process of its own
+(shims/llamacpp_server.py), which takes the same words.
 ``python -m llama_cpp.server`` is never used: it serialises requests, and by default a new one kills the running stream.
 """
 
@@ -17,13 +18,15 @@ from pathlib import Path
 from llmopt.core import environments
 from llmopt.core.domain import ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, Needs
-from llmopt.core.errors import UsageError
+from llmopt.core.errors import MissingEnvironment, UsageError
 from llmopt.core.worker import QUIET_ENGINES
 from llmopt.serve import Backend, Container, Failure, LaunchContext, engine_threads, gguf_file
+from llmopt.serve.adapters import named_adapters
 from llmopt.serve.facts import EngineFacts, sizes, total
 from llmopt.serve.options import Switch
 
 SERVER = Path(__file__).parent / "shims" / "llamacpp_server.py"
+WHEEL = "xllamacpp"
 DEFAULT_CONTEXT = 1024
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 UNQUANTIZED_KV_TYPES = KV_TYPES[:3]
@@ -34,10 +37,10 @@ def command(context: LaunchContext) -> ServerCommand:
     """The context is given per slot: llama.cpp divides ``-c`` by ``-np``."""
     options = context.options
     require_consistent(options)
-    inside = context.environment is None  # of its image, whose entry point is the server
-    own = None if inside else own_server()
+    # In its image the entry point is the server.
+    own = server_of(context.environment) if context.environment else None
     argv = [
-        *([] if inside else [str(own)] if own else [context.python, str(SERVER)]),
+        *([] if context.environment is None else [str(own)] if own else [context.python, str(SERVER)]),
         *("-m", str(Path(context.model) / gguf_file(context.artifact).name)),
         *("--host", context.host, "--port", str(context.port)),
         *("-c", str(options.max_num_seqs * (options.max_model_len or DEFAULT_CONTEXT))),
@@ -56,6 +59,19 @@ def command(context: LaunchContext) -> ServerCommand:
 def own_server() -> Path | None:
     """The user's own, or the one that we compiled."""
     return environments.tool("llama-server")
+
+
+def server_of(environment: Environment) -> Path | None:
+    """The program that is started; ``None`` where it is the wheel's. Raises MissingEnvironment for a named one without both."""
+    if environment.origin != "user" or not environment.prefix.is_dir():
+        return own_server()
+    found = environments.tool_in(environment, "llama-server")
+    if found is None and environments.missing(environment, Needs(modules=(WHEEL,), extra="llamacpp")):
+        raise MissingEnvironment(
+            f"{environment.prefix} has neither llama-server nor {WHEEL}",
+            hint=f"pip install {WHEEL} there, or leave --env out",
+        )
+    return found
 
 
 def require_consistent(options: ServeOptions) -> None:
@@ -118,16 +134,16 @@ def kv_cache_type(dtype: str) -> list[str]:
 
 def adapters(modules: Sequence[str]) -> list[str]:
     """NAME=FILE of GGUF adapters; llama.cpp numbers them and applies all to every request. Raises UsageError."""
-    files = [Path(module.rpartition("=")[2]) for module in modules]
+    files = [place for _, place in named_adapters(modules)]
     for file in files:
         if not file.is_file():
-            raise UsageError(f"--lora-modules: no GGUF adapter at {file}", hint="NAME=FILE.gguf")
+            raise UsageError(f"--lora-modules: {file} is no GGUF adapter", hint="NAME=FILE.gguf")
     return ["--lora", ",".join(map(str, files))]
 
 
 def version(environment: Environment) -> str | None:
     """What ``llama-server`` says of itself; ``None`` where the wheel is used."""
-    own = own_server()
+    own = server_of(environment)
     return f"llama-server {environments.tool_version(own) or 'of unknown version'}" if own else None
 
 
@@ -153,8 +169,8 @@ BACKEND = Backend(
     name="llamacpp",
     title="llama.cpp server",
     formats=("gguf",),
-    needs=Needs(modules=() if own_server() else ("xllamacpp",), extra="llamacpp"),
-    distribution="xllamacpp",
+    needs=Needs(modules=() if own_server() else (WHEEL,), extra="llamacpp"),
+    distribution=WHEEL,
     command=command,
     sequences_reserved=lambda options: options.max_num_seqs,
     facts=facts,

@@ -9,6 +9,7 @@ with ``return_perf_metrics``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from llmopt.serve.options import Switch
 
 START_S = 900.0
 GUESSES = 3
+# Every rank says the first once.
+WEIGHTS = "Memory used after loading model weights (inside torch) in memory usage profiling"
+ACTIVATIONS = "Memory dynamically allocated during inference (inside torch) in memory usage profiling"
+CACHE = "for max tokens in paged KV cache"
+RANK = re.compile(r"\[RANK (\d+)\]")
 # Option of ours → field of its kv_cache_config.
 OF_THE_CACHE = {
     "enable_prefix_caching": "enable_block_reuse",
@@ -77,16 +83,28 @@ def extra_options(options: ServeOptions) -> dict[str, Any]:
 
 
 def facts(lines: Sequence[str]) -> EngineFacts:
-    """Its cache is built twice: small, to find out what a step needs, then in full. The last word counts."""
-    cache = r"\[MemUsageChange\] Allocated ([\d.]+) (GiB) for max tokens in paged KV cache \((\d+)\)"
-    tokens = numbers(r"for max tokens in paged KV cache \((\d+)\)", lines)
-    profiled = r"\(inside torch\) in memory usage profiling: ([\d.]+) (GiB)"
+    """Every rank tells its own share, and all of them hold the same tokens.
+
+    The cache is built twice: small, to find out what a step needs, then in full. The last word of each rank counts.
+    """
+    weights = last_words(WEIGHTS, lines, ranks=sum(WEIGHTS in line for line in lines))
+    caches = last_words(CACHE, lines, ranks=len(weights) or 1)
+    activations = last_words(ACTIVATIONS, lines, ranks=len(weights) or 1)
+    tokens = numbers(r"for max tokens in paged KV cache \((\d+)\)", caches)
+    size = r"([\d.]+) (GiB)"
     return EngineFacts(
-        weights_bytes=total(sizes(rf"Memory used after loading model weights {profiled}", lines)[-1:]),
-        kv_cache_bytes=total(sizes(cache, lines)[-1:]),
-        activation_bytes=total(sizes(rf"Memory dynamically allocated during inference {profiled}", lines)[-1:]),
-        kv_capacity_tokens=int(tokens[-1]) if tokens else None,
+        weights_bytes=total(sizes(f"profiling: {size}", weights)),
+        kv_cache_bytes=total(sizes(f"Allocated {size}", caches)),
+        activation_bytes=total(sizes(f"profiling: {size}", activations)),
+        kv_capacity_tokens=int(min(tokens)) if tokens else None,
     )
+
+
+def last_words(words: str, lines: Sequence[str], *, ranks: int) -> list[str]:
+    """Of the lines with these words the last of each rank; where they name no rank, as many as there are ranks."""
+    said = [line for line in lines if words in line]
+    named = {rank[1]: line for line in said if (rank := RANK.search(line))}
+    return list(named.values()) if named else said[-ranks:]
 
 
 BACKEND = Backend(

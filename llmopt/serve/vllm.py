@@ -21,6 +21,7 @@ from llmopt.core.loading import device_here
 from llmopt.core.machine import core_ids
 from llmopt.core.worker import QUIET_ENGINES, threads_environment
 from llmopt.serve import Backend, Container, Failure, LaunchContext, engine_threads
+from llmopt.serve.adapters import named_adapters
 from llmopt.serve.container import NVIDIA_GPUS, SHARED_MEMORY
 from llmopt.serve.facts import EngineFacts, numbers, sizes, total
 from llmopt.serve.options import Switch
@@ -87,12 +88,11 @@ def speculative(options: ServeOptions) -> list[str]:
 def lora(modules: Sequence[str]) -> list[str]:
     """Adapters as NAME=FOLDER, and the rank that the largest of them has. Raises UsageError for what is no adapter."""
     ranks = []
-    for module in modules:
-        name, _, folder = module.partition("=")
+    for name, folder in named_adapters(modules):
         try:
-            ranks.append(int(json.loads((Path(folder) / "adapter_config.json").read_text())["r"]))
+            ranks.append(int(json.loads((folder / "adapter_config.json").read_text())["r"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"--lora-modules {module}: no adapter in {folder or name}", hint="NAME=FOLDER") from error
+            raise UsageError(f"--lora-modules {name}={folder}: no adapter in {folder}", hint="NAME=FOLDER") from error
     rank = next((able for able in LORA_RANKS if able >= max(ranks)), max(ranks))
     return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules]
 

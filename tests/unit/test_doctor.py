@@ -120,6 +120,11 @@ def test_an_engine_on_the_path_is_found_though_its_environment_is_unknown(monkey
     assert row["hint"].endswith(f"--env {tmp_path}")
 
 
+def test_an_engine_that_is_a_program_of_its_own_is_shown_where_it_lies(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.environments, "tool", lambda name: tmp_path / name if name else None)
+    assert doctor.engine_row(serve.backend("llamacpp"), ("cpu",))["environment"] == str(tmp_path / "llama-server")
+
+
 def test_a_known_bad_pair_is_named_with_its_remedy():
     [(words, pair)] = bad_pairs({"ray": "2.60.0", "FastAPI": "0.165.0", "torch": "2.13.0"})
     assert words == "ray 2.60.0 with fastapi 0.165.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -164,6 +165,13 @@ def test_adapters_and_a_draft_are_mounted_where_they_lie(tmp_path):
     assert f"style={tmp_path}/style" in argv
 
 
+@pytest.mark.parametrize("word", ["style", "style=", "=/adapters", "style=/no/such/adapter"])
+@pytest.mark.parametrize("name", ["sglang", "llamacpp"])
+def test_an_adapter_without_a_name_or_a_place_is_refused_and_mounts_nothing(name, word):
+    with pytest.raises(UsageError, match=f"--lora-modules {word}"):
+        command(name, container=True, lora_modules=(word,))
+
+
 def test_the_launcher_of_tgi_is_its_images_entry_point():
     argv = command("tgi", container=True).argv
     assert argv[argv.index(serve.backend("tgi").container.image) + 1] == "--model-id"
@@ -199,6 +207,17 @@ def test_tensorrt_llms_last_word_on_its_cache_counts():
     found = facts("trtllm")
     assert found.kv_cache_bytes == round(52.5 * GIB)
     assert (found.kv_capacity_tokens, found.activation_bytes) == (983040, round(1.12 * GIB))
+
+
+@pytest.mark.parametrize("label", ["", "[RANK {}] "])
+def test_tensorrt_llms_ranks_are_added_up_and_their_tokens_are_not(label):
+    once = (LOGS / "trtllm.log").read_text().splitlines()
+    lines = [re.sub(r"\[(?:I|INFO)\] ", rf"\g<0>{label.format(rank)}", line) for line in once for rank in (0, 1)]
+    both = serve.backend("trtllm").facts(lines)
+    assert both.kv_cache_bytes == round(2 * 52.5 * GIB)
+    assert both.weights_bytes == pytest.approx(2 * 14.31 * GIB, abs=2)
+    assert both.activation_bytes == pytest.approx(2 * 1.12 * GIB, abs=2)
+    assert both.kv_capacity_tokens == 983040
 
 
 def test_tgi_tells_its_room_in_tokens():

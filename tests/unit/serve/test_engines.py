@@ -6,8 +6,8 @@ import pytest
 
 from llmopt.core import loading
 from llmopt.core.domain import Quantization, ServeOptions
-from llmopt.core.environments import current
-from llmopt.core.errors import UsageError
+from llmopt.core.environments import current, named_by_user
+from llmopt.core.errors import MissingEnvironment, UsageError
 from llmopt.serve import BACKENDS, LaunchContext, backend, llamacpp, vllm
 from unit.make import artifact
 
@@ -131,6 +131,13 @@ def test_the_rank_of_an_adapter_is_read(words, tmp_path):
     assert "--enable-lora" in argv
 
 
+@pytest.mark.parametrize("name", ["vllm", "llamacpp"])
+@pytest.mark.parametrize("word", ["style", "style=", "style=/no/such"])
+def test_an_adapter_wants_a_name_and_a_place_that_is_there(words, name, word):
+    with pytest.raises(UsageError, match=f"--lora-modules {word}"):
+        words(name, lora_modules=(word,))
+
+
 def test_a_folder_without_an_adapter_is_refused(words, tmp_path):
     with pytest.raises(UsageError, match="no adapter in"):
         words("vllm", lora_modules=(f"style={tmp_path}",))
@@ -231,6 +238,46 @@ def test_an_older_server_has_an_older_word(words, tmp_path, monkeypatch):
     argv, _ = words("llamacpp", speculative_model=str(tmp_path / "model"), num_speculative_tokens=4)
     assert after(argv, "--draft-max") == "4"
     assert "--spec-type" not in argv
+
+
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """The command in an environment that the user names, beside a server that is on the PATH; with its own one or not."""
+    monkeypatch.setattr(llamacpp, "own_server", lambda: tmp_path / "elsewhere" / "llama-server")
+
+    def build(*, own):
+        prefix = tmp_path / "named"
+        (prefix / "bin").mkdir(parents=True)
+        (prefix / "bin" / "python").symlink_to(current().python)
+        if own:
+            (prefix / "bin" / "llama-server").write_text("#!/bin/sh\n")
+            (prefix / "bin" / "llama-server").chmod(0o755)
+        made = artifact(tmp_path / "model")
+        context = LaunchContext(
+            artifact=made,
+            options=ServeOptions(backend="llamacpp"),
+            environment=named_by_user(str(prefix)),
+            host="127.0.0.1",
+            port=1,
+        )
+        return backend("llamacpp").command(context).argv[0]
+
+    return build
+
+
+def test_a_named_environment_goes_before_the_path(named, tmp_path):
+    assert named(own=True) == str(tmp_path / "named/bin/llama-server")
+
+
+def test_the_wheel_of_a_named_environment_does_too(named, tmp_path, monkeypatch):
+    monkeypatch.setattr(llamacpp.environments, "missing", lambda environment, needs: ())
+    assert named(own=False) == str(tmp_path / "named/bin/python")
+
+
+def test_a_named_environment_without_a_server_is_not_passed_over(named, monkeypatch):
+    monkeypatch.setattr(llamacpp.environments, "missing", lambda environment, needs: ("xllamacpp",))
+    with pytest.raises(MissingEnvironment, match="neither llama-server nor xllamacpp"):
+        named(own=False)
 
 
 def test_a_draft_that_is_not_there_is_refused(words):
