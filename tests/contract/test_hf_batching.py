@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def continuous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServ
         yield server
 
 
-def ask(server: RunningServer, prompt: str, tokens: int) -> dict[str, Any]:
+def ask(server: RunningServer, prompt: str | list[int], tokens: int) -> dict[str, Any]:
     body = {"model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     request = urllib.request.Request(
         f"{server.command.base_url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -124,3 +125,11 @@ def counted(server: RunningServer) -> int:
     with DIRECT.open(server.command.base_url.removesuffix("/v1") + "/metrics", timeout=10) as response:
         page = response.read().decode()
     return int(page.split("llmopt_hf:request_queue_time_seconds_count ")[1].split()[0])
+
+
+def test_an_id_that_is_no_token_harms_nobody(continuous: RunningServer) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(continuous, [99_999_999], QUICK)
+    with caught.value:
+        assert caught.value.code == 400
+    assert ask(continuous, "The sea", QUICK)["usage"]["completion_tokens"] == QUICK

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 # Run by its path, hf_server.py is a script beside its parts; imported, a module of the package.
 # isort: off
 if TYPE_CHECKING or __package__:
-    from llmopt.serve.shims.hf_news import Deliver, News
+    from llmopt.serve.shims.hf_news import Deliver, News, die_of
     from llmopt.serve.shims.hf_static import StaticBatches
 else:
-    from hf_news import Deliver, News
+    from hf_news import Deliver, News, die_of
     from hf_static import StaticBatches
 # isort: on
 
@@ -64,6 +64,8 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
                 engine.cancel(request)
     except (EOFError, OSError):
         os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
+    except Exception as error:  # the same thread again: without this one it takes no requests
+        die_of(error)
 
 
 def import_whole(model: str) -> None:
@@ -165,6 +167,7 @@ class ContinuousBatches:
         self.context = context
         count_prefix_hits(cache, hits)
         self.manager.start()
+        threading.Thread(target=die_with, args=(self.manager,), daemon=True).start()
 
     def add(self, request: str, ids: list[int], max_tokens: int, end_ids: list[int]) -> None:
         self.manager.add_request(
@@ -180,6 +183,12 @@ class ContinuousBatches:
             "kv_capacity_tokens": self.capacity,
             "max_concurrency": self.capacity / self.context,
         }
+
+
+def die_with(manager: Any) -> None:
+    """transformers' manager outlives its generating thread, and takes requests that nobody will answer."""
+    manager._generation_thread.join()
+    die_of(manager.background_thread_status.fatal_error)
 
 
 def count_prefix_hits(cache: Any, found: dict[str, int]) -> None:

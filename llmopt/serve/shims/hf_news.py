@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,3 +23,15 @@ class News:
 
 
 Deliver = Callable[[list[News]], None]
+LAST_NEWS_S = 0.2  # for what was delivered last to reach its clients
+
+
+def die_of(error: BaseException | None) -> None:
+    """End this process with what went wrong as its last words: what can answer no more must not look alive."""
+    if error is None:
+        print("RuntimeError: the generating thread ended", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    time.sleep(LAST_NEWS_S)
+    os._exit(1)

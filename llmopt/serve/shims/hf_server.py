@@ -62,7 +62,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class BadRequest(Exception):
-    """What a client asked for and this server cannot do; answered with status 400."""
+    """What a client asked for and this server cannot do."""
+
+    status, kind = 400, "invalid_request_error"
+
+
+class NoSuchModel(BadRequest):
+    status, kind = 404, "not_found_error"
 
 
 class Engine:
@@ -126,7 +132,10 @@ class Texts:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        end = json.loads((model / "config.json").read_text()).get("eos_token_id")
+        architecture = json.loads((model / "config.json").read_text())
+        told = architecture.get("vocab_size") or (architecture.get("text_config") or {}).get("vocab_size")
+        self.vocabulary: int = told or self.tokenizer.get_vocab_size()
+        end = architecture.get("eos_token_id")
         self.end_ids: list[int] = [] if end is None else end if isinstance(end, list) else [end]
         template, config = model / "chat_template.jinja", model / "tokenizer_config.json"
         self.settings: dict[str, Any] = json.loads(config.read_text()) if config.exists() else {}
@@ -138,16 +147,27 @@ class Texts:
             text: Any = self.chat(body["messages"])
         else:
             text = body.get("prompt")
-        if isinstance(text, list) and text and all(isinstance(i, int) for i in text):
-            return text
+        ids: list[int] = text if isinstance(text, list) else self.encoded(text)
+        if not ids or not all(type(i) is int for i in ids):  # a bool is an int too, and no token
+            raise BadRequest("prompt must be a text or a list of token ids")
+        if not all(0 <= i < self.vocabulary for i in ids):
+            raise BadRequest(f"token ids go from 0 to {self.vocabulary - 1}")
+        return ids
+
+    def encoded(self, text: Any) -> list[int]:
         if not isinstance(text, str) or not text:
             raise BadRequest("prompt must be a text or a list of token ids")
-        ids: list[int] = self.tokenizer.encode(text).ids
+        try:
+            ids: list[int] = self.tokenizer.encode(text).ids
+        except (TypeError, ValueError) as error:  # a half of a surrogate pair
+            raise BadRequest(f"prompt is no text: {error}") from None
         return ids
 
     def chat(self, messages: Any) -> str:
         if self.chat_template is None:
             raise BadRequest("this model has no chat template: use /v1/completions")
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+            raise BadRequest("messages must be a list of objects with a role and a content")
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         # The same options as transformers, or templates over several lines gain blank ones.
@@ -156,7 +176,11 @@ class Texts:
         )
         tokens = {name: self.settings.get(name) for name in ("bos_token", "eos_token")}
         texts = {name: t.get("content") if isinstance(t, dict) else t or "" for name, t in tokens.items()}
-        return str(jinja.from_string(self.chat_template).render(messages=messages, add_generation_prompt=True, **texts))
+        template = jinja.from_string(self.chat_template)
+        try:
+            return str(template.render(messages=messages, add_generation_prompt=True, **texts))
+        except Exception as error:  # a template is a program of the model's makers: it may raise what it likes
+            raise BadRequest(f"the chat template does not take these messages: {error}") from None
 
 
 def application(arguments: argparse.Namespace) -> Any:
@@ -181,11 +205,11 @@ def application(arguments: argparse.Namespace) -> Any:
     async def complete(request: Request) -> Response:
         accepted_s = time.monotonic()
         try:
-            body = await request.json()
+            body = parsed(await request.body())
             chat = request.url.path.endswith("/chat/completions")
             job = Job(body, texts, engine, chat=chat, model=name, accepted_s=accepted_s)
-        except (BadRequest, ValueError) as error:
-            return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=400)
+        except BadRequest as error:
+            return JSONResponse({"error": {"message": str(error), "type": error.kind}}, status_code=error.status)
         if job.stream:
             return StreamingResponse(job.events(), media_type="text/event-stream")
         try:
@@ -208,28 +232,53 @@ def application(arguments: argparse.Namespace) -> Any:
     return Starlette(routes=routes, lifespan=lifespan)
 
 
+def parsed(text: bytes) -> dict[str, Any]:
+    """The body of a request. Raises BadRequest."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    return body
+
+
+def told(body: dict[str, Any], name: str, kind: type, words: str) -> Any:
+    """A field of the body, ``None`` where it is absent or null. Raises BadRequest where it is of another type."""
+    value = body.get(name)
+    if value is not None and type(value) is not kind:
+        raise BadRequest(f"{name} must be {words}")
+    return value
+
+
 class Job:
     """One request: checked in the constructor, then streamed or collected."""
 
     def __init__(
         self, body: dict[str, Any], texts: Texts, engine: Engine, *, chat: bool, model: str, accepted_s: float
     ) -> None:
-        if body.get("temperature") or body.get("top_p", 1) != 1:
+        asked = told(body, "model", str, "a text")
+        if asked not in (None, model):
+            raise NoSuchModel(f"there is no model {asked!r} here: this server has {model!r}")
+        if body.get("temperature") not in (None, 0) or body.get("top_p") not in (None, 1):
             raise BadRequest("this server decodes greedily: temperature must be 0 and top_p 1")
-        if body.get("stop") or body.get("n", 1) != 1:
+        if body.get("stop") not in (None, "", []) or body.get("n") not in (None, 1):
             raise BadRequest("this server takes no stop strings, and n must be 1")
         self.texts, self.engine, self.chat, self.model = texts, engine, chat, model
         self.ids = texts.prompt(body)
         self.times = Times(prompt_tokens=len(self.ids), accepted_s=accepted_s)
-        self.max_tokens = int(body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_MAX_TOKENS)
+        limits = [told(body, name, int, "a whole number") for name in ("max_completion_tokens", "max_tokens")]
+        self.max_tokens: int = next((given for given in limits if given is not None), DEFAULT_MAX_TOKENS)
+        if self.max_tokens < 1:
+            raise BadRequest("max_tokens must be 1 or more")
         limit = engine.context_length or 0
-        if self.max_tokens < 1 or len(self.ids) + self.max_tokens > limit:
+        if len(self.ids) + self.max_tokens > limit:
             raise BadRequest(
                 f"{len(self.ids)} prompt + {self.max_tokens} output tokens do not fit the context of {limit}"
             )
-        self.end_ids = [] if body.get("ignore_eos") else texts.end_ids
-        self.stream = bool(body.get("stream"))
-        options = body.get("stream_options") or {}
+        self.end_ids = [] if told(body, "ignore_eos", bool, "true or false") else texts.end_ids
+        self.stream = bool(told(body, "stream", bool, "true or false"))
+        options = told(body, "stream_options", dict, "an object") or {}
         self.usage_at_end = bool(options.get("include_usage"))
         self.usage_always = bool(options.get("continuous_usage_stats"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import queue
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 # Run by its path, hf_server.py is a script beside its parts; imported, a module of the package.
 # isort: off
 if TYPE_CHECKING or __package__:
-    from llmopt.serve.shims.hf_news import Deliver, News
+    from llmopt.serve.shims.hf_news import Deliver, News, die_of
 else:
-    from hf_news import Deliver, News
+    from hf_news import Deliver, News, die_of
 # isort: on
 
+# After these the server lives on, the requests do not; after a failed kernel every later step would fail as well.
+OUT_OF_MEMORY = re.compile(r"(?i)out ?of ?memory|can't allocate memory")
 GATHER_S = 0.01  # longer makes fuller batches of a trickle, and each of them later
 
 
@@ -49,6 +52,7 @@ class StaticBatches:
         self.model, self.size, self.deliver = model, arguments.max_num_seqs, deliver
         self.waiting: queue.Queue[Row] = queue.Queue()
         self.cancelled: set[str] = set()
+        self.scheduled_s: float | None = None
         threading.Thread(target=self.work, daemon=True).start()
 
     def add(self, request: str, ids: list[int], max_tokens: int, end_ids: list[int]) -> None:
@@ -65,8 +69,10 @@ class StaticBatches:
             rows = self.gather()
             try:
                 self.run(rows)
-            except Exception as error:  # torch's out of memory and all else: the server lives on, the requests do not
+            except Exception as error:
                 self.tell([row for row in rows if not row.done], error=f"{type(error).__name__}: {error}")
+                if not OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+                    die_of(error)
 
     def gather(self) -> list[Row]:
         """The next batch: who waits, and who comes within a moment of the first, up to the size of a batch."""
