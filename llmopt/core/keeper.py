@@ -1,20 +1,22 @@
 """Runs one command and never outlives its parent: the process that stands between llmopt and an engine.
 
-Standard library only, run as a script: ``python -I -S keeper.py LOG GRACE_S TEMPORARY COMMAND…``.
-On stdout it says ``pid N`` once, and ``exit CODE`` at the end.  When its standard
+Standard library only, run as a script: ``python -I -S keeper.py LOG SETTINGS COMMAND…``, the settings as JSON.
+On stdout it says ``pid N TEMPORARY`` once, and ``exit CODE`` at the end.  When its standard
 input closes, because the parent asked for that, crashed, or was killed with SIGKILL,
 the command's whole tree gets SIGTERM, and SIGKILL after GRACE_S seconds.  On Linux
 it adopts orphans, so a grandchild that left the process group is ended too.
 
-With TEMPORARY ``own`` the command gets a temporary folder of its own, and what it leaves there goes with it; so do its
+With ``own_temporary`` the command gets a temporary folder of its own, and what it leaves there goes with it; so do its
 segments of shared memory.  A killed vLLM leaves hundreds of megabytes in /dev/shm, and even one that ends well leaves its
-sockets in /tmp (0.32).
+sockets in /tmp (0.32).  At last it runs ``cleanup`` and removes ``files``: a container and its launch files outlive
+llmopt's own death as little as a process does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import shutil
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -30,6 +33,7 @@ SHARED_MEMORY = Path("/dev/shm")
 # What Python's multiprocessing, NCCL and torch name their segments; never a file that somebody put there to be read.
 SEGMENTS = ("psm_", "sem.mp-", "nccl-", "torch_")
 LOOK_S = 1.0
+CLEANUP_S = 20
 
 
 def prctl(option: int, value: int) -> None:
@@ -138,9 +142,50 @@ def remove(folder: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def clean_up(command: Sequence[str], files: Iterable[str]) -> None:
+    """Run the command that takes away what outlives the process, and remove its files."""
+    if command:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CLEANUP_S, check=False)
+    for name in files:
+        with contextlib.suppress(OSError):  # up to the first folder that holds something else
+            Path(name).unlink(missing_ok=True)
+            for folder in Path(name).parents:
+                folder.rmdir()
+
+
+def end_users_of(temporary: str) -> None:
+    """Kill our own processes that were given this temporary folder: after a keeper that was killed, nothing else names them."""
+    mark = f"TMPDIR={temporary}\0".encode()
+    for _ in range(100):
+        left = [pid for pid in own_processes() if mark in environment_of(pid)]
+        if not left:
+            break
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def own_processes() -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if entry.stat().st_uid == os.getuid() and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def environment_of(pid: int) -> bytes:
+    """Empty for what is gone, a zombie's too."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
 def main() -> None:
-    log, grace_s, argv = sys.argv[1], float(sys.argv[2]), sys.argv[4:]
-    temporary = tempfile.mkdtemp(prefix="llmopt-") if sys.argv[3] == "own" else None
+    log, settings, argv = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
+    temporary = tempfile.mkdtemp(prefix="llmopt-") if settings["own_temporary"] else None
     shared = SharedSegments()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -169,8 +214,10 @@ def main() -> None:
     except OSError as error:
         print(f"failed {error}", flush=True)
         remove(temporary)
+        clean_up((), settings["files"])
         return
-    print(f"pid {command.pid}", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # a parent that is gone already has closed our input too
+        print(f"pid {command.pid} {temporary or ''}", flush=True)
     while command.poll() is None:
         ready, _, _ = select.select([0, wake_read], [], [], LOOK_S)
         shared.look()
@@ -179,9 +226,10 @@ def main() -> None:
         if wake_read in ready:
             os.read(wake_read, 4096)
     shared.look()
-    end_tree(command, grace_s)
+    end_tree(command, settings["grace_s"])
     shared.remove()
     remove(temporary)
+    clean_up(settings["cleanup"], settings["files"])
     with contextlib.suppress(BrokenPipeError):
         print(f"exit {command.returncode}", flush=True)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from llmopt.core import keeper
 from llmopt.core.errors import LlmoptError
 from llmopt.core.files import disk_errors
 
-KEEPER = Path(__file__).with_name("keeper.py")
+KEEPER = Path(keeper.__file__)
 
 
 class KeptProcess:
@@ -22,7 +25,8 @@ class KeptProcess:
 
     Use as a context manager: leaving it stops the whole tree.  When this process dies
     in any way, the keeper notices the closed pipe and does the same.  Segments of shared memory that the tree leaves are
-    removed; with ``own_temporary`` its temporary folder too.
+    removed; with ``own_temporary`` its temporary folder too.  At the end the keeper runs ``cleanup`` and removes
+    ``files``; what a keeper that was killed could not do is done by ``stop``.
     """
 
     def __init__(
@@ -33,12 +37,16 @@ class KeptProcess:
         environment: Mapping[str, str] | None = None,
         grace_s: float = 5.0,
         own_temporary: bool = False,
+        cleanup: Sequence[str] = (),
+        files: Sequence[str] = (),
     ) -> None:
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
         self.log, self.argv, self.grace_s = log, tuple(argv), grace_s
+        self.cleanup, self.files = tuple(cleanup), tuple(files)
         self.returncode: int | None = None
+        settings = {"grace_s": grace_s, "own_temporary": own_temporary, "cleanup": self.cleanup, "files": self.files}
         self._keeper = subprocess.Popen(
             [
                 sys.executable,
@@ -46,8 +54,7 @@ class KeptProcess:
                 "-S",
                 str(KEEPER),
                 str(log),
-                str(grace_s),
-                "own" if own_temporary else "shared",
+                json.dumps(settings),
                 *argv,
             ],
             stdin=subprocess.PIPE,
@@ -64,7 +71,8 @@ class KeptProcess:
                 f"cannot start {argv[0]}: {value or 'the process that watches over it died'}",
                 hint="is that interpreter there, and is there memory left?",
             )
-        self.pid = int(value)
+        pid, _, self._temporary = value.partition(" ")
+        self.pid = int(pid)
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -90,11 +98,19 @@ class KeptProcess:
         if self._keeper.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._keeper.stdin.close()
-        if not self._ended.wait(self.grace_s + 5):
+        if not self._ended.wait(self.grace_s + 5 + (keeper.CLEANUP_S if self.cleanup else 0)):
             self._keeper.kill()
-        self._keeper.wait()
+        if self._keeper.wait() != 0 and self._keeper.stdout is not None and not self._keeper.stdout.closed:
+            self._end_in_its_place()
         self._ended.wait(1)
         self._close_pipes()
+
+    def _end_in_its_place(self) -> None:
+        """What a keeper that was killed left behind."""
+        if self._temporary:
+            keeper.end_users_of(self._temporary)
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        keeper.clean_up(self.cleanup, self.files)
 
     def _close_pipes(self) -> None:
         for pipe in (self._keeper.stdin, self._keeper.stdout):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import queue
 import shutil
 import socket
-import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmopt.core import keeper
 from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, home
 from llmopt.core.errors import MissingEnvironment, ServerError
@@ -29,7 +32,7 @@ from llmopt.serve.room import require_room
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
-CLEANUP_S = 20
+MOST_BYTES = 1 << 20
 UNEXPLAINED = "its log: "  # how the hint of an error begins whose cause is not known
 LOG_LINES = 5000  # a root cause may stand far above the last word of an engine of several processes
 # Loopback must not go through a proxy that the environment names.
@@ -77,8 +80,11 @@ def serving(
     patience_s = command.ready_timeout_s if ready_timeout_s is None else ready_timeout_s
     with (
         prepared(command),
-        KeptProcess(command.argv, log=log, environment=command.environment, own_temporary=True) as process,
-    ):
+        KeptProcess(
+            command.argv, log=log, environment=command.environment,
+            own_temporary=True, cleanup=command.cleanup, files=tuple(command.files),
+        ) as process,
+    ):  # fmt: skip
         try:
             wait_until_ready(backend, command, process, patience_s)
         except ServerError as error:
@@ -108,7 +114,7 @@ def require_device(backend: Backend) -> None:
 
 @contextlib.contextmanager
 def prepared(command: ServerCommand) -> Iterator[None]:
-    """The command's own files for the time of the ``with`` block, and its clean-up afterwards."""
+    """The command's own files for the time of the ``with`` block; the keeper removes them too, should we not live to."""
     try:
         for name, text in command.files.items():
             path = Path(name)
@@ -117,14 +123,7 @@ def prepared(command: ServerCommand) -> Iterator[None]:
                 path.write_text(text)
         yield
     finally:
-        for name in command.files:
-            Path(name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # up to the first folder that holds something else
-                for folder in Path(name).parents:
-                    folder.rmdir()
-        if command.cleanup:
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                subprocess.run(command.cleanup, capture_output=True, timeout=CLEANUP_S, check=False)
+        keeper.clean_up((), command.files)
 
 
 def command_of(
@@ -136,8 +135,21 @@ def command_of(
     image: str | None = None,
 ) -> ServerCommand:
     """The engine's own command line on a free port, or on that one. Raises UsageError, ServerError."""
-    require_known(backend, options)
+    command = command_anywhere(backend, artifact, options, environment, port, image)
     require_room(backend, artifact, options)
+    return command
+
+
+def command_anywhere(
+    backend: Backend,
+    artifact: Artifact,
+    options: ServeOptions,
+    environment: Environment | None,
+    port: int | None = None,
+    image: str | None = None,
+) -> ServerCommand:
+    """The same without a look at the memory of this machine. Raises UsageError, ServerError."""
+    require_known(backend, options)
     wanted = free_port(port)
     context = LaunchContext(
         artifact=artifact,
@@ -172,7 +184,7 @@ def wait_until_ready(backend: Backend, command: ServerCommand, process: KeptProc
         if not process.running:
             what = "says that it is healthy, and died at its first request" if refused else "died while loading"
             raise failure(backend, process, what)
-        if answers(health):
+        if answers(health, min(5.0, deadline - time.monotonic())):
             refused = refusal(command, deadline - time.monotonic())
             if not refused:
                 return
@@ -180,10 +192,67 @@ def wait_until_ready(backend: Backend, command: ServerCommand, process: KeptProc
     raise failure(backend, process, f"was not ready after {patience_s:g} s", refused)
 
 
-def answers(url: str) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A whole answer, whatever its status; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def fetch(
+    asked: str | urllib.request.Request,
+    timeout_s: float,
+    opener: urllib.request.OpenerDirector = DIRECT,
+    most_bytes: int = MOST_BYTES,
+) -> Answer:
+    """One answer, its body up to ``most_bytes``, within ``timeout_s`` in all: a socket's own timeout is for each read.
+
+    Raises OSError (TimeoutError) for what does not come or is not HTTP, and ValueError for an address that is none.
+    """
+    came: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
+    deadline = time.monotonic() + timeout_s
+
+    def read() -> None:
+        try:
+            came.put(read_answer(opener, asked, deadline, most_bytes))
+        except Exception as error:
+            came.put(error)
+
+    # A thread that a dripping server holds ends at its next drop, and nobody waits for it.
+    threading.Thread(target=read, daemon=True).start()
     try:
-        with DIRECT.open(url, timeout=5) as response:
-            return bool(response.status == 200)
+        answer = came.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError(f"no whole answer within {timeout_s:g} s") from None
+    if isinstance(answer, http.client.HTTPException):
+        raise OSError(f"an answer that is not HTTP: {answer!r}")
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def read_answer(
+    opener: urllib.request.OpenerDirector, asked: str | urllib.request.Request, deadline: float, most_bytes: int
+) -> Answer:
+    try:
+        response = opener.open(asked, timeout=max(0.01, deadline - time.monotonic()))
+    except urllib.error.HTTPError as error:
+        response = error
+    with response:
+        body = bytearray()
+        while len(body) < most_bytes and (piece := response.read1(most_bytes - len(body))):
+            body += piece
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        headers = {name.lower(): str(value) for name, value in response.headers.items()}
+        return Answer(status=response.status, headers=headers, body=bytes(body))
+
+
+def answers(url: str, timeout_s: float = 5.0) -> bool:
+    try:
+        return fetch(url, timeout_s).status == 200
     except (OSError, ValueError):
         return False
 
@@ -198,12 +267,11 @@ def refusal(command: ServerCommand, timeout_s: float) -> str:
     body = json.dumps({"model": command.model, "prompt": "Hello", "max_tokens": 2, "temperature": 0}).encode()
     request = urllib.request.Request(f"{command.base_url}/completions", body, {"Content-Type": "application/json"})
     try:
-        with DIRECT.open(request, timeout=max(1.0, timeout_s)) as response:
-            return emptiness(json.load(response))
-    except urllib.error.HTTPError as error:
-        with error:
-            return f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        answer = fetch(request, max(1.0, timeout_s))
+        if answer.status != 200:
+            return f"HTTP {answer.status}: {answer.body[:500].decode(errors='replace')}"
+        return emptiness(json.loads(answer.body))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
 
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from llmopt import serve
-from llmopt.serve.process import HOST
+from llmopt.serve.process import HOST, fetch
 
 TIMEOUT_S = 2.0
-MOST_BYTES = 1 << 20
 LOOPBACK = (HOST, "localhost", "::1")
 
 
@@ -180,11 +178,14 @@ class Pages:
     def ask(self, path: str) -> Page:
         try:
             request = urllib.request.Request(self.url(path), headers=self.sent)
-            with self.opener.open(request, timeout=TIMEOUT_S) as response:
-                text = response.read(MOST_BYTES).decode("utf-8", "replace")
-                return Page(text=text, headers=dict(lowered(response.headers.items())))
-        except (OSError, ValueError, urllib.error.URLError):
+            answer = fetch(request, TIMEOUT_S, self.opener)
+        except (OSError, ValueError):
             return Page()
+        return (
+            Page(text=answer.body.decode("utf-8", "replace"), headers=answer.headers)
+            if answer.status == 200
+            else Page()
+        )
 
     def text(self, path: str) -> str:
         return self.page(path).text
@@ -196,10 +197,5 @@ class Pages:
         """Its JSON; ``None`` where it is none."""
         try:
             return json.loads(self.text(path))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
-
-
-def lowered(pairs: Any) -> Iterator[tuple[str, str]]:
-    for name, value in pairs:
-        yield str(name).lower(), str(value)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -184,6 +185,7 @@ def test_nor_a_semaphore_that_only_its_maker_knows(log):
 
 def test_shared_memory_of_others_stays(log):
     with contextlib.ExitStack() as stack:
+        stack.callback(resource_tracker._resource_tracker._stop)  # a process of ours that others would stumble over
         segments = []
         with KeptProcess(python("import time; time.sleep(60)"), log=log):
             segments.append(SharedMemory(create=True, size=4096))
@@ -200,3 +202,39 @@ def test_a_temporary_folder_of_its_own_goes_with_the_command(log):
     left = Path(log.read_text().strip())
     assert left.parent.name.startswith("llmopt-")
     assert not left.parent.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the environment of a process is read from /proc")
+def test_a_killed_keeper_leaves_neither_a_grandchild_nor_what_it_should_have_removed(log, tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch/file").touch()
+    with KeptProcess(
+        python(DAEMON, tmp_path / "pid"),
+        log=log,
+        own_temporary=True,
+        cleanup=("touch", str(tmp_path / "cleaned")),
+        files=(str(tmp_path / "launch/file"),),
+    ) as process:
+        pid = int(until(lambda: text(tmp_path / "pid")))
+        keeper = psutil.Process(process.pid).parent()
+        folder = Path(psutil.Process(pid).environ()["TMPDIR"])
+        keeper.kill()
+        assert process.wait(10) == -9
+        assert not gone(pid)
+    assert gone(pid)
+    assert not folder.exists()
+    assert not (tmp_path / "launch").exists()
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_what_it_would_have_cleaned_up_is_cleaned_up_after_a_parent_that_was_killed(log, tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch/file").touch()
+    more = f'log=Path(sys.argv[1]), cleanup=("touch", "{tmp_path}/cleaned"), files=("{tmp_path}/launch/file",)'
+    code = PARENT.replace("log=Path(sys.argv[1])", more)
+    parent = subprocess.Popen([sys.executable, "-c", code, str(log)], stdout=subprocess.PIPE)
+    assert parent.stdout.readline() == b"up\n"
+    parent.kill()
+    parent.communicate()
+    assert until((tmp_path / "cleaned").exists)
+    assert until(lambda: not (tmp_path / "launch").exists())

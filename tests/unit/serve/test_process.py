@@ -1,12 +1,15 @@
 import socket
+import time
 
 import psutil
 import pytest
 
+from llmopt.core.domain import ServerCommand
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ServerError
 from llmopt.serve import backend
-from llmopt.serve.process import answers, completes, emptiness, free_port, with_known_pair
+from llmopt.serve.process import answers, completes, emptiness, fetch, free_port, refusal, with_known_pair
+from unit.serve.raw import raw_server
 
 
 def test_a_server_is_ready_when_it_is_entered(scripted):
@@ -117,3 +120,28 @@ def test_one_that_is_explained_names_none(bad_pair):
 def test_a_failure_in_a_container_is_only_itself():
     error = ServerError("died", hint="why")
     assert with_known_pair(error, None) is error
+
+
+NO_HTTP = (b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", b"\x00\xff\r\n\r\n", b"")
+
+
+@pytest.mark.parametrize("answer", [*NO_HTTP, b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000])
+def test_an_answer_that_is_no_completion_is_a_reason_and_no_crash(answer):
+    with raw_server(answer) as root:
+        command = ServerCommand(argv=(), base_url=f"{root}/v1", model="m")
+        assert isinstance(answers(f"{root}/health"), bool)
+        assert refusal(command, 5)
+
+
+@pytest.mark.parametrize("begin", [b"H", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_server_that_drips_is_waited_for_no_longer_than_was_said(begin):
+    with raw_server(begin + b"x", drip_s=0.05) as root:
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            fetch(root, 0.6)
+        assert time.monotonic() - started < 2
+
+
+def test_an_endless_body_is_read_up_to_a_limit():
+    with raw_server(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100_000) as root:
+        assert len(fetch(root, 5, most_bytes=1000).body) == 1000

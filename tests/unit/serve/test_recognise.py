@@ -6,10 +6,12 @@ import contextlib
 import http.server
 import json
 import threading
+import time
 
 import pytest
 
 from llmopt.serve.recognise import recognise
+from unit.serve.raw import raw_server
 
 
 @contextlib.contextmanager
@@ -112,3 +114,12 @@ def test_a_key_is_sent_to_this_host_and_to_no_other():
 def test_a_user_in_the_address_is_not_part_of_the_host():
     with server({"/v1/models": models("vllm")}) as (url, _):
         assert recognise(url.replace("http://", "http://user:word@")).engine == "vllm"
+
+
+@pytest.mark.parametrize(("answer", "drip_s"), [(b"SSH-2.0-OpenSSH_9.6\r\n", 0), (b"HTTP/1.1 200 OK\r\n\r\nx", 0.05)])
+def test_what_speaks_no_http_or_never_ends_stays_unknown(monkeypatch, answer, drip_s):
+    monkeypatch.setattr("llmopt.serve.recognise.TIMEOUT_S", 0.5)
+    with raw_server(answer, drip_s) as root:
+        started = time.monotonic()
+        assert recognise(f"{root}/v1").engine is None
+        assert time.monotonic() - started < 6
