@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from llmopt.cli.shell import GroupedCommand, Json, PythonOption, app, for_people, print_json, reporter
+from llmopt.cli.shell import (
+    INTERRUPTED,
+    GroupedCommand,
+    Json,
+    PythonOption,
+    app,
+    fail,
+    for_people,
+    print_json,
+    reporter,
+)
 from llmopt.core.domain import ServeOptions
 from llmopt.core.errors import UsageError
 from llmopt.serve.options import OPTIONS, Option
@@ -111,10 +122,14 @@ def serve_command(
     case = open_case(artifact, backend, given, Workload())
     place = hosting.Place(python=python, port=port, container=container, image=image)
     if dry_run:
-        document = hosting.command_document(case, place)
+        document = hosting.command_document(case, place, lambda text: print(f"warning: {text}", file=sys.stderr))
         print_json(document) if json else print_command(document)
         return
-    with hosting.hosted(case, place, reporter(quiet=json), ready_timeout_s=ready_timeout) as server:
-        document = hosting.serving_document(case, server)
-        print_json(document) if json else print_serving(document)
-        hosting.follow(server)
+    try:
+        with hosting.hosted(case, place, reporter(quiet=json), ready_timeout_s=ready_timeout) as server:
+            document = hosting.serving_document(case, server)
+            print_json(document) if json else print_serving(document)
+            sys.stdout.flush()
+            hosting.follow(server)
+    except KeyboardInterrupt:
+        fail("interrupted before the server was ready; it was stopped", "--dry-run prints its command", INTERRUPTED)

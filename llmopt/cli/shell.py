@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from llmopt.report.progress import Reporter
 
 INTERRUPTED = 130
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
 DEBUG_VARIABLE = "LLMOPT_DEBUG"
 
 app = typer.Typer(
@@ -65,6 +68,7 @@ def for_people(command: Callable[..., None]) -> Callable[..., None]:
     def run(*arguments: Any, **options: Any) -> None:
         if sys.stdout is None or sys.stderr is None:
             raise SystemExit(1)
+        stop_in_order()
         try:
             command(*arguments, **options)
             sys.stdout.flush()
@@ -85,6 +89,20 @@ def for_people(command: Callable[..., None]) -> Callable[..., None]:
             fail(f"{type(error).__name__}: {error}", "this is a defect of llmopt: llmopt --debug … shows where", 1)
 
     return run
+
+
+def stop_in_order() -> None:
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that what was started is stopped; not where they are ignored (nohup)."""
+
+    def stop(number: int, _: Any) -> None:
+        for other in STOPPING:
+            signal.signal(other, signal.SIG_IGN)  # once is enough: the unwinding is not to be interrupted
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPING:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
 
 
 def fail(message: str, hint: str | None, status: int) -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+import psutil
 
 from llmopt import serve
 from llmopt.core import environments
 from llmopt.core.domain import Case, ServerCommand
 from llmopt.core.environments import Environment
-from llmopt.pipeline.measuring import version_of, without_secret_arguments
+from llmopt.core.errors import MissingEnvironment, UsageError
+from llmopt.pipeline.measuring import options_document, version_of, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
-from llmopt.serve.process import RunningServer, command_of, serving
+from llmopt.serve.process import RunningServer, command_anywhere, serving
+from llmopt.serve.room import require_room
 
 FOLLOW_S = 0.2
+# An engine's environment on another machine, where its programs are on the PATH.
+ELSEWHERE = Environment(python=Path("python3"), prefix=Path("elsewhere"), origin="user")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +47,12 @@ class Place:
 def hosted(
     case: Case, place: Place, report: Reporter, *, ready_timeout_s: float | None = None
 ) -> Iterator[RunningServer]:
-    """A ready server; its log stays in llmopt's own folder until the same case is served again: errors name it."""
+    """A ready server; its log stays in llmopt's own folder until the same case is served after its end: errors name it."""
     backend = serve.backend(case.serve.backend)
     environment = place.environment(backend)
     if environment and (doubt := backend.doubt(version_of(backend, environment))):
         report.say(doubt)
-    log = environments.home() / "logs" / f"serve-{backend.name}-{case.key}.log"
+    log = own_log(environments.home() / "logs" / f"serve-{backend.name}-{case.key}")
     with contextlib.ExitStack() as stack:
         with report.task(f"starting {backend.name} with {case.artifact.label}"):
             server = stack.enter_context(
@@ -57,21 +64,46 @@ def hosted(
         yield server
 
 
+def own_log(stem: Path) -> Path:
+    """``STEM-PID.log``; those of servers that are gone are removed."""
+    for old in stem.parent.glob(f"{stem.name}-*.log"):
+        number = old.stem.rpartition("-")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            old.unlink(missing_ok=True)
+    return stem.with_name(f"{stem.name}-{os.getpid()}.log")
+
+
 def follow(server: RunningServer) -> None:
     """The server's log on standard error until Ctrl-C; raises ServerError when it dies."""
     backend = serve.backend(server.backend)
     with contextlib.suppress(KeyboardInterrupt), server.process.log.open(errors="replace") as log:
         while server.process.running:
-            sys.stderr.write(log.read())
-            sys.stderr.flush()
+            show(log)
             time.sleep(FOLLOW_S)
+        show(log)
         server.require_alive(backend, "served")
 
 
-def command_document(case: Case, place: Place) -> dict[str, Any]:
-    """What would be started, without starting it."""
+def show(log: TextIO) -> None:
+    sys.stderr.write(log.read())
+    sys.stderr.flush()
+
+
+def command_document(case: Case, place: Place, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """What would be started, here or elsewhere, without starting it; ``warn`` is told what this machine lacks for it."""
     backend = serve.backend(case.serve.backend)
-    command = command_of(backend, case.artifact, case.serve, place.environment(backend), place.port, place.image)
+    try:
+        environment = place.environment(backend)
+    except MissingEnvironment as error:
+        if place.python is not None:
+            raise
+        environment = ELSEWHERE
+        warn(f"{error.message}: programs go by their bare names")
+    try:
+        require_room(backend, case.artifact, case.serve)
+    except UsageError as error:
+        warn(f"{error.message}; {error.hint}")
+    command = command_anywhere(backend, case.artifact, case.serve, environment, place.port, place.image)
     return document_of(case, command)
 
 
@@ -85,7 +117,7 @@ def document_of(case: Case, command: ServerCommand) -> dict[str, Any]:
         "backend": backend.name,
         "artifact": case.artifact.path,
         "quantization": case.artifact.quantization.name,
-        "options": asdict(case.serve),
+        "options": options_document(case.serve),
         "url": command.base_url,
         "model": command.model,
         "argv": without_secret_arguments(command.argv),

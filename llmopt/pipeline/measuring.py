@@ -22,7 +22,7 @@ from llmopt.bench.runner import RunResult, Traffic, measure
 from llmopt.bench.symptoms import Knobs, symptoms
 from llmopt.bench.target import Target
 from llmopt.core import environments
-from llmopt.core.domain import Artifact, Case, Measurement, Workload, stable_hash, workload_identity
+from llmopt.core.domain import Artifact, Case, Measurement, ServeOptions, Workload, stable_hash, workload_identity
 from llmopt.core.environments import Environment
 from llmopt.core.errors import Interrupted, UsageError
 from llmopt.core.files import read_text
@@ -186,7 +186,7 @@ def serving_case(
             ),
             backend=backend_record(backend, environment, server, case.artifact.quantization.format),
             artifact=artifact_record(case.artifact),
-            serve=asdict(case.serve) | {"extra_args": without_secret_arguments(case.serve.extra_args)},
+            serve=options_document(case.serve),
             tokenizer=tokenizer,
             case_key=lambda workload: replace(case, workload=workload).key,
             label=case.label,
@@ -315,6 +315,11 @@ def without_secret_arguments(argv: Sequence[str]) -> list[str]:
         else:
             shown.append(word)
     return shown
+
+
+def options_document(options: ServeOptions) -> dict[str, Any]:
+    """The options as they may be kept and shown."""
+    return asdict(options) | {"extra_args": without_secret_arguments(options.extra_args)}
 
 
 def without_secrets(url: str) -> str:

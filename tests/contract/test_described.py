@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -224,3 +225,41 @@ def serving_in(patch: pytest.MonkeyPatch, folder: Path, backend: serve.Backend, 
     patch.setenv("PATH", str(folder), prepend=":")
     options = ServeOptions(backend=backend.name)
     return serving(backend, artifact, options, None, log=folder / "log", ready_timeout_s=20)
+
+
+LLMOPT = """
+import sys
+from dataclasses import replace
+from llmopt.serve import sglang
+sglang.BACKEND = replace(sglang.BACKEND, devices=("cpu",))
+from llmopt.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_container_does_not_outlive_an_llmopt_that_is_ended_by(
+    number: signal.Signals, programs: None, tmp_path: Path
+) -> None:
+    (tmp_path / "docker").write_text(DOCKER.format(folder=tmp_path))
+    (tmp_path / "docker").chmod(0o755)
+    words = ("serve", "demo", "--backend", "sglang", "--container", "--json")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with subprocess.Popen(
+        [sys.executable, "-c", LLMOPT, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PATH": path},
+    ) as llmopt:
+        assert llmopt.stdout is not None
+        try:
+            assert llmopt.stdout.readline()  # it serves
+            (place,) = tmp_path.glob("llmopt-sglang-*")
+            container = psutil.Process(int(place.read_text()))
+            llmopt.send_signal(number)
+            assert llmopt.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
+        finally:
+            llmopt.kill()
+    assert gone_within(f"--port {place.name.rpartition('-')[2]}", 15)
+    assert not container.is_running()
+    assert not place.exists()

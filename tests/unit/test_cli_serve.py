@@ -6,12 +6,17 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from llmopt import demo
 from llmopt.core.domain import ServeOptions
+from llmopt.pipeline import hosting
 from llmopt.serve.options import BY_NAME, command_words
 
 SERVE = [sys.executable, "-m", "llmopt", "serve", "demo"]
@@ -54,6 +59,96 @@ def test_it_answers_until_it_is_interrupted(served):
     assert process.returncode == 0
     assert tree
     assert not any(p.is_running() for p in tree)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_stop_it_in_order_too(served, number):
+    process, _ = served
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert tree
+    assert not any(p.is_running() for p in tree)
+
+
+def test_the_same_case_served_twice_has_two_logs(served, environment):
+    second = subprocess.Popen(
+        [*SERVE, "--backend", "scripted", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        assert second.stdout.readline()
+        assert len(list(Path(environment["LLMOPT_HOME"]).glob("logs/serve-scripted-*.log"))) == 2
+    finally:
+        second.terminate()
+        second.communicate(timeout=20)
+    with subprocess.Popen(
+        [*SERVE, "--backend", "scripted", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    ) as third:
+        assert third.stdout.readline()
+        logs = {
+            log.stem.rpartition("-")[2] for log in Path(environment["LLMOPT_HOME"]).glob("logs/serve-scripted-*.log")
+        }
+        third.terminate()
+    assert logs == {str(served[0].pid), str(third.pid)}
+
+
+def test_the_last_words_of_an_engine_are_shown(tmp_path, capsys):
+    """It dies between two looks at its log."""
+    (tmp_path / "log").write_text("")
+    states = iter([True, False])
+
+    class Dying:
+        log = tmp_path / "log"
+
+        @property
+        def running(self):
+            if not (alive := next(states, False)):
+                self.log.write_text("RuntimeError: the last word\n")
+            return alive
+
+    server = SimpleNamespace(backend="scripted", process=Dying(), require_alive=lambda *_: None)
+    hosting.follow(server)
+    assert "the last word" in capsys.readouterr().err
+
+
+def test_interrupted_while_it_starts_is_said_in_words_of_its_own(environment):
+    command = [*SERVE, "--backend", "scripted", "--extra-arg=--fault", "--extra-arg=hang"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    folder, deadline = Path(environment["LLMOPT_HOME"]) / "logs", time.monotonic() + 20
+    while not list(folder.glob("*.log")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted before the server was ready" in words
+    assert "kept" not in words
+
+
+def test_a_dry_run_shows_no_secret(environment):
+    done = refused(
+        environment, "--backend", "scripted", "--dry-run", "--json", "--extra-arg=--api-key", "--extra-arg=sk-123"
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["options"]["extra_args"] == ["--api-key", "***"]
+    assert "sk-123" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["sglang", "trtllm", "lmdeploy"])
+def test_a_dry_run_needs_no_engine(environment, name):
+    path = os.pathsep.join(["/usr/bin", "/bin"])
+    done = refused(environment | {"PATH": path}, "--backend", name, "--dry-run", "--json")
+    assert done.returncode == 0
+    assert "/" not in json.loads(done.stdout)["argv"][0]
+    assert str(demo.MODEL) in json.loads(done.stdout)["argv"]
+    assert "warning: no environment here has" in done.stderr
+
+
+def test_a_dry_run_warns_of_a_context_that_has_no_room_here(environment):
+    done = refused(environment, "--backend", "hf", "--dry-run", "--max-model-len", "99999999")
+    assert done.returncode == 0
+    assert "warning: --max-model-len 99999999" in done.stderr
 
 
 def test_an_engine_that_dies_in_the_foreground_is_an_error(served):
