@@ -1,5 +1,7 @@
 """The nouns of llmopt, as frozen dataclasses; standard library only, so that a worker in any environment can import them.
 
+All in one file, long as it is: they are made of each other, and whoever reads one wants its neighbours.
+
 One noun is handed on per stage: ``ModelRef`` → ``Artifact`` → ``Case`` → ``RequestTrace`` → ``Measurement`` → ``Recommendation``.
 Times are ``CLOCK_MONOTONIC`` nanoseconds (``*_ns``) or seconds (``*_s``); unknown is ``None``.
 """
