@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.core.loading import entries
 from llmopt.core.metrics import METRICS
 from llmopt.quantize import METHODS, UNQUANTIZED
-from llmopt.quantize.gguf_types import FILE_TYPES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NOTE = "<!-- Written by tools/generate_docs.py; change the code, then run `make docs`. -->\n\n"

@@ -26,6 +26,8 @@ from llmopt.core.artifacts import (
 from llmopt.core.domain import Artifact, stable_hash
 from llmopt.core.errors import ModelError
 from llmopt.core.files import disk_errors, folder_bytes, write_atomic
+from llmopt.core.gguf_file import read_gguf
+from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.core.weights import require_finite, require_matching_tokenizer, safetensors_header
 from llmopt.core.worker import run_job
 from llmopt.pipeline.claiming import (
@@ -46,9 +48,7 @@ from llmopt.pipeline.proving import (
 )
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.requesting import Preparation, QuantizeRequest, command_line, prepared
-from llmopt.quality.gguf_file import read_gguf
 from llmopt.quantize.gguf import fallbacks
-from llmopt.quantize.gguf_types import FILE_TYPES
 from llmopt.quantize.preflight import remember, weights_room
 from llmopt.report.card import base_name, card
 

@@ -15,6 +15,7 @@ from llmopt.core.artifacts import (
 from llmopt.core.domain import ModelRef, Quantization, stable_hash
 from llmopt.core.environments import Environment
 from llmopt.core.errors import UsageError
+from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.core.machine import this_machine
 from llmopt.core.weights import embedding_rows
 from llmopt.pipeline.proving import (
@@ -27,7 +28,6 @@ from llmopt.quality import WINDOW_TOKENS, needs
 from llmopt.quality.tokens import file_ids, token_windows
 from llmopt.quantize import CALIBRATED, Method, Route, loading, method
 from llmopt.quantize.calibration import BUILTIN, Samples, prepare, read_rows
-from llmopt.quantize.gguf_types import FILE_TYPES
 from llmopt.quantize.preflight import (
     Forecast,
     forecast,

@@ -9,8 +9,8 @@ from typing import Any
 from llmopt.core.artifacts import fingerprint, open_model, read_config
 from llmopt.core.domain import Artifact, Format, Quantization, stable_hash
 from llmopt.core.errors import ModelError
+from llmopt.core.gguf_file import read_gguf
 from llmopt.core.weights import tensors
-from llmopt.quality.gguf_file import read_gguf
 
 FORMATS: dict[str, Format] = {
     "compressed-tensors": "compressed-tensors",

@@ -15,9 +15,9 @@ from typing import Any
 from llmopt.core.artifacts import read_config
 from llmopt.core.domain import Quantization
 from llmopt.core.errors import ModelError
+from llmopt.core.gguf_file import GgufFile, Tensor, check_scales, read_gguf
 from llmopt.core.weights import EMBEDDINGS, count_parameters, data_start, finite_blocks, tensors
 from llmopt.quality.declared import declared
-from llmopt.quality.gguf_file import GgufFile, Tensor, check_scales, read_gguf
 
 QUANTIZE_AGAIN = "the weights are not what was asked: quantize again"
 PACKED = (".weight_packed", ".qweight")

@@ -17,7 +17,7 @@ from typing import Any
 from llmopt.core.domain import Format, Quantization
 from llmopt.core.environments import Needs
 from llmopt.core.errors import UsageError, nearest
-from llmopt.quantize.gguf_types import FILE_TYPES
+from llmopt.core.gguf_types import FILE_TYPES
 
 LLM_COMPRESSOR = Needs(modules=("torch", "transformers", "llmcompressor"), extra="quant")
 GPTQ_MODEL = Needs(modules=("torch", "transformers", "gptqmodel", "optimum"), extra="gptq")

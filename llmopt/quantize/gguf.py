@@ -13,7 +13,7 @@ from typing import Any
 
 from llmopt.core.environments import CONVERTER_FOLDER
 from llmopt.core.errors import ModelError, WorkerError
-from llmopt.quantize.gguf_types import FALLBACK, FILE_TYPES
+from llmopt.core.gguf_types import FALLBACK, FILE_TYPES
 from llmopt.quantize.steps import step
 
 # The split of a tokenizer.json → llama.cpp's name for it. The converter knows published

@@ -19,10 +19,10 @@ from llmopt.core.artifacts import safetensors_header
 from llmopt.core.domain import ModelRef
 from llmopt.core.environments import Environment, home
 from llmopt.core.errors import ModelError, StoreError, UsageError
+from llmopt.core.gguf_types import BITS, FILE_TYPES, written_type
 from llmopt.core.units import show
 from llmopt.quantize import Method, Route, libraries
 from llmopt.quantize.costs import Cost, cost_of
-from llmopt.quantize.gguf_types import BITS, FILE_TYPES, written_type
 
 NOT_LINEAR = ("embed", "lm_head", "norm", "wte", "wpe", "ln_", "layernorm", "router", "mlp.gate.weight")
 HEADS, EMBEDDINGS = ("lm_head", "embed_out"), ("embed_tokens", "wte")

@@ -13,10 +13,10 @@ from llmopt.core import environments
 from llmopt.core.artifacts import MANIFEST, open_artifact
 from llmopt.core.domain import ServeOptions, Workload
 from llmopt.core.errors import UsageError
+from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.pipeline import making, plans, proving, requesting
 from llmopt.pipeline.measuring import bench_artifact
 from llmopt.quantize import METHODS, quantization
-from llmopt.quantize.gguf_types import FILE_TYPES
 from llmopt.report.progress import Reporter
 from tests.contract.conftest import PROOF_TOKENS, SAMPLES, Workshop
 

@@ -5,8 +5,8 @@ import pytest
 
 from llmopt.core.domain import Quantization
 from llmopt.core.errors import ModelError
+from llmopt.core.gguf_file import read_gguf
 from llmopt.quality.declared import Declared, foreign_artifact
-from llmopt.quality.gguf_file import read_gguf
 from llmopt.quality.structure import check_structure, quantizes_activations
 from unit import shards
 from unit.shards import base, bf16, f16, gguf, gptq, i32

@@ -1,8 +1,8 @@
 import pytest
 
 from llmopt.core.errors import UsageError
+from llmopt.core.gguf_types import BITS, FALLBACK, FILE_TYPES, SMALL_BLOCKS, written_type
 from llmopt.quantize import METHODS, method, names, quantization
-from llmopt.quantize.gguf_types import BITS, FALLBACK, FILE_TYPES, SMALL_BLOCKS, written_type
 
 PROMISED = [
     "gptq-int4-g128", "gptq-int4-g32", "gptq-int8", "awq-int4-g128", "autoround-int4", "nf4", "nf4-dq", "int8",
