@@ -62,6 +62,11 @@ class LaunchContext:
         return self.artifact.path if self.environment else MODEL_IN_CONTAINER
 
     @property
+    def base_url(self) -> str:
+        """Where the engine will answer."""
+        return f"http://{self.host}:{self.port}/v1"
+
+    @property
     def python(self) -> str:
         return str(self.environment.python) if self.environment else "python3"
 

@@ -47,7 +47,7 @@ def command(context: LaunchContext) -> ServerCommand:
     ]
     return ServerCommand(
         argv=tuple(argv),
-        base_url=f"http://{context.host}:{context.port}/v1",
+        base_url=context.base_url,
         model=Path(model).name,
         environment=QUIET_ENGINES | threads_environment(threads),
         usage_per_chunk=True,

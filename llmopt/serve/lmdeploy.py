@@ -34,7 +34,7 @@ def command(context: LaunchContext) -> ServerCommand:
     ]
     return ServerCommand(
         argv=tuple(argv),
-        base_url=f"http://{context.host}:{context.port}/v1",
+        base_url=context.base_url,
         model=name,
         environment=QUIET_ENGINES,
         ready_timeout_s=START_S,

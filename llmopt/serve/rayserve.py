@@ -34,7 +34,7 @@ def command(context: LaunchContext) -> ServerCommand:
     environment = QUIET_ENGINES | {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
     return ServerCommand(
         argv=(context.program("serve"), "run", settings, *BACKEND.arguments(context.options)),
-        base_url=f"http://{context.host}:{context.port}/v1",
+        base_url=context.base_url,
         model=name,
         environment=environment,
         health_path="/-/healthz",

@@ -30,7 +30,7 @@ def command(context: LaunchContext) -> ServerCommand:
             *(sys.executable, str(SERVER), "--host", context.host, "--port", str(context.port)),
             *BACKEND.arguments(context.options),
         ),
-        base_url=f"http://{context.host}:{context.port}/v1",
+        base_url=context.base_url,
         model="scripted",
         usage_per_chunk=True,
         ready_timeout_s=20,

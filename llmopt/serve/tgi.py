@@ -37,7 +37,7 @@ def command(context: LaunchContext) -> ServerCommand:
     ]
     return ServerCommand(
         argv=tuple(argv),
-        base_url=f"http://{context.host}:{context.port}/v1",
+        base_url=context.base_url,
         model="tgi",
         environment=QUIET_ENGINES | asked_by_variable(context.options),
         ready_timeout_s=START_S,

@@ -39,7 +39,7 @@ def command(context: LaunchContext) -> ServerCommand:
     ]
     return ServerCommand(
         argv=tuple(argv),
-        base_url=f"http://{context.host}:{context.port}/v1",
+        base_url=context.base_url,
         model=name,
         environment=QUIET_ENGINES,
         health_path="/health/ready",

@@ -50,7 +50,7 @@ def command(context: LaunchContext) -> ServerCommand:
     ]
     return ServerCommand(
         argv=tuple(argv),
-        base_url=f"http://{context.host}:{context.port}/v1",
+        base_url=context.base_url,
         model=Path(context.model).name,  # it names a folder so, and knows no other name
         environment=QUIET_ENGINES,
         ready_timeout_s=START_S,

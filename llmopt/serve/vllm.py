@@ -48,7 +48,7 @@ def command(context: LaunchContext) -> ServerCommand:
     on_cpu = device_here() == "cpu" and context.environment is not None
     return ServerCommand(
         argv=tuple(argv),
-        base_url=f"http://{context.host}:{context.port}/v1",
+        base_url=context.base_url,
         model=name,
         environment=QUIET_ENGINES | {"VLLM_NO_USAGE_STATS": "1"} | (cpu_environment(context) if on_cpu else {}),
         usage_per_chunk=True,
