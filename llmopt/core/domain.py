@@ -49,6 +49,12 @@ class Quantization:
     bits: float
     group_size: int | None = None
 
+    @property
+    def label(self) -> str:
+        """Its name, with the layout where another is the usual one; fit for a file name."""
+        usual = "auto-round" if self.method == "autoround" else "compressed-tensors"
+        return f"{self.name}-{self.format}" if self.format in LAYOUTS and self.format != usual else self.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
@@ -64,10 +70,7 @@ class Artifact:
 
     @property
     def label(self) -> str:
-        """The quantization, with its layout where another is the usual one; fit for a file name."""
-        q = self.quantization
-        usual = "auto-round" if q.method == "autoround" else "compressed-tensors"
-        return f"{q.name}-{q.format}" if q.format in LAYOUTS and q.format != usual else q.name
+        return self.quantization.label
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 ``python runner.py JOB_FOLDER`` reads ``input.json`` (``{"function": "module:name",
 "arguments": {…}}``) and writes ``output.json`` (``{"result": …}`` or ``{"error": …}``);
-engines may print what they like.  Only llmopt itself is made importable, not what
+engines may print what they like.  Started before its job is known, it does ``first.json``
+of the same form, and waits.  Only llmopt itself is made importable, not what
 lies beside it, so that the packages of two environments never mix.
 """
 
@@ -18,7 +19,9 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
+LOOK_S = 0.01
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -65,17 +68,32 @@ def describe(error: Exception) -> dict[str, str | bool | None]:
     return {"kind": type(error).__name__, "error": text, "hint": None}
 
 
+def call(job: dict[str, Any]) -> object:
+    module, _, name = job["function"].partition(":")
+    return getattr(importlib.import_module(module), name)(**job["arguments"])
+
+
+def awaited(file: Path) -> dict[str, Any]:
+    """Whoever started this process ends it where no job comes."""
+    while not file.exists():
+        time.sleep(LOOK_S)
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     # A script's own folder must not shadow the packages of the environment.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     make_llmopt_importable()
-    job = json.loads((folder / "input.json").read_text())
-    module, _, name = job["function"].partition(":")
+    if (folder / "first.json").exists():
+        with contextlib.suppress(Exception):  # the job will meet it, and tell
+            call(awaited(folder / "first.json"))
+    job = awaited(folder / "input.json")
     started = time.monotonic()
+    answer: dict[str, Any]
     try:
-        result = getattr(importlib.import_module(module), name)(**job["arguments"])
-        answer = {"result": result, "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes()}
+        answer = {"result": call(job), "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes()}
     except Exception as error:
         answer = describe(error)
         with contextlib.suppress(OSError):  # the log may lie on the very disk that is full

@@ -14,12 +14,13 @@ from typing import Any
 from llmopt.core import errors
 from llmopt.core.environments import Environment
 from llmopt.core.errors import LlmoptError, WorkerError
-from llmopt.core.files import disk_errors
+from llmopt.core.files import disk_errors, write_atomic
 from llmopt.core.machine import available_cores
 from llmopt.core.process import KeptProcess
 
 RUNNER = Path(__file__).with_name("runner.py")
 POLL_S = 0.1
+JOB_TIMEOUT_S = 6 * 3600.0
 TRACEBACK = "Traceback (most recent call last):"
 CAUSE = re.compile(r"\b(error|failed|assert\w*|abort\w*|exception|terminate|out of memory|cannot|requires)\b", re.I)
 STEP = re.compile(rb"\((\d+)/(\d+)\):([^\r\n]*)")
@@ -56,7 +57,7 @@ def run_job(
     arguments: dict[str, Any],
     *,
     log: Path,
-    timeout_s: float = 6 * 3600,
+    timeout_s: float = JOB_TIMEOUT_S,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> JobResult:
     """Call ``function`` ("module:name" inside llmopt) in ``environment``.
@@ -65,30 +66,77 @@ def run_job(
 
     Raises the error that the function raised where it is one of ours, else WorkerError.
     """
-    with tempfile.TemporaryDirectory(prefix="llmopt-job-") as name:
-        folder = Path(name)
-        (folder / "input.json").write_text(json.dumps({"function": function, "arguments": arguments}))
-        argv = [str(environment.python), str(RUNNER), str(folder)]
+    with Worker(environment, log=log) as worker:
+        return worker.run(function, arguments, timeout_s=timeout_s, progress=progress)
+
+
+class Worker:
+    """A process of an environment that does one job; started early, it does ``first`` while the job is not known yet.
+
+    ``first`` is (function, arguments): imports that take seconds.  What it raises the job will meet and tell of.
+    """
+
+    def __init__(self, environment: Environment, *, log: Path, first: tuple[str, dict[str, Any]] | None = None) -> None:
+        self.log = log
+        self._folder = tempfile.TemporaryDirectory(prefix="llmopt-job-")
+        argv = [str(environment.python), str(RUNNER), self._folder.name]
+        try:
+            if first is not None:
+                self._write("first.json", *first)
+            with disk_errors(log):
+                log.unlink(missing_ok=True)
+            self._process = KeptProcess(argv, log=log, environment=QUIET_ENGINES | threads_environment())
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.stop()
+        self._folder.cleanup()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it can still take its job."""
+        return self._process.running
+
+    def run(
+        self,
+        function: str,
+        arguments: dict[str, Any],
+        *,
+        timeout_s: float = JOB_TIMEOUT_S,
+        progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    ) -> JobResult:
+        """The one job; see ``run_job``."""
+        self._write("input.json", function, arguments)
         waited = 0.0
-        with disk_errors(log):
-            log.unlink(missing_ok=True)
-        with KeptProcess(argv, log=log, environment=QUIET_ENGINES | threads_environment()) as process:
-            while process.wait(POLL_S) is None:
-                waited += POLL_S
-                if (step := last_step(log)) is not None:
-                    progress(*step)
-                if waited > timeout_s:
-                    raise WorkerError(f"{function} did not end within {timeout_s:.0f} s", hint=f"its output: {log}")
-            output = folder / "output.json"
-            if not output.exists():
-                raise WorkerError(death(process, function), hint=f"its output: {log}")
+        while self._process.wait(POLL_S) is None:
+            waited += POLL_S
+            if (step := last_step(self.log)) is not None:
+                progress(*step)
+            if waited > timeout_s:
+                raise WorkerError(f"{function} did not end within {timeout_s:.0f} s", hint=f"its output: {self.log}")
+        output = Path(self._folder.name, "output.json")
+        if not output.exists():
+            raise WorkerError(death(self._process, function), hint=f"its output: {self.log}")
         answer = json.loads(output.read_text())
-        cause = root_cause(process.log_tail(200)) if answer.get("cause_in_log") else None
-    if "error" in answer:
-        kind = getattr(errors, answer["kind"], WorkerError)
-        kind = kind if issubclass(kind, LlmoptError) else WorkerError
-        raise kind(answer["error"] + (f": {cause}" if cause else ""), hint=answer["hint"] or f"its output: {log}")
-    return JobResult(value=answer["result"], seconds=answer["seconds"], peak_memory_bytes=answer["peak_memory_bytes"])
+        if "error" in answer:
+            cause = root_cause(self._process.log_tail(200)) if answer.get("cause_in_log") else None
+            kind = getattr(errors, answer["kind"], WorkerError)
+            kind = kind if issubclass(kind, LlmoptError) else WorkerError
+            raise kind(
+                answer["error"] + (f": {cause}" if cause else ""), hint=answer["hint"] or f"its output: {self.log}"
+            )
+        return JobResult(
+            value=answer["result"], seconds=answer["seconds"], peak_memory_bytes=answer["peak_memory_bytes"]
+        )
+
+    def _write(self, name: str, function: str, arguments: dict[str, Any]) -> None:
+        """Whole or not at all: the process is waiting for it."""
+        write_atomic(Path(self._folder.name, name), json.dumps({"function": function, "arguments": arguments}).encode())
 
 
 def last_step(log: Path) -> tuple[int, int, str] | None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from llmopt.core.files import disk_errors, folder_bytes, write_atomic
 from llmopt.core.gguf_file import read_gguf
 from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.core.weights import require_finite, require_matching_tokenizer, safetensors_header
-from llmopt.core.worker import run_job
+from llmopt.core.worker import Worker, run_job
 from llmopt.pipeline.claiming import (
     already_there,
     claimed,
@@ -45,6 +46,7 @@ from llmopt.pipeline.proving import (
     prove,
     quality_file,
     read_quality,
+    waiting_worker,
 )
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.requesting import Preparation, QuantizeRequest, command_line, prepared
@@ -92,12 +94,20 @@ def quantize(
     """
     out = out.resolve()
 
-    def proven(artifact: Artifact) -> dict[str, Any] | None:
+    def proven(artifact: Artifact, worker: Worker | None = None) -> dict[str, Any] | None:
         if proof is None:
             return None
         return prove(
             artifact, proof, report, log_folder=logs_folder(out), limits=limits, engine=request.engine,
-            kv_cache_dtype=kv_cache_dtype, python=request.python_of_proof(kv_cache_dtype), shared=shared,
+            kv_cache_dtype=kv_cache_dtype, python=request.python_of_proof(kv_cache_dtype), shared=shared, worker=worker,
+        )  # fmt: skip
+
+    def worker_of_proof() -> AbstractContextManager[Worker | None]:
+        if proof is None or request.settings.get("max_memory_bytes"):  # where memory is scarce it comes afterwards
+            return nullcontext()
+        return waiting_worker(
+            request.quantization, request.model.path, log_folder=logs_folder(out), engine=request.engine,
+            kv_cache_dtype=kv_cache_dtype, python=request.python_of_proof(kv_cache_dtype),
         )  # fmt: skip
 
     def prepare_anew() -> Preparation:
@@ -112,7 +122,7 @@ def quantize(
     with one_at_a_time(out, lambda: report.say(f"another llmopt makes {out}: waiting for it")):
         if (found := already_there(out, request.key)) is not None:  # made while we waited
             return taken_up(request, found, proven(found)), True
-        with claimed(out, request.key) as (aside, whole):
+        with claimed(out, request.key) as (aside, whole), worker_of_proof() as worker:
             if whole:
                 report.say(f"its weights were made before: {request.quantization.name} only needs its proof")
             else:
@@ -120,7 +130,7 @@ def quantize(
             shutil.rmtree(resume_folder(out, request.key), ignore_errors=True)
             artifact = open_artifact(aside)
             try:
-                quality = proven(artifact)
+                quality = proven(artifact, worker)
             except ModelError as failure:
                 keep_refused(aside, out, request.key, failure, getattr(failure, "figures", None))
                 raise

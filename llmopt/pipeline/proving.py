@@ -6,8 +6,10 @@ repeated each time: an artifact whose description was edited since is not believ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from llmopt.core.files import read_text, scratch_folder, write_atomic
 from llmopt.core.store import with_quality
 from llmopt.core.synthetic import is_synthetic
 from llmopt.core.weights import check_shards, require_finite, require_matching_tokenizer
-from llmopt.core.worker import run_job
+from llmopt.core.worker import Worker, run_job
 from llmopt.pipeline.reporter import Reporter
 from llmopt.quality.structure import check_structure
 
@@ -93,11 +95,13 @@ def prove(
     engine: str | None = None,
     kv_cache_dtype: str = "auto",
     shared: Path | None = None,
+    worker: Worker | None = None,
 ) -> dict[str, Any]:
     """The quality record of an artifact. Raises ModelError for files that are not what they say, ProofFailed for figures.
 
     ``engine``: hf, llamacpp or vllm; another engine's artifact is proven in the one that reads its format.
     ``shared``: a folder for what the proofs of several artifacts have in common: the base is run once for all of them.
+    ``worker``: one that was started early for this proof (``waiting_worker``).
     """
     limits = limits or ProofLimits()
     if not Path(artifact.base).is_dir():
@@ -113,7 +117,7 @@ def prove(
     found = stored_quality(file, key, report)
     structure = check_files(artifact, scales=found is None)
     if found is None:
-        found = measure(artifact, text, report, chosen, kv_cache_dtype, log_folder, python, shared)
+        found = measure(artifact, text, report, chosen, kv_cache_dtype, log_folder, python, shared, worker)
         found |= {"structure": structure}
         write_atomic(file, json.dumps({"key": key, "quality": found}, indent=1).encode())
     bits = artifact.quantization.bits
@@ -178,8 +182,9 @@ def measure(
     log_folder: Path,
     python: str | None,
     shared: Path | None,
+    worker: Worker | None,
 ) -> dict[str, Any]:
-    """Every weight finite, then base and artifact compared in a fresh worker."""
+    """Every weight finite, then base and artifact compared in a process of their own."""
     environment = environments.find(quality.needs(artifact.quantization, engine), python)
     with (
         report.task(f"comparing {artifact.label} with its base in {engine.name}") as work,
@@ -187,22 +192,39 @@ def measure(
     ):
         if Path(artifact.path).is_dir():
             require_finite(weight_files(Path(artifact.path)))
-        job = run_job(
-            environment,
-            quality.FUNCTION,
-            quality.arguments(
-                artifact,
-                text.path.resolve(),
-                text.tokens,
-                engine=engine,
-                kv_cache_dtype=kv_cache_dtype,
-                scratch=scratch,
-                reference=shared and reference_folder(shared, artifact, text, engine),
-            ),
-            log=log_folder / f"quality-{artifact.label}.log",
-            progress=work.at,
+        asked = quality.arguments(
+            artifact,
+            text.path.resolve(),
+            text.tokens,
+            engine=engine,
+            kv_cache_dtype=kv_cache_dtype,
+            scratch=scratch,
+            reference=shared and reference_folder(shared, artifact, text, engine),
         )
+        if worker is not None and worker.waiting:
+            job = worker.run(quality.FUNCTION, asked, progress=work.at)
+        else:
+            log = log_folder / f"quality-{artifact.label}.log"
+            job = run_job(environment, quality.FUNCTION, asked, log=log, progress=work.at)
     return dict(job.value)
+
+
+@contextlib.contextmanager
+def waiting_worker(
+    quantization: Quantization,
+    base: str,
+    *,
+    log_folder: Path,
+    python: str | None = None,
+    engine: str | None = None,
+    kv_cache_dtype: str = "auto",
+) -> Iterator[Worker]:
+    """A process for the proof of what is being made, which imports its engine meanwhile. It takes some 400 MB."""
+    chosen = engine_of_proof(quantization, engine, kv_cache_dtype)
+    environment = environments.find(quality.needs(quantization, chosen), python)
+    first = (quality.IMPORT_FUNCTION, {"engine": chosen.name, "base": base})
+    with Worker(environment, log=log_folder / f"quality-{quantization.label}.log", first=first) as worker:
+        yield worker
 
 
 def reference_folder(shared: Path, artifact: Artifact, text: QualityText, engine: quality.Engine) -> Path:

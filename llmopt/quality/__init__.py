@@ -22,6 +22,7 @@ from llmopt.core.errors import UsageError, nearest
 WINDOW_TOKENS = 512
 MAX_TOKENS = 16_384
 FUNCTION = "llmopt.quality.comparison:compare"
+IMPORT_FUNCTION = "llmopt.quality.comparison:import_engine"
 TRANSFORMERS = ("torch", "transformers")
 
 
@@ -29,7 +30,8 @@ TRANSFORMERS = ("torch", "transformers")
 class Engine:
     """One line of the table. ``reference``: the engine that runs the base, so that the difference is the quantization's.
 
-    ``formats`` are those it reads, each with the modules that this takes beside ``modules``.
+    ``formats`` are those it reads, each with the modules that this takes beside ``modules``.  ``windows_at_once``: how many
+    windows of text are run beside each other.
     """
 
     name: str
@@ -40,8 +42,11 @@ class Engine:
     modules: tuple[str, ...]
     formats: dict[str, tuple[str, ...]] = field(default_factory=dict)
     kv_cache_dtypes: tuple[str, ...] = ("auto",)
+    windows_at_once: int = 1
 
 
+# Reading the logits of a window out of cyllama takes one core half as long as computing them takes all of them.
+LLAMA_CPP_WINDOWS = 2
 LLAMA_CPP_KV = ("auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 VLLM_KV = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
 ENGINES = {
@@ -73,6 +78,7 @@ ENGINES = {
             modules=(*TRANSFORMERS, "cyllama"),
             formats={"gguf": ()},
             kv_cache_dtypes=LLAMA_CPP_KV,
+            windows_at_once=LLAMA_CPP_WINDOWS,
         ),
         Engine(
             name="vllm",

@@ -14,6 +14,7 @@ import importlib
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,13 +65,16 @@ def compare(
             rows = [window_figures(load(file), load(file), window) for file, window in zip(kept, windows, strict=True)]
         else:
             source = Source(path=artifact, base=base, format=format, kv_cache_dtype=kv_cache_dtype)
-            rows = []
-            with opened(chosen, source) as logits:
-                for file, window in zip(kept, windows, strict=True):
-                    rows.append(window_figures(load(file), logits(window), window))
+            with opened(chosen, source) as logits, ThreadPoolExecutor(chosen.windows_at_once) as pool:
+
+                def figures_of(file: Path, window: Sequence[int]) -> dict[str, list[float]]:
+                    row = window_figures(load(file), logits(window), window)
                     if not reference:
                         file.unlink()
                     reading.step()
+                    return row
+
+                rows = list(pool.map(figures_of, kept, windows))
     figures = summary(rows, sum(len(r["kl"]) for r in rows), Path(text))
     base_engine = ENGINES[chosen.reference]
     return asdict(
@@ -94,6 +98,19 @@ class Progress:
     def step(self) -> None:
         self.done += 1
         print(f"({self.done}/{self.total}): comparing", flush=True)
+
+
+def import_engine(engine: str, base: str) -> None:
+    """Import what ``compare`` will need for the base, which takes seconds, and nothing that patches it (see above)."""
+    import safetensors.torch  # noqa: F401
+    import torch  # noqa: F401
+
+    if engine == "hf":
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(base))]
+    else:
+        importlib.import_module(ENGINES[engine].modules[-1])
 
 
 def opened(engine: Engine, source: Source) -> Any:

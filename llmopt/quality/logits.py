@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.core.errors import ModelError, UsageError, WorkerError
+from llmopt.core.machine import available_cores
+from llmopt.quality import LLAMA_CPP_WINDOWS
 
 # Token ids → logits, tensor on the CPU of shape (tokens or tokens − 1, vocabulary), row i predicts token i + 1.
 Logits = Callable[[Sequence[int]], Any]
@@ -115,9 +117,10 @@ def llamacpp_logits(source: Source) -> Iterator[Logits]:
 
 
 def context_options(llama: Any, tokens: int, kv_cache_dtype: str) -> Any:
-    """One window in one batch; a quantized V cache only works with flash attention."""
+    """One window in one batch, with its share of the cores; a quantized V cache only works with flash attention."""
     options = llama.LlamaContextParams()
     options.n_ctx = options.n_batch = options.n_ubatch = tokens
+    options.n_threads = options.n_threads_batch = max(1, available_cores() // LLAMA_CPP_WINDOWS)
     if kv_cache_dtype != "auto":
         if kv_cache_dtype not in GGML_TYPES:
             raise UsageError(f"llama.cpp has no KV cache of type {kv_cache_dtype!r}", hint=", ".join(GGML_TYPES))

@@ -47,10 +47,10 @@ def kept(words: list[str]) -> bool:
     return any(word.endswith("keeper.py") for word in words)
 
 
-def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    """SIGKILL the worker of a running command the moment that the phase has come."""
+def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool], count: int) -> None:
+    """SIGKILL all ``count`` workers of a running command the moment that the phase has come."""
     deadline = time.monotonic() + DEADLINE_S
-    while not (ready() and workers(process)):
+    while not (ready() and len(workers(process)) == count):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -69,13 +69,13 @@ def test_killed_in_three_phases_and_right_in_the_end(out: Path) -> None:
     phases: dict[str, Callable[[], bool]] = {
         "loading": lambda: quantize_log.exists() and "/" not in said(quantize_log),
         "quantizing": lambda: "(" in said(quantize_log) and "/" in said(quantize_log),
-        "proof": proof_log.exists,
+        "proof": lambda: "comparing" in said(proof_log),
     }
     for phase, ready in phases.items():
         quantize_log.unlink(missing_ok=True)
         proof_log.unlink(missing_ok=True)
         process = start(out)
-        kill_when(process, ready)
+        kill_when(process, ready, 1 if phase == "proof" else 2)  # until then its worker waits beside the other
         status, lines = ended(process)
         assert status == 1, phase
         assert len(lines) == 2
@@ -108,7 +108,7 @@ def test_killed_itself_during_the_proof_only_the_proof_is_made_again(out: Path) 
     proof_log = out.parent / "logs" / f"quality-{NAME}.log"
     first = start(out)
     deadline = time.monotonic() + DEADLINE_S
-    while not proof_log.exists():
+    while "comparing" not in said(proof_log):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,13 +1,14 @@
 import contextlib
 import os
 import signal
+import time
 
 import psutil
 import pytest
 
 from llmopt.core.environments import current
 from llmopt.core.errors import StoreError, UsageError, WorkerError
-from llmopt.core.worker import run_job
+from llmopt.core.worker import Worker, run_job
 
 
 @pytest.fixture
@@ -50,6 +51,37 @@ def test_a_foreign_error_is_a_worker_error_that_names_it(job):
     with pytest.raises(WorkerError, match="ValueError: percentile of an empty sample") as caught:
         job("llmopt.core.statistics:percentile", {"values": [], "percent": 50})
     assert "job.log" in caught.value.hint
+
+
+def test_a_worker_started_early_does_its_first_thing_and_then_its_job(tmp_path):
+    first = ("llmopt.core.files:write_atomic", {"path": tmp_path / "seen", "data": "x"})
+    with pytest.raises(TypeError):  # not of JSON: told at once
+        Worker(current(), log=tmp_path / "log", first=first)
+    first = ("os:mkdir", {"path": str(tmp_path / "seen")})
+    with Worker(current(), log=tmp_path / "log", first=first) as worker:
+        assert wait_for((tmp_path / "seen").exists)
+        assert worker.waiting
+        result = worker.run("llmopt.core.statistics:percentile", {"values": [3, 1, 2], "percent": 50})
+    assert result.value == 2
+    assert not worker.waiting
+
+
+def test_what_goes_wrong_beforehand_is_left_to_the_job(tmp_path):
+    with Worker(current(), log=tmp_path / "log", first=("llmopt.no_such_module:run", {})) as worker:
+        assert worker.run("llmopt.core.statistics:percentile", {"values": [3], "percent": 50}).value == 3
+
+
+def test_a_worker_whose_job_never_came_is_ended(tmp_path):
+    with Worker(current(), log=tmp_path / "log"):
+        assert any("runner.py" in " ".join(p.cmdline()) for p in descendants())
+    assert not any("runner.py" in " ".join(p.cmdline()) for p in descendants())
+
+
+def wait_for(ready, timeout_s=20):
+    deadline = time.monotonic() + timeout_s
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return ready()
 
 
 @pytest.mark.parametrize("function", ["llmopt.no_such_module:run", "llmopt.quantize:no_such_function"])
