@@ -1,0 +1,87 @@
+"""Matrices of configurations whose true speed is known, and what one run of each would read: the ground that races run on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+COUNT = 24
+RECORDED = Path(__file__).with_name("recorded.json")
+Truth = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """``truth`` draws the logarithms of the true speeds; ``tail``: Student's degrees of freedom of a run's noise, ``None``:
+    normal; ``drift``: standard deviation of what shifts a whole pass, and a tenth of it from one run to the next.
+    """
+
+    title: str
+    truth: Callable[[np.random.Generator], Truth]
+    tail: int | None = None
+    drift: float = 0.0
+
+
+def factorial(draw: np.random.Generator) -> Truth:
+    """4 quantizations × 2 engines × 3 settings, with an interaction of 4 %."""
+    quantization, engine, knob = draw.normal(0, 0.25, 4), draw.normal(0, 0.3, 2), draw.normal(0, 0.12, 3)
+    main = quantization[:, None, None] + engine[None, :, None] + knob[None, None, :]
+    return np.asarray((main + draw.normal(0, 0.04, (4, 2, 3))).ravel())
+
+
+def recorded(draw: np.random.Generator) -> Truth:
+    """Means of the runs of a real machine, in an order of their own."""
+    rows = json.loads(RECORDED.read_text())["configurations"]
+    return np.asarray([math.log(float(np.median(row["values"]))) for row in rows])
+
+
+KINDS = {
+    "separated": Kind(title="6 % from one to the next", truth=lambda d: -np.linspace(0, 1.4, COUNT) + d.normal(0, 0.01, COUNT)),
+    "spread": Kind(title="normal, 30 %", truth=lambda d: d.normal(0, 0.3, COUNT)),
+    "factorial": Kind(title="quantization × engine × setting", truth=factorial),
+    "uniform": Kind(title="even within a factor of 2: 3 % from one to the next", truth=lambda d: d.uniform(-0.7, 0, COUNT)),
+    "near ties": Kind(
+        title="eight within 1.5 % of the best",
+        truth=lambda d: np.concatenate([d.uniform(-0.015, 0, 8), d.uniform(-0.8, -0.05, COUNT - 8)]),
+    ),
+    "one best": Kind(
+        title="the best 12 % ahead", truth=lambda d: np.concatenate([[0.0], d.uniform(-0.6, -0.12, COUNT - 1)])
+    ),
+    "heavy tails": Kind(title="factorial, noise with Student's t of 3", truth=factorial, tail=3),
+    "drift": Kind(title="factorial, passes shifted by 10 %", truth=factorial, drift=0.1),
+}  # fmt: skip
+if RECORDED.exists():
+    KINDS["recorded"] = Kind(title="real runs of one machine (recorded.json)", truth=recorded)
+
+
+class Machine:
+    """Gives one run of a configuration as this kind of matrix and this noise would have it."""
+
+    def __init__(self, kind: Kind, between: float, within: float, seed: int) -> None:
+        self.kind, self.between, self.within = kind, between, within
+        self.draw = np.random.default_rng(seed)
+        self.truth = kind.truth(self.draw)
+        self.draw.shuffle(self.truth)
+        self.shift, self.runs = 0.0, 0
+
+    def new_pass(self) -> None:
+        self.shift = float(self.draw.normal(0, self.kind.drift)) if self.kind.drift else 0.0
+
+    def run(self, arm: int) -> float:
+        """The logarithm that a run reads."""
+        self.runs += 1
+        self.shift += float(self.draw.normal(0, self.kind.drift / 10)) if self.kind.drift else 0.0
+        between = self.draw.normal(0, 1)
+        if self.kind.tail is not None:  # scaled to the same standard deviation
+            between = self.draw.standard_t(self.kind.tail) / math.sqrt(self.kind.tail / (self.kind.tail - 2))
+        return float(self.truth[arm] + self.shift + self.between * between + self.draw.normal(0, self.within))
+
+    def loss(self, arm: int) -> float:
+        """By what share the arm is slower than the best."""
+        return 1 - math.exp(float(self.truth[arm] - self.truth.max()))

@@ -1,0 +1,358 @@
+"""Which configuration to measure next, and which needs no more: interleaved successive halving (it decides, it never measures).
+
+Rounds go over the survivors in shuffled order, those that share a server together.  A round is a block: what shifts a whole
+round (a machine that warms up) is estimated with the configurations and cancels.  Values are compared on their logarithms,
+since the noise of a rate or a latency is a share of it.  After each round the chance that a configuration is better than
+the leader is a Student tail on what both were measured at; the least likely are dropped while these chances together stay
+within ``1 - confidence``, so that the error of all looks at the data is bounded by what the last one spends.  Nothing
+is dropped for good: should later rounds show more noise than was thought, whoever is no longer excluded comes back.
+
+Ideas: successive halving (Karnin, Koren and Somekh 2013), F-Race's rounds as blocks (Birattari et al. 2002), and the
+indifference zone (Bechhofer 1954): nobody is asked to tell apart what is within ``tolerance``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llmopt.core.statistics import t_95
+
+NOISE = (
+    0.04  # run-to-run standard deviation as a share, where no repeats told it yet: as of our own runs on shared cores
+)
+NOISE_WEIGHT = 4  # so many repeats' worth of weight has it against those that are seen
+SHARE_OF_BUDGET = 3  # a round takes at most a third of the runs that are left, so that there are rounds left to decide
+EXCLUDED_BLIND = 0.2  # of the error that may be spent, on what was never measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """What an estimate expects of an arm, in the objective's own unit; ``error``: its standard deviation as a share."""
+
+    value: float
+    error: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Belief:
+    """The logarithm of an arm's value, higher is better: mean, standard error, and degrees of freedom of the latter."""
+
+    mean: float
+    error: float
+    freedom: float
+    runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One arm as it stands; ``low`` and ``high`` are its 95 % interval."""
+
+    arm: str
+    value: float
+    low: float
+    high: float
+    runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """``survivors`` best first, the leader among them; ``dropped``: arm → why; ``unmeasured``: not yet, and not excluded.
+
+    ``chances``: of each that is not dropped, to be better than the leader by more than the tolerance.  ``settled`` says why
+    the race is over; ``noise`` is the standard deviation of a run, as a share.
+    """
+
+    leader: str | None
+    survivors: tuple[Estimate, ...]
+    unmeasured: tuple[str, ...]
+    dropped: dict[str, str]
+    settled: str | None
+    noise: float
+    chances: dict[str, float] = field(default_factory=dict)
+
+
+class Race:
+    """The decisions of one race; the caller measures what ``next_round`` names and records every outcome.
+
+    ``groups``: arm → the server that it runs on.  ``noise``: run-to-run standard deviation as a share, where one is known
+    from repeats on this machine.  Raises ValueError for arms that come twice or none.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[str],
+        *,
+        better: Literal["higher", "lower"] = "higher",
+        tolerance: float = 0.02,
+        confidence: float = 0.95,
+        prior: Mapping[str, Prior] | None = None,
+        groups: Mapping[str, str] | None = None,
+        noise: float = NOISE,
+        seed: int = 0,
+    ) -> None:
+        if not arms or len(set(arms)) < len(arms):
+            raise ValueError("a race needs arms, each once")
+        self.arms = tuple(arms)
+        self.sign = 1 if better == "higher" else -1
+        self.margin = math.log1p(tolerance)
+        self.tolerance, self.confidence, self.noise = tolerance, confidence, noise
+        self.prior = dict(prior or {})
+        self.groups = dict(groups or {})
+        self.random = random.Random(seed)
+        self.values: dict[str, dict[int, float]] = {}  # arm → round → logarithm, higher is better
+        self.failed: dict[str, str] = {}
+        self.round = 0
+
+    # --- what the caller does ---------------------------------------------------------------------------------------
+
+    def next_round(self, at_most: int | None = None) -> list[str]:
+        """The arms to measure now, in order; empty when the race is over.
+
+        ``at_most``: the runs that the budget still has.
+        """
+        if at_most is not None and at_most < 1:
+            return []
+        alive = [arm for arm in self.arms if arm not in self.failed]
+        if not self.values:
+            wanted = self.first_look(alive)
+        else:
+            standing = self.standing()
+            if standing.settled:
+                return []
+            wanted = self.contenders(standing, at_most)
+        if not wanted:
+            return []
+        self.round += 1
+        return self.shuffled(wanted[:at_most])
+
+    def record(self, round: int, arm: str, value: float | None = None, *, failure: str = "") -> None:
+        """One outcome: the value of the objective, or why there is none. Raises ValueError for a value that is no quantity.
+
+        Outcomes of an earlier start are recorded in the same way, before the first ``next_round``.
+        """
+        self.round = max(self.round, round)
+        if failure or value is None:
+            self.failed[arm] = failure or "not measured"
+            return
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{arm}: {value} is no positive quantity")
+        self.values.setdefault(arm, {})[round] = self.sign * math.log(value)
+
+    def standing(self) -> Standing:
+        """Who may still be the best, with what certainty, and who may not, with the reason."""
+        beliefs, noise, trusted = self.beliefs()
+        measured = [arm for arm in beliefs if beliefs[arm].runs]
+        if not measured:
+            waiting = tuple(arm for arm in self.arms if arm not in self.failed)
+            nobody = None if waiting else "no configuration could be measured"
+            return Standing(
+                leader=None, survivors=(), unmeasured=waiting, dropped=dict(self.failed), settled=nobody, noise=noise
+            )
+        leader = max(measured, key=lambda arm: beliefs[arm].mean)
+        chances = self.chances(beliefs, leader)
+        if not trusted:  # a prediction that was shown wrong excludes nobody
+            chances |= {arm: 1.0 for arm, belief in beliefs.items() if not belief.runs}
+        chances |= {arm: 1.0 for arm in self.arms if arm not in beliefs and arm not in self.failed}
+        excluded = least_likely(chances, 1 - self.confidence)
+        unmeasured = tuple(arm for arm in self.arms if arm in chances and arm not in measured and arm not in excluded)
+        behind = {
+            arm for arm in excluded if beliefs[leader].mean - beliefs[arm].mean > self.margin or arm not in measured
+        }
+        survivors = sorted((arm for arm in measured if arm not in behind), key=lambda arm: -beliefs[arm].mean)
+        dropped = {arm: self.because(beliefs[arm], beliefs[leader], leader) for arm in behind}
+        equal = "one is left" if len(survivors) == 1 else f"those that are left are within {self.tolerance:.0%}"
+        return Standing(
+            leader=leader,
+            survivors=tuple(self.estimate(arm, beliefs[arm]) for arm in survivors),
+            unmeasured=unmeasured,
+            dropped=dropped | self.failed,
+            settled=equal if len(excluded) == len(chances) else None,
+            noise=noise,
+            chances={arm: chance for arm, chance in chances.items() if arm not in excluded},
+        )
+
+    # --- which come next ----------------------------------------------------------------------------------------------
+
+    def first_look(self, alive: list[str]) -> list[str]:
+        """All arms; with a prior the third that it puts in front, and a few of the others that tell how good it is."""
+        if not alive or any(arm not in self.prior for arm in alive):
+            return alive
+        beliefs = {arm: self.predicted(arm) for arm in alive}
+        order = sorted(alive, key=lambda arm: -beliefs[arm].mean)
+        excluded = least_likely(self.chances(beliefs, order[0]), (1 - self.confidence) * EXCLUDED_BLIND)
+        likely = [arm for arm in order if arm not in excluded]
+        front = likely[: max(4, len(likely) // 3)]
+        rest = [arm for arm in order if arm not in front]
+        thirds = [rest[len(rest) * i // 3 : len(rest) * (i + 1) // 3] for i in range(3)]
+        return front + [self.random.choice(third) for third in thirds if third]
+
+    def contenders(self, standing: Standing, at_most: int | None) -> list[str]:
+        """The leader, then by the chance to beat it; what no prediction speaks of, or a wrong one, goes first."""
+        chance = standing.chances
+        others = sorted((arm for arm in chance if arm != standing.leader), key=lambda arm: -chance[arm])
+        first = [standing.leader] if standing.leader else []
+        blind = sum(chance[arm] >= 1 for arm in others)
+        if at_most is not None:
+            others = others[: max(1, blind, math.ceil(at_most / SHARE_OF_BUDGET) - len(first))]
+        return first + others
+
+    def shuffled(self, arms: Sequence[str]) -> list[str]:
+        """In random order, those of one server in a row: a boot costs time."""
+        by_group: dict[str, list[str]] = {}
+        for arm in arms:
+            by_group.setdefault(self.groups.get(arm, arm), []).append(arm)
+        groups = list(by_group.values())
+        self.random.shuffle(groups)
+        for group in groups:
+            self.random.shuffle(group)
+        return [arm for group in groups for arm in group]
+
+    # --- what the numbers say -----------------------------------------------------------------------------------------
+
+    def beliefs(self) -> tuple[dict[str, Belief], float, bool]:
+        """What is known of each arm that has not failed, the noise of a run, and whether the prior held so far."""
+        here = {arm: rounds for arm, rounds in self.values.items() if arm not in self.failed}
+        means, noise, freedom = fit(here, self.round + 1, self.noise)
+        found = {
+            arm: Belief(mean=means[arm], error=noise / math.sqrt(len(here[arm])), freedom=freedom, runs=len(here[arm]))
+            for arm in here
+        }
+        waiting = [arm for arm in self.prior if arm in self.arms and arm not in found and arm not in self.failed]
+        if not waiting:
+            return found, noise, True
+        if not found:
+            return {arm: self.predicted(arm) for arm in waiting}, noise, True
+        points = [(self.logarithm(arm), found[arm].mean) for arm in found if arm in self.prior]
+        if not points:
+            return found, noise, True
+        line = Line.through(points, max(prior.error for prior in self.prior.values()))
+        return found | {arm: line.at(self.logarithm(arm)) for arm in waiting}, noise, line.holds
+
+    def logarithm(self, arm: str) -> float:
+        return self.sign * math.log(self.prior[arm].value)
+
+    def predicted(self, arm: str) -> Belief:
+        return Belief(mean=self.logarithm(arm), error=self.prior[arm].error, freedom=30, runs=0)
+
+    def chances(self, beliefs: Mapping[str, Belief], leader: str) -> dict[str, float]:
+        """For each other arm the chance that it is better than the leader by more than the tolerance."""
+        best = beliefs[leader]
+        return {
+            arm: student_tail((best.mean + self.margin - b.mean) / math.hypot(b.error, best.error), b.freedom)
+            for arm, b in beliefs.items()
+            if arm != leader
+        }
+
+    def estimate(self, arm: str, belief: Belief) -> Estimate:
+        half = t_95(belief.freedom) * belief.error
+        ends = sorted(math.exp(self.sign * (belief.mean + side)) for side in (-half, 0.0, half))
+        return Estimate(arm=arm, low=ends[0], value=ends[1], high=ends[2], runs=belief.runs)
+
+    def because(self, belief: Belief, best: Belief, leader: str) -> str:
+        gap = best.mean - belief.mean
+        half = t_95(belief.freedom) * math.hypot(belief.error, best.error)
+        behind = f"{share(gap):.0%} behind {leader} [{share(gap - half):.0%}, {share(gap + half):.0%}]"
+        if not belief.runs:
+            return f"predicted {behind}, never measured"
+        return f"{behind} after {belief.runs} round{'s' if belief.runs > 1 else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Measured against predicted logarithms, a regression whose slope is expected at 1: it corrects a prior, and tells its error."""
+
+    slope: float
+    centre: tuple[float, float]
+    variance: float
+    spread: float
+    freedom: float
+    points: int
+    claimed: float
+
+    SLOPE_DOUBT = 0.5  # standard deviation of the slope before anything was measured
+    WEIGHT = 3  # so many points' worth of weight has the claimed error
+
+    @classmethod
+    def through(cls, points: Sequence[tuple[float, float]], claimed: float) -> Line:
+        count = len(points)
+        x, y = (math.fsum(p[i] for p in points) / count for i in (0, 1))
+        xx = math.fsum((p[0] - x) ** 2 for p in points)
+        xy = math.fsum((p[0] - x) * (p[1] - y) for p in points)
+        variance, slope = claimed**2, 1.0
+        for _ in range(4):
+            ridge = variance / cls.SLOPE_DOUBT**2
+            slope = (xy + ridge) / (xx + ridge)
+            rest = math.fsum((p[1] - y - slope * (p[0] - x)) ** 2 for p in points) + ridge * (slope - 1) ** 2
+            variance = (cls.WEIGHT * claimed**2 + rest) / (cls.WEIGHT + count - 1)
+        freedom = cls.WEIGHT + count - 1
+        spread = xx + variance / cls.SLOPE_DOUBT**2
+        return cls(
+            slope=slope, centre=(x, y), variance=variance, spread=spread, freedom=freedom, points=count, claimed=claimed
+        )
+
+    def at(self, predicted: float) -> Belief:
+        away = predicted - self.centre[0]
+        error = math.sqrt(self.variance * (1 + 1 / self.points + away**2 / self.spread))
+        return Belief(mean=self.centre[1] + self.slope * away, error=error, freedom=self.freedom, runs=0)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the predictions were about as good as they claimed."""
+        return self.variance <= 2.5 * self.claimed**2 and self.slope >= 0.5
+
+
+def fit(values: Mapping[str, Mapping[int, float]], rounds: int, guess: float) -> tuple[dict[str, float], float, float]:
+    """Least squares of ``value = arm + round``: each arm's level, the standard deviation of a run, its degrees of freedom.
+
+    Effects of rounds are drawn towards zero by as much as their own spread allows (a ridge), since few arms tell of a late
+    round.  ``guess`` stands for the deviation until repeats tell it, with the weight of ``NOISE_WEIGHT`` of them.
+    """
+    import numpy as np
+
+    normal, right = np.zeros((rounds, rounds)), np.zeros(rounds)
+    for own in values.values():
+        places, mean = list(own), math.fsum(own.values()) / len(own)
+        for place in places:
+            normal[place, place] += 1
+            normal[place, places] -= 1 / len(own)
+            right[place] += own[place] - mean
+    effects = np.linalg.solve(normal + 1e-3 * np.eye(rounds), right)
+    levels = levels_of(values, effects.tolist())
+    rest = math.fsum((v - effects[r] - levels[arm]) ** 2 for arm, own in values.items() for r, v in own.items())
+    used = len({r for own in values.values() for r in own})
+    freedom = max(0, sum(map(len, values.values())) - len(values) - max(0, used - 1))
+    variance = (NOISE_WEIGHT * guess**2 + float(rest)) / (NOISE_WEIGHT + freedom)
+    between = max(variance / 4, float(np.square(effects - effects.mean()).sum()) / max(1, used - 1))
+    effects = np.linalg.solve(normal + variance / between * np.eye(rounds), right)
+    return levels_of(values, effects.tolist()), math.sqrt(variance), NOISE_WEIGHT + freedom
+
+
+def levels_of(values: Mapping[str, Mapping[int, float]], effects: Sequence[float]) -> dict[str, float]:
+    return {arm: math.fsum(v - effects[r] for r, v in own.items()) / len(own) for arm, own in values.items()}
+
+
+def least_likely(chances: Mapping[str, float], error: float) -> set[str]:
+    """As many arms as can be left out while their chances together stay within ``error``."""
+    spent, left_out = 0.0, set[str]()
+    for arm in sorted(chances, key=lambda arm: chances[arm]):
+        spent += chances[arm]
+        if spent > error:
+            break
+        left_out.add(arm)
+    return left_out
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """The chance that Student's t exceeds ``t``, through Wallace's normal approximation (1959), within .002."""
+    z = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
+    tail = 0.5 * math.erfc(z / math.sqrt(2))
+    return tail if t >= 0 else 1 - tail
+
+
+def share(gap: float) -> float:
+    """A difference of logarithms as a share of the leader's value."""
+    return 1 - math.exp(-gap)
