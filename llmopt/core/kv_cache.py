@@ -8,6 +8,7 @@ than that, a recurrent one none.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable
 from typing import Any
 
 GIB = 1 << 30
@@ -28,25 +29,31 @@ WIDTHS |= dict.fromkeys(("int8", "int8_per_token_head"), 1.0)
 WIDTHS |= dict.fromkeys(("int4", "int4_per_token_head", "ultraquant_4bit", "turboquant_4bit_nc"), 0.5)
 WIDTHS |= dict.fromkeys(("nvfp4", "nvfp4_4over6", "fp4_e2m1"), 9 / 16)  # one byte of scale for 16 numbers
 UNKNOWN_TYPE = "bfloat16"  # of a config that names none; the largest that a KV cache usually has
-# What a layer keeps of its tokens, by its name in ``layer_types``: all, a window, or a state of fixed size.
-WHOLE = ("full_attention",)
+# What a layer keeps of its tokens, by its name in ``layer_types``: all, a window, or a state of fixed size (or nothing).
+WHOLE = ("full_attention", "attention")
 WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-STATES = ("linear_attention", "conv", "mamba", "recurrent")
+STATES = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "mlp", "moe")
+RECURRENT = ("mamba", "mamba2", "falcon_mamba")  # types without any attention
+PATTERN_LETTERS = {"M": "mamba", "*": "full_attention", "-": "mlp", "E": "moe"}  # of Nemotron-H
 # Every how many layers one attends to all, of models whose older configs leave it to their code.
-PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
+PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
+EVERY_FOURTH = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 QWEN_WHOLE = 28  # its first layers attend to all
 # Whose cache each engine keeps otherwise, or whose layers differ in more than their window.
-NOT_KNOWN = ("kv_lora_rank", "global_head_dim", "num_global_key_value_heads")
+NOT_KNOWN = ("global_head_dim", "num_global_key_value_heads")
 
 
-def kv_cache_bytes(config: dict[str, Any], tokens: int, dtype: str | None = None) -> int | None:
+def kv_cache_bytes(
+    config: dict[str, Any], tokens: int, dtype: str | None = None, *, latent: bool | None = None
+) -> int | None:
     """Bytes that one sequence of ``tokens`` takes over all layers, with a cache of ``dtype`` (default: the model's own).
 
-    ``None`` where the config does not say, for multi-head latent attention, and for a type or a kind of layer that is not
-    known here.
+    ``latent``: of multi-head latent attention the narrow row is kept (vLLM, SGLang, llama.cpp), or the keys and values of
+    all heads (transformers).  ``None`` where the config does not say, or nobody says which of the two, and for a type or a
+    kind of layer that is not known here.
     """
     text = config.get("text_config") or config
-    per_layer = bytes_of_a_layer(text, dtype)
+    per_layer = bytes_of_a_layer(text, dtype, latent=latent)
     windows = layer_windows(text)
     if per_layer is None or windows is None:
         return None
@@ -58,27 +65,46 @@ def longest_context(config: dict[str, Any], room: int, limit: int, dtype: str | 
     return max(0, bisect.bisect_right(range(limit + 1), room, key=lambda n: kv_cache_bytes(config, n, dtype) or 0) - 1)
 
 
-def bytes_of_a_layer(text: dict[str, Any], dtype: str | None) -> float | None:
-    """Of one token."""
-    heads = first(text, "num_attention_heads", "n_head")
+def bytes_of_a_layer(text: dict[str, Any], dtype: str | None, *, latent: bool | None = None) -> float | None:
+    """Of one token; of a model without attention 0."""
+    if text.get("model_type") in RECURRENT:
+        return 0.0
+    heads = first(text, "num_attention_heads", "n_head", "n_heads")
     hidden = first(text, "hidden_size", "n_embd", "d_model")
     number = number_width(dtype, text)
     if heads is None or number is None or any(text.get(name) for name in NOT_KNOWN):
         return None
-    kv_heads = 1 if text.get("multi_query") else first(text, "num_key_value_heads", "num_kv_heads") or heads
+    if rank := first(text, "kv_lora_rank"):
+        return latent_row(text, rank, heads, latent=latent, number=number)
     width = first(text, "head_dim") or (hidden // heads if hidden else None)
-    return 2 * kv_heads * width * number if width else None
+    return 2 * kv_heads(text, heads) * width * number if width else None
+
+
+def kv_heads(text: dict[str, Any], heads: int) -> int:
+    """Heads that keep keys and values."""
+    if text.get("multi_query") and not text.get("new_decoder_architecture"):
+        return 1
+    inner = text.get("attn_config")  # DBRX and MPT
+    inner = first(inner, "kv_n_heads") if isinstance(inner, dict) else None
+    return first(text, "num_key_value_heads", "num_kv_heads") or inner or heads
+
+
+def latent_row(text: dict[str, Any], rank: int, heads: int, *, latent: bool | None, number: float) -> float | None:
+    """Of one token under multi-head latent attention (DeepSeek-V2, section 2.1)."""
+    rope, plain, value = (first(text, name) for name in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
+    if latent is None or rope is None or plain is None or value is None:
+        return None
+    return (rank + rope if latent else heads * (plain + rope + value)) * number
 
 
 def layer_windows(text: dict[str, Any]) -> list[int | None] | None:
     """The tokens that each layer keeps at most, ``None`` for all of them; nothing where the config does not say."""
-    layers = first(text, "num_hidden_layers", "n_layer", "num_layers")
-    if layers is None:
+    layers = first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    kinds = layer_kinds(text, layers) if layers else None
+    if kinds is None:
         return None
-    if not (kinds := text.get("layer_types")):
-        return implied_windows(text, layers)
     windows: list[int | None] = []
-    for kind in kinds[: layers - (text.get("num_kv_shared_layers") or 0)]:
+    for kind in kinds[: len(kinds) - (text.get("num_kv_shared_layers") or 0)]:
         if kind in WHOLE:
             windows.append(None)
         elif kind in STATES:
@@ -90,8 +116,54 @@ def layer_windows(text: dict[str, Any]) -> list[int | None] | None:
     return windows
 
 
-def implied_windows(text: dict[str, Any], layers: int) -> list[int | None]:
+def is_attention(kind: str) -> bool:
+    return kind in WHOLE or kind in WINDOWED
+
+
+def layer_kinds(text: dict[str, Any], layers: int) -> list[str] | None:
+    """What each layer is, in the words of ``layer_types``; ``None`` for words that are not known here."""
+    kinds = text.get("layer_types") or text.get("layers_block_type")
+    if not kinds and (pattern := text.get("hybrid_override_pattern")):
+        kinds = [PATTERN_LETTERS.get(letter, letter) for letter in pattern]
+    if not kinds:
+        return implied_kinds(text, layers)
+    if not isinstance(kinds, list) or len(kinds) < layers or not all(is_attention(k) or k in STATES for k in kinds):
+        return None
+    # Nemotron-H counts its layers by the list alone.
+    return kinds if text.get("model_type") == "nemotron_h" else kinds[:layers]
+
+
+def implied_kinds(text: dict[str, Any], layers: int) -> list[str]:
     """Of a config without ``layer_types``, as transformers fills them in (5.17)."""
+    kind = str(text.get("model_type"))
+    if kind in RECURRENT:
+        return ["mamba"] * layers
+    if period := first(text, "attn_layer_period"):  # Jamba
+        offset = int(text.get("attn_layer_offset") or 0)
+        return chosen(layers, [i for i in range(layers) if i % period == offset], "mamba")
+    if "attn_layer_indices" in text or kind == "bamba":
+        return chosen(layers, text.get("attn_layer_indices") or [], "mamba")
+    if "full_attn_idxs" in text:  # LFM2
+        return chosen(layers, text["full_attn_idxs"] or range(layers), "conv")
+    if interval := first(text, "full_attention_interval") or (4 if kind in EVERY_FOURTH else None):
+        return chosen(layers, range(interval - 1, layers, interval), "linear_attention")
+    if "attn_type_list" in text or kind == "minimax":
+        listed = text.get("attn_type_list") or [i % 2 for i in range(1, layers + 1)]
+        return chosen(layers, [i for i, whole in enumerate(listed) if whole], "linear_attention")
+    if kind == "granitemoehybrid":
+        return ["mamba"] * layers
+    if kind == "llama4_text":
+        rope = text.get("no_rope_layers") or [(i + 1) % 4 for i in range(layers)]
+        return chosen(layers, [i for i, turned in enumerate(rope) if not turned], "chunked_attention")
+    return ["full_attention" if window is None else "sliding_attention" for window in implied_windows(text, layers)]
+
+
+def chosen(layers: int, attending: Iterable[int], other: str) -> list[str]:
+    places = set(attending)
+    return ["full_attention" if layer in places else other for layer in range(layers)]
+
+
+def implied_windows(text: dict[str, Any], layers: int) -> list[int | None]:
     window, kind = first(text, "sliding_window"), str(text.get("model_type"))
     if window is None or not text.get("use_sliding_window", not kind.startswith("qwen")):
         return [None] * layers

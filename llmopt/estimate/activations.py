@@ -1,0 +1,148 @@
+"""What an engine holds beside weights and KV cache while it computes, at its peak.
+
+``hf`` reads a whole prompt in one step: at the widest place of a layer, the MLP, three rows of its width are alive for
+each token (silu(gate), up and their product), and four of the hidden width (embeddings, the layer's input, what attention
+made of it, its norm): read off transformers' modeling_qwen2.py, and the slope of the published readings of Qwen2.5
+(143 kB a token for the 7B, of which this is 142.3).  Engines that take a fixed number of tokens a step need memory for
+those alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmopt.core.formats import Layout
+from llmopt.core.kv_cache import kv_heads
+from llmopt.estimate.load import Load
+from llmopt.estimate.shape import Shape, Tensor
+
+ALIVE = 4  # rows of the hidden width
+CUBLAS_WORKSPACE = 8_519_680  # torch's :4096:2:16:8, 8.125 MiB; on Hopper 32 MiB
+UBATCH = 512  # llama.cpp's -ub
+STEP_TOKENS = 8192  # vLLM's max_num_batched_tokens for a server on a data centre GPU
+AWQ_DEQUANTIZES_FROM = 1024  # tokens: below that AutoAWQ's kernel multiplies packed weights
+LOGIT_COPIES = 3  # of the last position: in 16 bits, in float32, and what the sampler makes of it
+STEPWISE = ("vllm", "sglang", "trtllm", "tgi", "lmdeploy", "rayserve", "triton")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """``prefill`` and ``decode``: bytes at the peak of each, on one device; ``words``: how they come about."""
+
+    prefill: int
+    decode: int
+    words: str
+
+
+def activations(shape: Shape, layout: Layout, load: Load, backend: str) -> Activations:
+    if backend == "llamacpp":
+        return of_llamacpp(shape, load)
+    if backend in STEPWISE:
+        return of_stepwise(shape, load)
+    return of_hf(shape, layout, load)
+
+
+def of_hf(shape: Shape, layout: Layout, load: Load) -> Activations:
+    """transformers: prefill of all prompts at once, logits of each last position."""
+    number = 4 if layout.rest == 32 else 2
+    tokens = load.sequences * load.prompt
+    logits = load.sequences * shape.vocabulary * 4 * LOGIT_COPIES
+    standing = workspace(shape, layout) + CUBLAS_WORKSPACE
+    live = tokens * ALIVE * shape.hidden * number
+    widest = max(mlp_bytes(shape, layout, tokens, number), attention_bytes(shape, load, number))
+    step = load.sequences * (ALIVE * shape.hidden + 3 * inner_width(shape)) * number + logits
+    return Activations(
+        prefill=round(standing + max(live + widest, logits)),
+        decode=standing + step + growth(shape, load, number),
+        words=f"prefill of {tokens:,} tokens at once: {ALIVE} rows of {shape.hidden} and the MLP's {inner_width(shape)}",
+    )
+
+
+def mlp_bytes(shape: Shape, layout: Layout, tokens: int, number: int) -> float:
+    """The widest moment of the MLP, or of the step before it where a weight is unpacked meanwhile."""
+    inner = inner_width(shape)
+    rows = 3 if gated(shape) else 2
+    rows += any(t.part.endswith("gate_up") for t in shape.tensors)  # halves of one row, which stays alive whole
+    if layout.format == "bitsandbytes" and layout.bits == 8:
+        return tokens * (inner * (2 * number + 4) + shape.hidden)  # LLM.int8: an int32 row before its scale
+    unpacked = layout.format == "bitsandbytes" or (layout.format == "awq" and tokens >= AWQ_DEQUANTIZES_FROM)
+    before = tokens * (rows - 1) * inner * number + largest_linear(shape) * number
+    return max(tokens * rows * inner * number, before if unpacked else 0)
+
+
+def attention_bytes(shape: Shape, load: Load, number: int) -> float:
+    """Queries before and after rotation with their two halves, keys and values; with eager attention all scores."""
+    tokens = load.sequences * load.prompt
+    heads, width, kv = attention_widths(shape)
+    found = tokens * number * (4 * heads * width + 3 * kv * width)
+    if load.attention == "eager":
+        # Scores, their softmax in float32, and that in the model's type.
+        found += load.sequences * heads * load.prompt**2 * (2 * number + 4)
+    return found
+
+
+def attention_widths(shape: Shape) -> tuple[int, int, int]:
+    """(heads, width of one, heads of keys) of the first layer that attends; zeros without one."""
+    heads = next((shape.config[n] for n in ("num_attention_heads", "n_head", "n_heads") if shape.config.get(n)), 0)
+    output = next((t for t in shape.tensors if t.part == "o"), None)
+    if not heads or output is None:
+        return 0, 0, 0
+    return heads, output.columns // heads, kv_heads(shape.config, heads)
+
+
+def growth(shape: Shape, load: Load, number: int) -> int:
+    """torch.cat makes a layer's keys anew for each token while the old ones are still there."""
+    _, width, kv = attention_widths(shape)
+    return load.sequences * load.context * kv * width * number
+
+
+def workspace(shape: Shape, layout: Layout) -> int:
+    """Of exllama's kernels for 4 bits: room for the largest layer in 16 bits, for as long as the model lives."""
+    return 2 * largest_linear(shape) if layout.format in ("gptq", "auto-round") and layout.bits == 4 else 0
+
+
+def of_stepwise(shape: Shape, load: Load) -> Activations:
+    """Engines that take a step's tokens at most: fused gate and up, their product, two rows of the residual."""
+    tokens = load.step_tokens or STEP_TOKENS
+    logits = load.sequences * shape.vocabulary * 4 * LOGIT_COPIES
+    row = (3 * inner_width(shape) + ALIVE * shape.hidden) * 2
+    return Activations(
+        prefill=tokens * row + logits, decode=load.sequences * row + logits, words=f"steps of {tokens:,} tokens at most"
+    )
+
+
+def of_llamacpp(shape: Shape, load: Load) -> Activations:
+    """llama.cpp reserves its compute buffer once, for ``-ub`` tokens that all want logits, in float32.
+
+    With flash attention: 304 MiB for Qwen2.5-7B, 258.5 for Llama-3-8B, 70.5 for Llama-2-7B in its own log.
+    """
+    tokens = min(load.step_tokens or UBATCH, load.sequences * load.context)
+    hidden, inner = shape.hidden, inner_width(shape)
+    graph = 4 * tokens * max(shape.vocabulary + hidden, 2 * inner + 2 * hidden)
+    output = 4 * shape.vocabulary * load.sequences
+    return Activations(
+        prefill=graph + output, decode=graph + output, words=f"compute buffer for {tokens} tokens with their logits"
+    )
+
+
+def linears(shape: Shape) -> list[Tensor]:
+    return [t for t in shape.tensors if t.role in ("linear", "expert")]
+
+
+def largest_linear(shape: Shape) -> int:
+    return max((t.matrix for t in linears(shape)), default=0)
+
+
+def inner_width(shape: Shape) -> int:
+    """The widest row inside an MLP that one token passes; of a mixture, of all experts that it goes to."""
+    widths = [0]
+    for t in linears(shape):
+        if t.part.endswith("down"):
+            widths.append(t.columns * (shape.experts_per_token if t.role == "expert" else 1))
+        elif t.part == "ssm_out":
+            widths.append(t.columns)
+    return max(widths)
+
+
+def gated(shape: Shape) -> bool:
+    return any(t.part.endswith(("gate", "gate_up")) for t in linears(shape))

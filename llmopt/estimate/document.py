@@ -1,0 +1,155 @@
+"""The document that ``llmopt estimate`` prints: figures, what they rest on, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from llmopt.core.formats import Layout
+from llmopt.core.units import show
+from llmopt.estimate.activations import activations
+from llmopt.estimate.memory import Case, Memory, memory_of
+from llmopt.estimate.source import Source
+
+EVIDENCE = "estimated"
+# What is offered where something does not fit, from the widest.
+STEPS = ("bf16", "fp8", "gptq-int8", "awq-int4-g128", "gptq-int4-g128", "gptq-int3-g128")
+GGUF_STEPS = (
+    "gguf-f16",
+    "gguf-q8_0",
+    "gguf-q6_k",
+    "gguf-q5_k_m",
+    "gguf-q4_k_m",
+    "gguf-iq4_xs",
+    "gguf-q3_k_m",
+    "gguf-q2_k",
+    "gguf-iq2_m",
+)
+HF_STEPS = ("bf16", "int8", "gptq-int8", "nf4", "gptq-int4-g128", "awq-int4-g128", "nf4-dq", "gptq-int3-g128")
+CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+def estimate_document(source: Source, case: Case, price: Any = None) -> dict[str, Any]:
+    """JSON-ready; sizes in bytes."""
+    memory = memory_of(case)
+    shape, devices = case.shape, case.devices
+    return {
+        "schema": 1,
+        "evidence": EVIDENCE,
+        "model": {
+            "name": source.name, "model_type": shape.model_type, "parameters": shape.parameters,
+            "active_parameters": shape.active_parameters, "layers": shape.layers, "vision_parameters": shape.vision or None,
+        },
+        "quantization": {
+            "name": case.layout.name, "format": case.layout.format, "bits_per_weight": case.weights.bits_per_weight,
+            "file_bytes": case.weights.file_bytes, "types": case.weights.types,
+        },
+        "backend": case.backend,
+        "load": {
+            "sequences": case.load.sequences, "input_tokens": case.load.prompt, "output_tokens": case.load.output,
+            "context": case.load.context, "kv_cache_dtype": case.kv_dtype or "auto",
+        },
+        "devices": {
+            "name": devices.name or None, "count": devices.count, "tensor_parallel_size": devices.tensor_parallel,
+            "memory_bytes": devices.memory_bytes,
+        },
+        "memory": memory_table(memory),
+        "fits": whether(case, memory),
+        "assumptions": assumptions(source, case, memory),
+        "doubts": doubts(case),
+    }  # fmt: skip
+
+
+def memory_table(memory: Memory) -> dict[str, Any]:
+    return {
+        "weights_bytes": memory.weights_bytes,
+        "kv_cache_bytes": memory.kv_cache_bytes,
+        "activation_bytes": memory.activation_bytes,
+        "total_bytes": memory.total_bytes,
+        "overhead_bytes": memory.overhead_bytes,
+        "per_gpu_bytes": memory.per_gpu_bytes,
+        "needed_per_gpu_bytes": memory.needed_per_gpu_bytes,
+        "max_context": memory.max_context,
+        "max_concurrency": memory.max_concurrency,
+        "evidence": EVIDENCE,
+    }
+
+
+def whether(case: Case, memory: Memory) -> bool | None:
+    """Whether the load fits the devices; ``None`` where their memory is not known."""
+    if memory.max_concurrency is None:
+        return None
+    return memory.max_concurrency >= case.load.sequences
+
+
+def assumptions(source: Source, case: Case, memory: Memory) -> list[str]:
+    exact = source.weights is case.weights
+    bits = case.weights.bits_per_weight
+    basis = (
+        "from the headers of the files"
+        if exact
+        else f"{case.shape.parameters:,} parameters by the config, {bits:g} bits each"
+    )
+    working = activations(case.shape, case.layout, case.load, case.backend)
+    found = [
+        f"weights: {basis}",
+        f"KV cache: {case.load.sequences} × {case.load.context:,} tokens, all sequences at their full length"
+        if memory.peak == "decode" or case.backend != "hf"
+        else f"KV cache: {case.load.sequences} × {case.load.prompt:,} tokens, for the peak is at the end of the prefill",
+        f"activations: {working.words}",
+        f"peak: {memory.peak}",
+    ]
+    if case.weights.fallbacks:
+        found.append(f"{case.weights.fallbacks} tensors have rows that 256 does not divide and get a wider type")
+    return found
+
+
+def doubts(case: Case) -> list[str]:
+    found = list(case.shape.notes)
+    if case.backend == "hf" and case.layout.format == "compressed-tensors" and case.layout.bits < case.layout.rest:
+        found.append("transformers unpacks compressed-tensors to 16 bits before its first step: counted so")
+    if case.shape.experts and case.layout.format == "bitsandbytes":
+        found.append("transformers 5 keeps fused experts in 16 bits under bitsandbytes; counted as quantized")
+    return found
+
+
+def ways_out(source: Source, case: Case) -> str:
+    """What would fit instead: the next narrower quantization, or a shorter context."""
+    for name in steps(case.backend):
+        layout, weights = source.in_layout(name, None)
+        if weights.bytes < case.weights.bytes:
+            smaller = memory_of(replace(case, layout=layout, weights=weights))
+            if (smaller.max_concurrency or 0) >= case.load.sequences:
+                return f"--quant {name} fits ({show(smaller.needed_per_gpu_bytes, 'bytes')} per GPU)"
+    memory = memory_of(case)
+    if memory.max_context:
+        return f"--context {memory.max_context} fits"
+    return "no quantization here is small enough: more GPUs (--gpus 2 --tensor-parallel-size 2), or a larger one"
+
+
+def steps(backend: str) -> tuple[str, ...]:
+    return {"llamacpp": GGUF_STEPS, "hf": HF_STEPS}.get(backend, STEPS)
+
+
+def fits_document(source: Source, case: Case) -> dict[str, Any]:
+    """Which quantizations hold which contexts on the devices."""
+    rows = []
+    for name in steps(case.backend):
+        layout, weights = source.in_layout(name, None)
+        memory = memory_of(replace(case, layout=layout, weights=weights))
+        longest = memory.max_context or 0
+        rows.append({
+            "quantization": layout.name, "bits_per_weight": weights.bits_per_weight, "weights_bytes": weights.bytes,
+            "fits": longest > 0, "max_context": longest, "max_concurrency": memory.max_concurrency,
+            "contexts": [n for n in CONTEXTS if n <= longest],
+        })  # fmt: skip
+    return {
+        "schema": 1, "evidence": EVIDENCE, "model": {"name": source.name, "parameters": source.shape.parameters},
+        "backend": case.backend, "sequences": case.load.sequences,
+        "devices": {"name": case.devices.name or None, "count": case.devices.count, "memory_bytes": case.devices.memory_bytes},
+        "rows": rows, "doubts": doubts(case),
+    }  # fmt: skip
+
+
+def layout_note(layout: Layout) -> str:
+    return f"{layout.name} ({layout.format})"

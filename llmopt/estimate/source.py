@@ -1,0 +1,143 @@
+"""What MODEL names: a folder with a config.json, with or without weights; a GGUF file; a published shape; the bundled one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmopt import demo
+from llmopt.core.errors import ModelError, UsageError, nearest
+from llmopt.core.formats import Layout, layout
+from llmopt.core.synthetic import shapes
+from llmopt.core.weights import tensors
+from llmopt.estimate.architectures import shape_of
+from llmopt.estimate.shape import Shape
+from llmopt.estimate.weights import Weights, weights_of
+
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """``stored``: the layout that the model is in, and ``weights`` exactly as its files' headers tell, where it has files."""
+
+    name: str
+    shape: Shape
+    stored: Layout
+    weights: Weights | None = None
+
+    def in_layout(self, quant: str | None, format: str | None) -> tuple[Layout, Weights]:
+        """The layout asked for, or the stored one, with the weights in it."""
+        wanted = self.stored if quant is None else layout(quant, format)
+        if self.weights is not None and wanted.name == self.stored.name:
+            return wanted, self.weights
+        return wanted, weights_of(self.shape, wanted)
+
+
+def open_source(name: str) -> Source:
+    """Raises ModelError for a file that is damaged or not known, UsageError for a name that is none."""
+    path = demo.MODEL if name in ("builtin", "demo") else Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        from llmopt.estimate.gguf import open_gguf
+
+        return open_gguf(path)
+    if path.is_file() and path.name.endswith(".json"):
+        path = path.parent
+    if path.is_dir():
+        return open_folder(path)
+    known = shapes()
+    if name in known:
+        return Source(name=name, shape=shape_of(known[name], f"the shape {name}"), stored=stored_layout(known[name]))
+    if path.exists() or path.suffix == ".gguf":
+        raise UsageError(f"{name} is no model", hint="a folder with a config.json, or a GGUF file")
+    raise UsageError(
+        f"no model at {name}",
+        hint=f"a folder with a config.json, a GGUF file, or a name: {nearest(name, ['builtin', *known])}",
+    )
+
+
+def open_folder(folder: Path) -> Source:
+    file = folder / "config.json"
+    if not file.exists():
+        ggufs = sorted(folder.glob("*.gguf"))
+        if len(ggufs) == 1:
+            from llmopt.estimate.gguf import open_gguf
+
+            return open_gguf(ggufs[0])
+        raise ModelError(
+            f"{folder} has no config.json",
+            hint="name a GGUF file in it" if ggufs else "fetch config.json: the weights are not needed",
+        )
+    config = read_config(file)
+    shape = shape_of(config, str(file))
+    found = Source(name=folder.resolve().name, shape=shape, stored=stored_layout(config))
+    if any(folder.glob("*.safetensors")):
+        sizes: dict[str, int] = {}
+        for _, entry in tensors(folder).values():
+            first, last = entry["data_offsets"]
+            sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + last - first
+        total = sum(sizes.values())
+        if total:
+            bits = round(total * 8 / shape.parameters, 3)
+            return replace(found, weights=Weights(bytes=total, file_bytes=total, bits_per_weight=bits, types=sizes))
+    return found
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}", hint="fetch or copy it again") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} is {type(config).__name__}, no table", hint="fetch or copy it again")
+    return config
+
+
+def stored_layout(config: dict[str, Any]) -> Layout:
+    """What the config says of its weights: a quantization, or the type of its numbers."""
+    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+    quantized = config.get("quantization_config") or (inner or {}).get("quantization_config")
+    if isinstance(quantized, dict):
+        return declared_layout(quantized)
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or (inner or {}).get("torch_dtype") or "bfloat16")
+    return layout(DTYPES.get(dtype.removeprefix("torch."), "bf16"))
+
+
+def declared_layout(said: dict[str, Any]) -> Layout:
+    """Of a ``quantization_config``. Raises ModelError for a method that is not known."""
+    method, bits = said.get("quant_method"), said.get("bits", said.get("w_bit"))
+    group = said.get("group_size", said.get("q_group_size"))
+    suffix = f"-g{group}" if isinstance(group, int) and group > 0 else "-gchannel" if group == -1 else ""
+    try:
+        if method == "bitsandbytes":
+            four = said.get("load_in_4bit") or said.get("_load_in_4bit")
+            return layout(("nf4-dq" if said.get("bnb_4bit_use_double_quant") else "nf4") if four else "int8")
+        if method in ("gptq", "awq", "auto-round", "intel/auto-round"):
+            name = {"gptq": "gptq", "awq": "awq"}.get(str(method), "autoround")
+            return layout(f"{name}-int{bits}{suffix}")
+        if method == "fp8":
+            return layout("fp8-block" if said.get("weight_block_size") else "fp8")
+        if method == "mxfp4":
+            return layout("mxfp4")
+        if method == "compressed-tensors":
+            return compressed_layout(said)
+    except (UsageError, KeyError, TypeError, AttributeError, StopIteration):
+        pass  # said below, with what stands there
+    raise ModelError(
+        f"the quantization_config names {method!r} with {bits} bits, which is not known here",
+        hint="name what it is: --quant gptq-int4-g128",
+    )
+
+
+def compressed_layout(said: dict[str, Any]) -> Layout:
+    first = next(iter(said["config_groups"].values()))
+    weights = first["weights"]
+    bits, group = int(weights["num_bits"]), weights.get("group_size")
+    if weights.get("type") == "float":
+        return layout("fp8" if bits == 8 else "nvfp4")
+    if first.get("input_activations") is not None:
+        return layout("w8a8-int8")
+    found = layout(f"w{bits}a16-g{group}" if group and group > 0 else f"w{bits}a16-gchannel")
+    return replace(found, symmetric=bool(weights.get("symmetric", True)))

@@ -1,0 +1,93 @@
+"""Bytes of the weights: of each tensor by its role and the quantization's layout, or exactly from the files' headers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmopt.core import gguf_mix
+from llmopt.core.formats import Layout
+from llmopt.core.gguf_mix import Quantized, Traits
+from llmopt.core.gguf_types import BITS, FILE_TYPES, written_type
+from llmopt.estimate.shape import Reader, Shape, Tensor
+
+QUANTIZED = ("linear", "expert")
+# llama.cpp's words for our parts; everything else that is a matrix counts as another.
+CATEGORIES = {
+    "embed": gguf_mix.EMBEDDING, "embed_per_layer": gguf_mix.EMBEDDING, "head": gguf_mix.HEAD,
+    "q": gguf_mix.QUERY, "k": gguf_mix.KEY, "v": gguf_mix.VALUE, "qkv": gguf_mix.FUSED, "o": gguf_mix.OUTPUT,
+    "up": gguf_mix.UP, "gate_up": gguf_mix.UP, "gate": gguf_mix.GATE, "down": gguf_mix.DOWN,
+    "shared_up": gguf_mix.UP, "shared_gate_up": gguf_mix.UP, "shared_gate": gguf_mix.GATE, "shared_down": gguf_mix.DOWN,
+}  # fmt: skip
+# llama.cpp's names of architectures, where its rules ask for them.
+ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2"}
+KEPT_IN_F32 = ("norm", "bias", "router", "conv", "state", "position")
+# The vocabulary in a GGUF's header: each token with its length and type, merges beside them (39 bytes a token in the
+# published files of Qwen2.5 and Llama 3); a tensor's entry is its name, sizes and place, and its data are padded to 32.
+BYTES_PER_TOKEN, BYTES_PER_TENSOR, KEY_VALUES = 39, 80, 8192
+CHAT_TEMPLATE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """``bytes`` in memory, ``file_bytes`` on disk; ``types``: how many bytes lie in which type, for people."""
+
+    bytes: int
+    file_bytes: int
+    bits_per_weight: float
+    types: dict[str, int]
+    fallbacks: int = 0
+
+
+def weights_of(shape: Shape, layout: Layout, backend: str = "") -> Weights:
+    """From the shape alone."""
+    if layout.format == "gguf":
+        return gguf_weights(shape, layout)
+    sizes: dict[str, float] = {}
+    for tensor in shape.tensors:
+        quantized = tensor.role in QUANTIZED
+        bits = layout.linear_bits(tensor.columns, tensor.rows) if quantized else layout.rest
+        if layout.format == "in-memory" and tensor.role == "head":
+            bits = layout.bits  # torch's dynamic quantization takes every nn.Linear
+        kind = layout.name if quantized else f"{layout.rest}-bit"
+        sizes[kind] = sizes.get(kind, 0.0) + tensor.elements * bits / 8
+    total = round(sum(sizes.values()))
+    return Weights(
+        bytes=total, file_bytes=total, bits_per_weight=round(total * 8 / shape.parameters, 3),
+        types={kind: round(size) for kind, size in sizes.items()},
+    )  # fmt: skip
+
+
+def gguf_weights(shape: Shape, layout: Layout) -> Weights:
+    """As llama.cpp's quantizer would write them, with the file's header."""
+    tensors = [t for t in shape.tensors if t.role != "vision"]
+    seen = [as_quantized(t) for t in tensors]
+    types = gguf_mix.tensor_types(seen, layout.gguf, traits(shape))
+    sizes: dict[str, float] = {}
+    for tensor, kind in zip(tensors, types, strict=True):
+        sizes[kind] = sizes.get(kind, 0.0) + tensor.elements * BITS[kind] / 8
+    total = round(sum(sizes.values()))
+    main = FILE_TYPES[layout.gguf].main
+    narrow = sum(written_type(main, t.row) != main for t in seen if t.category != gguf_mix.KEPT)
+    header = KEY_VALUES + CHAT_TEMPLATE + BYTES_PER_TENSOR * len(tensors) + BYTES_PER_TOKEN * shape.vocabulary
+    elements = sum(t.elements for t in tensors)
+    return Weights(
+        bytes=total, file_bytes=total + header, bits_per_weight=round(total * 8 / max(1, elements), 3),
+        types={kind: round(size) for kind, size in sizes.items()},
+        fallbacks=narrow,
+    )  # fmt: skip
+
+
+def as_quantized(tensor: Tensor) -> Quantized:
+    kept = tensor.role in KEPT_IN_F32 or tensor.rows == 1
+    category = gguf_mix.KEPT if kept else CATEGORIES.get(tensor.part, gguf_mix.OTHER)
+    return Quantized(category=category, row=tensor.columns, layer=tensor.layer or 0, experts=tensor.stack)
+
+
+def traits(shape: Shape) -> Traits:
+    reader = Reader(config=shape.config, place="config.json")
+    heads = reader.get("num_attention_heads", "n_head", "n_heads", "num_heads")
+    group = reader.heads // reader.kv_heads if heads else 1
+    return Traits(
+        architecture=ARCHITECTURES.get(shape.model_type, shape.model_type),
+        layers=shape.layers, group=max(1, group), experts=shape.experts or 1, tied=shape.tied,
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""What ``llmopt estimate`` found, for the terminal. Without rich: it would cost more time than the estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmopt.core.units import show
+
+PARTS = (("weights_bytes", "weights"), ("kv_cache_bytes", "KV cache"), ("activation_bytes", "activations"))
+BAR = 24
+
+
+def print_estimate(document: dict[str, Any]) -> None:
+    model, memory, load = document["model"], document["memory"], document["load"]
+    quantization = document["quantization"]
+    size = f"{model['parameters'] / 1e9:.2f} B parameters"
+    if model["active_parameters"] < 0.9 * model["parameters"]:
+        size += f", {model['active_parameters'] / 1e9:.2f} B of them active"
+    print(f"{model['name']} ({model['model_type']}, {size}) as {quantization['name']} on {document['backend']}")
+    print(
+        f"{load['sequences']} × {load['input_tokens']:,} + {load['output_tokens']:,} tokens; all figures are estimated"
+    )
+    print()
+    total = memory["total_bytes"]
+    for key, title in PARTS:
+        share = memory[key] / total if total else 0.0
+        print(f"  {title:<12} {show(memory[key], 'bytes'):>10} {share:>6.1%}  {'█' * round(share * BAR)}")
+    print(f"  {'total':<12} {show(total, 'bytes'):>10}")
+    print(
+        f"  {'overhead':<12} {show(memory['overhead_bytes'], 'bytes'):>10}         context, graphs, what the engine reserves"
+    )
+    devices = document["devices"]
+    if devices["count"] > 1 or devices["memory_bytes"]:
+        print(f"  {'per GPU':<12} {show(memory['per_gpu_bytes'], 'bytes'):>10}         of {devices['count']}")
+    if document["fits"] is not None:
+        verdict = "fits" if document["fits"] else "does not fit"
+        print()
+        print(f"{verdict} {devices['name']} ({show(devices['memory_bytes'], 'bytes')} each)")
+        print(
+            f"longest context: {memory['max_context']:,} tokens; most sequences of this length: {memory['max_concurrency']:,}"
+        )
+    print()
+    for line in document["assumptions"]:
+        print(f"  {line}")
+    for line in document["doubts"]:
+        print(f"! {line}")
+
+
+def print_fits(document: dict[str, Any]) -> None:
+    devices = document["devices"]
+    print(
+        f"{document['model']['name']} on {document['backend']}, {devices['count']} × {devices['name']}; all figures are estimated"
+    )
+    print()
+    rows = [("quantization", "bits/w", "weights", "longest context", "sequences")]
+    for row in document["rows"]:
+        found = (f"{row['max_context']:,}", f"{row['max_concurrency']:,}") if row["fits"] else ("does not fit", "–")
+        rows.append((row["quantization"], f"{row['bits_per_weight']:.2f}", show(row["weights_bytes"], "bytes"), *found))
+    print_table(rows)
+    for line in document["doubts"]:
+        print(f"! {line}")
+
+
+def print_devices(rows: Sequence[dict[str, Any]]) -> None:
+    table = [("name", "device", "memory", "bandwidth", "16-bit", "source")]
+    for row in rows:
+        table.append((
+            row["key"], row["name"], show(row["memory_bytes"], "bytes"), f"{row['bandwidth_bytes_per_s'] / 1e9:,.0f} GB/s",
+            f"{row['tflops'].get('fp16', 0):g} TFLOP/s", f"{row['source']}, {row['date']}",
+        ))  # fmt: skip
+    print_table(table, left=(0, 1, 5))
+
+
+def print_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
+    """Columns as wide as their widest cell."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
