@@ -13,9 +13,9 @@ from llmopt.bench.load import Progress
 from llmopt.core.domain import Measurement
 from llmopt.core.errors import UsageError
 from llmopt.core.limits import parse_limit
+from llmopt.core.load_level import past_saturation
 from llmopt.core.statistics import wilson
 
-KEEPS_UP = 0.95  # of the asked rate completed: below it the server is past saturation
 MOST_DOUBLINGS = 16
 REFINEMENTS = 3
 SEARCH_STEPS = 7
@@ -168,11 +168,10 @@ def point_of(rate: float, run: Measurement) -> Point:
     metrics = run.metrics
     codes = {doubt.code for doubt in run.verdict.reasons}
     steady = metrics["requests_per_s"]
-    behind = "never_steady" in codes if steady is None else steady < KEEPS_UP * rate
     return Point(
         rate=rate,
         completed_rps=steady or metrics["requests_per_s_whole"],
-        saturated="ended_early" in codes or behind,
+        saturated=past_saturation(rate, steady, codes),
         met=metrics["slos_met"] or {},
         planned=metrics["requests_ok"] + metrics["requests_failed"],
         run_id=run.run_id,

@@ -1,42 +1,132 @@
-"""``llmopt recommend``, ``llmopt runs``, ``llmopt tune``, ``llmopt demo``: what was measured, ranked."""
+"""``llmopt recommend``, ``llmopt runs``, ``llmopt demo``: what was measured, ranked."""
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmopt.cli.shell import Json, app, for_people, print_json, reporter
-from llmopt.core.errors import Interrupted, UsageError
+from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json, reporter
+from llmopt.core.errors import LlmoptError, UsageError
+
+if TYPE_CHECKING:
+    from llmopt.core.run_index import Skipped
+
+limit = functools.partial(typer.Option, rich_help_panel="Limits")
+wish = functools.partial(typer.Option, rich_help_panel="What is best")
+price = functools.partial(typer.Option, rich_help_panel="Cost")
 
 
-@app.command("recommend")
+@app.command("recommend", cls=GroupedCommand)
 @for_people
 def recommend_command(
     results: Annotated[Path, typer.Argument(help="Folder of run records, or one record.")] = Path("results"),
     slo: Annotated[
         list[str] | None,
-        typer.Option("--slo", help="Constraint such as 'ttft_p95<500ms' or 'tps_p50>20'; may be repeated."),
+        limit("--slo", help="Kept at one load: 'ttft_p95<500ms', 'goodput_rps>5', 'error_rate<1%'; may be repeated."),
     ] = None,
     max_memory: Annotated[
-        str | None, typer.Option("--max-memory", help="Peak memory limit, e.g. 2GiB (GPU memory where there is a GPU).")
+        str | None, limit("--max-memory", help="Peak memory limit, e.g. 2GiB (GPU memory where there is a GPU).")
     ] = None,
     max_kl: Annotated[
-        float | None, typer.Option("--max-kl", help="Largest mean KL divergence to the base; default 0.1.")
+        float | None, limit("--max-kl", help="Largest mean KL divergence to the base; default 0.1.")
     ] = None,
-    optimize: Annotated[str, typer.Option("--optimize", help="throughput, latency or memory.")] = "throughput",
+    min_top1: Annotated[float | None, limit("--min-top1", help="Least share of unchanged top tokens: 0.97.")] = None,
+    min_score: Annotated[
+        list[str] | None, limit("--min-score", help="Least score in a task: 'mmlu>=0.6'; may be repeated.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, limit("--max-cost", help="Most that 1M output tokens may cost; with --price-per-hour.")
+    ] = None,
+    backends: Annotated[str, limit("--backends", help="Only these engines: vllm,llamacpp.")] = "",
+    quants: Annotated[str, limit("--quants", help="Only these quantizations: bf16,gguf-*.")] = "",
+    exclude: Annotated[str, limit("--exclude", help="Engines and quantizations to leave out.")] = "",
+    licence: Annotated[
+        str, limit("--licence", "--license", help="Only models under these: apache-2.0,mit. Unknown is none of them.")
+    ] = "",
+    optimize: Annotated[
+        str,
+        wish(
+            "--optimize",
+            help="throughput, latency, memory, quality, cost, or any metric; 'cost,quality': where the first ties, the second.",
+        ),
+    ] = "throughput",
+    baseline: Annotated[
+        str | None,
+        wish("--baseline", help="What to compare with, by label or key; default: the 16-bit base on the same engine."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, price("--price-per-hour", help="What this machine costs an hour, in any currency.")
+    ] = None,
+    api_price_input: Annotated[
+        float | None, price("--api-price-input", help="What an API asks for 1M input tokens, in the same currency.")
+    ] = None,
+    api_price_output: Annotated[float | None, price("--api-price-output", help="And for 1M output tokens.")] = None,
+    monthly_tokens: Annotated[
+        float | None, price("--monthly-tokens", help="Input and output tokens of a month: 2e9.")
+    ] = None,
+    utilisation: Annotated[
+        float, price("--utilisation", help="Part of what the machine can do that a month really asks of it.")
+    ] = 0.6,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rank runs of unlike workloads, loops, models and machines together.")
+    ] = False,
+    top: Annotated[int, typer.Option("--top", min=0, help="Rows that are shown; 0 for all.")] = 50,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the report as Markdown.")] = None,
     json: Json = False,
 ) -> None:
-    """Rank measured configurations: constraints first, then the Pareto front, then the objective."""
-    from llmopt.core.store import load_runs
+    """Rank measured configurations: limits first, all at one load; then the Pareto front, then the objective."""
+    from llmopt.core.run_index import read_store
     from llmopt.pipeline import plans, proving
     from llmopt.recommend.constraints import make_goal
+    from llmopt.recommend.cost import make_api
 
-    goal = make_goal(slo or [], max_memory=max_memory, max_kl=max_kl, optimize=optimize)
-    runs = [proving.with_known_quality(run) for run in load_runs(results)]
-    show_ranking(plans.rank_runs(runs, goal), out, json)
+    api = make_api(api_price_input, api_price_output, monthly_tokens, utilisation, price_per_hour)
+    goal = make_goal(
+        slo or [], max_memory=max_memory, max_kl=max_kl, min_top1=min_top1, min_scores=min_score or [], max_cost=max_cost,
+        optimize=optimize, price_per_hour=price_per_hour, backends=words(backends), quantizations=words(quants),
+        exclude=words(exclude), licences=words(licence),
+    )  # fmt: skip
+    stored = read_store(results)
+    if not len(stored.table):
+        raise no_runs(results, stored.skipped)
+    say_skipped(stored.skipped)
+    stored.table.fill_quality(proving.quality_of_record)
+    document = plans.rank_runs(
+        stored.table, goal, force=force, top=top or None, baseline=baseline, api=api,
+        skipped=stored.skipped, copies=stored.copies,
+    )  # fmt: skip
+    show_ranking(document, out, json)
+
+
+def words(text: str) -> list[str]:
+    """Of a list with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def no_runs(results: Path, skipped: Sequence[Skipped]) -> LlmoptError:
+    from llmopt.core.errors import Inconclusive, StoreError
+
+    if not skipped:
+        return Inconclusive(
+            f"there is no run to recommend from in {results}",
+            hint="measure something first: llmopt bench, or llmopt demo",
+        )
+    more = f" (and {len(skipped) - 1} more file(s) like it)" if len(skipped) > 1 else ""
+    return StoreError(
+        f"no run in {results} can be used: {skipped[0].file}: {skipped[0].reason}{more}",
+        hint="restore the files from git, remove them, or measure again with this version: llmopt bench",
+    )
+
+
+def say_skipped(skipped: Sequence[Skipped]) -> None:
+    if skipped:
+        count = f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped"
+        print(f"{count}: {'; '.join(f'{s.file}: {s.reason}' for s in skipped[:3])}", file=sys.stderr)
 
 
 def require_report(file: Path) -> None:
@@ -62,8 +152,12 @@ def show_ranking(document: dict[str, Any], out: Path | None, json: bool) -> None
         write_atomic(out, ranking_markdown(document).encode())
     print_json(document) if json else print_ranking(document)
     if not document["ranked"]:
+        joint = (document.get("relaxation") or {}).get("joint")
         raise GoalNotMet(
-            "no configuration meets the goal", hint="the reasons are above: relax a limit, or measure more cases"
+            "no configuration meets the goal",
+            hint=f"the least that must give: {joint['words']}"
+            if joint
+            else "the reasons are above: relax a limit, or measure more cases",
         )
 
 
@@ -76,63 +170,16 @@ def runs_command(
 ) -> None:
     """List the stored runs, oldest first."""
     from llmopt.core.files import write_atomic
-    from llmopt.core.store import frame, load_runs
+    from llmopt.core.run_index import read_store
+    from llmopt.core.store import frame
     from llmopt.report.terminal import print_runs
 
-    runs = load_runs(results)
+    stored = read_store(results)
+    say_skipped(stored.skipped)
+    runs = [stored.table.record(row) for row in range(len(stored.table))]
     if csv is not None:
         write_atomic(csv, frame(runs).to_csv(index=False).encode())
     print_json(runs) if json else print_runs(frame(runs))
-
-
-@app.command("tune")
-@for_people
-def tune_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe of cases: recipes/progressive.yaml.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and the report.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be made and measured.")] = False,
-    json: Json = False,
-) -> None:
-    """Make, prove and measure every case of a recipe; rank them, or show what each step gave. Goes on where it stopped."""
-    from llmopt import recipe as recipes
-    from llmopt.pipeline import plans
-
-    plan = recipes.load(recipe)
-    if dry_run:
-        document = plans.plan_document(plan)
-        print_json(document) if json else print_cases(document)
-        return
-    require_report(out / "report.md")
-    try:
-        document = plans.run_plan(plan, out, reporter(quiet=json))
-    except Interrupted as stop:
-        raise Interrupted(stop.message, hint=f"the same command goes on: llmopt tune {recipe} -o {out}") from stop
-    show_plan(document, out / "report.md", json)
-
-
-def print_cases(document: dict[str, Any]) -> None:
-    for case in document["cases"]:
-        lacks = f"   ({case['lacks']})" if case["lacks"] else ""
-        print(f"{case['name']}: {case['quantization']}, {case['options']}{lacks}")
-
-
-def show_plan(document: dict[str, Any], out: Path, json: bool) -> None:
-    """A ranking, or a waterfall; exit status 3 when nothing meets the goal, 1 when a step failed or is invalid."""
-    from llmopt.core.errors import LlmoptError
-    from llmopt.core.files import write_atomic
-    from llmopt.report.steps import print_steps, steps_markdown
-
-    if document.get("kind") != "steps":
-        show_ranking(document, out, json)
-        return
-    write_atomic(out, steps_markdown(document).encode())
-    print_json(document) if json else print_steps(document)
-    failed = [row["step"] for row in document["steps"] if row["failure"] or row["verdict"]["status"] == "invalid"]
-    if failed:
-        raise LlmoptError(
-            f"{len(failed)} of {len(document['steps'])} steps could not be measured: {', '.join(failed)}",
-            hint="the reasons are above; the same command goes on with what is missing",
-        )
 
 
 @app.command("demo")

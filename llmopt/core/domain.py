@@ -347,7 +347,8 @@ class Quality:
 class Measurement:
     """One run: a JSON document in the store.
 
-    ``memory`` is where the server's memory goes, ``server`` what it counted itself over the same time.
+    ``memory`` is where the server's memory goes, ``server`` what it counted itself over the same time.  ``race``: the
+    round of ``llmopt tune`` that it was measured in, and for which configuration.
     """
 
     run_id: str
@@ -368,6 +369,7 @@ class Measurement:
     telemetry: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     server: dict[str, Any] = field(default_factory=dict)
+    race: dict[str, Any] = field(default_factory=dict)
     evidence: Evidence = "measured"
     llmopt_version: str = ""
     measuring_revision: int = 0
@@ -394,12 +396,24 @@ class Goal:
     """What a configuration must keep, and what to make best."""
 
     limits: tuple[Limit, ...] = ()
-    optimize: Literal["throughput", "latency", "memory"] = "throughput"
+    optimize: str = "throughput"  # several, the most important first: "cost,quality"
+    price_per_hour: float | None = None
+    backends: tuple[str, ...] = ()
+    quantizations: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.optimize.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """One configuration in a ranking, or one that a constraint rejected."""
+    """One configuration in a ranking, or one that a constraint rejected.
+
+    ``metrics`` are those of one load point, ``point``; ``curve`` has all that were measured.
+    """
 
     rank: int | None
     tie_group: int | None
@@ -413,3 +427,14 @@ class Recommendation:
     runs: int
     reasons: tuple[str, ...] = ()
     because: tuple[str, ...] = ()
+    label: str = ""
+    key: str = ""
+    knee: bool = False
+    point: dict[str, Any] = field(default_factory=dict)
+    curve: tuple[dict[str, Any], ...] = ()
+    numbers: dict[str, Any] = field(default_factory=dict)
+    beats_next: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    against_baseline: dict[str, Any] | None = None
+    diagnosis: tuple[dict[str, Any], ...] = ()
+    memory: dict[str, Any] = field(default_factory=dict)

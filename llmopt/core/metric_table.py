@@ -22,11 +22,11 @@ class Metric:
     """One row of the table. ``key`` is the name in a record: the name with its unit."""
 
     name: str
-    unit: Literal["s", "tps", "rps", "bytes", "share", "joule", "watt", "count", "nats"]
+    unit: Literal["s", "tps", "rps", "bytes", "share", "joule", "watt", "count", "nats", "price"]
     better: Literal["lower", "higher"]
     formula: str
     kind: Literal["distribution", "scalar"] = "scalar"
-    source: Literal["request", "run", "telemetry", "server", "quality"] = "run"
+    source: Literal["request", "run", "telemetry", "server", "quality", "price"] = "run"
     of_request: Callable[[RequestTrace], float | None] | None = None
 
     @property
@@ -173,6 +173,14 @@ METRICS: dict[str, Metric] = {
         Metric(name="kl_p99", unit="nats", better="lower", source="quality", formula="99th percentile of the per-token KL divergence"),
         Metric(name="top1", unit="share", better="higher", source="quality", formula="share of tokens whose most likely successor is unchanged"),
         Metric(name="perplexity", unit="count", better="lower", source="quality", formula="exp(mean negative log-likelihood), held-out text"),
+        Metric(name="task_score", unit="count", better="higher", source="quality",
+               formula="the score of a task that the artifact was given (llmopt quality --tasks), by the task's own measure"),
+        Metric(name="cost", unit="price", better="lower", source="price",
+               formula="price per hour / output tokens per hour × 10⁶, at the load that keeps the SLOs: the whole price on output tokens"),
+        Metric(name="cost_input", unit="price", better="lower", source="price",
+               formula="price per hour / prompt tokens per hour × 10⁶, likewise: the whole price on prompt tokens"),
+        Metric(name="cost_blended", unit="price", better="lower", source="price",
+               formula="price per hour / prompt and output tokens per hour × 10⁶, likewise"),
     )
 }  # fmt: skip
 

@@ -62,6 +62,8 @@ def show(value: float | None, unit: str) -> str:
         return f"{value:.0f} tok/s" if value >= 100 else f"{value:.1f} tok/s"
     if unit == "rps":
         return f"{value:.1f} req/s"
+    if unit == "price":
+        return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
     if unit in ("joule", "watt"):
         return f"{value:.3g} {unit[0].upper()}" if value < 1000 else f"{value:,.0f} {unit[0].upper()}"
     if value >= 1000:

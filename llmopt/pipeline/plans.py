@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from llmopt.core.artifacts import open_artifact, open_model, read_config, unquan
 from llmopt.core.domain import Artifact, Case, Goal, Measurement, ModelRef, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, LlmoptError, MissingEnvironment, UsageError
 from llmopt.core.files import scratch_folder
+from llmopt.core.licences import licence_of_artifact
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
+from llmopt.core.run_index import Skipped
+from llmopt.core.run_table import RunTable
 from llmopt.core.store import load_runs, with_quality
 from llmopt.pipeline.making import quantize
 from llmopt.pipeline.measuring import bench_artifact, engine_version
@@ -24,6 +28,7 @@ from llmopt.quantize import UNQUANTIZED, method
 from llmopt.recipe import Plan
 from llmopt.recommend.candidates import comparable
 from llmopt.recommend.constraints import on_memory
+from llmopt.recommend.cost import Api
 from llmopt.recommend.rank import memory_axis, recommend
 from llmopt.recommend.steps import Step, steps_document
 from llmopt.report.document import ranking_document
@@ -170,19 +175,36 @@ def stored_runs(results: Path, case: Case) -> int:
     return sum(run.verdict.status != "invalid" for run in same)
 
 
-def rank_runs(runs: list[Measurement], goal: Goal) -> dict[str, Any]:
+def rank_runs(
+    runs: list[Measurement] | RunTable,
+    goal: Goal,
+    *,
+    force: bool = False,
+    top: int | None = None,
+    baseline: str | None = None,
+    api: Api | None = None,
+    skipped: Sequence[Skipped] = (),
+    copies: int = 0,
+) -> dict[str, Any]:
     """The ranking document of what can be compared among these runs. Raises Inconclusive without any."""
-    group = comparable(runs)
+    group = comparable(runs, force=force, price_per_hour=goal.price_per_hour)
     goal = on_memory(goal, memory_axis(group.candidates).metric)
-    ranked, rejected = recommend(group.candidates, goal)
+    found = recommend(group.candidates, goal, top=top, baseline=baseline, api=api, licence=licence_of_artifact)
     return ranking_document(
         goal,
-        ranked,
-        rejected,
+        found.ranked,
+        found.rejected,
         machine=group.machine,
         workload=group.workload,
         base=group.base,
         left_out=group.left_out,
+        ranked_in_all=found.ranked_in_all,
+        rejected_in_all=found.rejected_in_all,
+        rejected_by=found.rejected_by,
+        relaxation=found.relaxation,
+        skipped=[asdict(s) for s in skipped],
+        copies=copies,
+        forced=group.forced,
     )
 
 

@@ -17,10 +17,9 @@ from typing import Any
 from llmopt import demo, quality
 from llmopt.core import environments
 from llmopt.core.artifacts import open_artifact, read_manifest, weight_files
-from llmopt.core.domain import Artifact, Measurement, Quantization, stable_hash
+from llmopt.core.domain import Artifact, Quantization, stable_hash
 from llmopt.core.errors import GoalNotMet, LlmoptError, ModelError, UsageError
 from llmopt.core.files import read_text, scratch_folder, write_atomic
-from llmopt.core.store import with_quality
 from llmopt.core.synthetic import is_synthetic
 from llmopt.core.weights import check_shards, require_finite, require_matching_tokenizer
 from llmopt.core.worker import Worker, run_job
@@ -275,13 +274,13 @@ def read_quality(file: Path, key: str | None = None) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def with_known_quality(run: Measurement) -> Measurement:
-    """The run with the quality that lies with its artifact, where it was measured only after the run."""
-    path = run.artifact.get("path")
-    if run.quality is not None or path is None:
-        return run
+def quality_of_record(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The quality that lies with the artifact of a run's record: it may have been measured after the run."""
+    path = record.get("path")
+    if path is None or not Path(path).is_dir():
+        return None
     try:
         artifact = open_artifact(path)
     except LlmoptError:
-        return run
-    return with_quality(run, read_quality(quality_file(artifact))) if artifact.key == run.artifact["key"] else run
+        return None
+    return read_quality(quality_file(artifact)) if artifact.key == record.get("key") else None

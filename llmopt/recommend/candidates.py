@@ -1,172 +1,289 @@
-"""From stored runs to candidates: repeats of one case become one row with an interval over runs."""
+"""From stored runs to candidates: what may be compared, and every configuration with its load curve."""
 
 from __future__ import annotations
 
-import statistics as st
+import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from llmopt.core.domain import Doubt, Measurement, Verdict, stable_hash, workload_identity
+from llmopt.core.domain import Evidence, Measurement, Verdict, stable_hash
 from llmopt.core.errors import Inconclusive
-from llmopt.core.metrics import METRICS, value_of
-from llmopt.core.statistics import bootstrap, relative_spread
+from llmopt.core.metrics import METRICS, parse_metric
+from llmopt.core.run_table import QUALITY, RunTable, table_of
+from llmopt.recommend.points import EVIDENCE, OF_SLOS, PEAKS, Curves, Point, task_scores
+from llmopt.recommend.ties import over_runs
 
-NOISY_SPREAD = 0.10
-PEAKS = ("peak_rss_bytes", "peak_vram_bytes")
-STEADY_RATES = ("output_tps", "total_tps", "requests_per_s")
 INTERVALS = ("output_tps", "ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "peak_rss_bytes", "peak_vram_bytes")
+# What must be alike, and how runs that differ in it are called; the first that differs names them.
+CONTEXT = {
+    "machine": "another machine",
+    "base": "another model",
+    "revision": "other definitions of the metrics (measured by another version)",
+    "loop": "another loop (closed, open, ramp or trace)",
+    "shape": "another workload",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One configuration with everything that is known of it; ``metrics`` holds the median over its runs."""
+    """One configuration with its load curve, by rising load, and the point ``at`` which it is judged.
 
-    key: str
-    case: dict[str, Any]
-    metrics: dict[str, Any]
-    intervals: dict[str, Any]
-    quality: dict[str, Any] | None
-    verdict: Verdict
-    runs: int
+    ``why``: how that point was chosen.  ``apart``: what tells it from others of the same name.
+    """
+
+    curves: Curves
+    points: tuple[Point, ...]
+    at: int = 0
+    why: str = ""
+    apart: str = ""
+    known: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def point(self) -> Point:
+        return self.points[self.at]
+
+    @property
+    def configuration(self) -> int:
+        return int(self.curves.configuration[self.point.number])
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.curves.table.vocabulary["configuration"][self.configuration])
+        return found
+
+    @cached_property
+    def key(self) -> str:
+        return stable_hash(self.identity)
+
+    @property
+    def name(self) -> str:
+        return f"{self.identity['name']} on {self.backend}"
+
+    @cached_property
     def label(self) -> str:
-        artifact = self.case["artifact"]
-        return f"{artifact.get('label') or artifact['quantization']} on {self.case['serve']['backend']}"
+        return self.name + (f", {self.apart}" if self.apart else "")
+
+    @property
+    def backend(self) -> str:
+        return str(self.identity["serve"].get("backend"))
+
+    @cached_property
+    def artifact(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.curves.table.word("artifact", self.point.newest))
+        return found
+
+    @property
+    def evidence(self) -> Evidence:
+        return self.point.evidence
+
+    @property
+    def runs(self) -> int:
+        return self.point.runs
+
+    @property
+    def invalid(self) -> bool:
+        return self.point.invalid
 
     def value(self, name: str, statistic: str | None = None) -> float | None:
-        return value_of(self.metrics, METRICS[name], statistic)
+        """At the chosen point; quality is the artifact's at any."""
+        return self.value_at(self.at, name, statistic)
+
+    def value_at(self, place: int, name: str, statistic: str | None = None) -> float | None:
+        """A peak is the highest up to this load: caches grow, and memory must suffice for the way there too."""
+        if name in PEAKS:
+            below = [v for p in self.points[: place + 1] if (v := p.value(name)) is not None]
+            return max(below, default=None)
+        if name == "task_score":
+            return self.task_scores.get(statistic or "", (None, None))[0]
+        if name in QUALITY:
+            row = self.curves.proof_row(self.configuration)
+            found = float("nan") if row is None else float(self.curves.table.column(name)[row])
+            return None if found != found else found
+        return self.points[place].value(name, statistic)
+
+    @cached_property
+    def task_scores(self) -> dict[str, tuple[float | None, float | None]]:
+        return task_scores(self.curves.table, [row for p in self.points for row in p.rows])
+
+    @cached_property
+    def quality(self) -> dict[str, Any] | None:
+        """Of the newest run that has any."""
+        row = self.curves.proof_row(self.configuration)
+        return None if row is None else self.curves.table.record(row).quality
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        own = {name: self.value(name) for name in (*PEAKS, *QUALITY)}
+        scores = {task: score for task, (score, _) in self.task_scores.items()} or None
+        return self.point.metrics | own | {"task_score": scores}
+
+    @cached_property
+    def intervals(self) -> dict[str, Any]:
+        return {name: self.interval(name) for name in INTERVALS}
+
+    def interval(self, name: str) -> dict[str, Any] | None:
+        """95 %: over runs where there are three or more; else the widest of the runs' own. ``name`` with its statistic.
+
+        Of quality its own, over windows of the text.
+        """
+        metric, statistic = (
+            parse_metric(name, bare_distribution=True) if name != "task_score" else (METRICS[name], None)
+        )
+        if metric.name in ("kl", "top1", "perplexity"):
+            bounds = (self.quality or {}).get(f"{QUALITY[metric.name].removesuffix('_agreement')}_interval")
+            return {"low": bounds[0], "high": bounds[1], "over": "windows of text"} if bounds else None
+        point = self.point
+        values = point.values(metric.name, statistic)
+        complete = len(values) == point.runs or metric.name in ("output_tps", "total_tps", "requests_per_s", "cost")
+        if complete and (bounds := over_runs(values, highest=metric.name in PEAKS)) is not None:
+            return {"low": bounds[0], "high": bounds[1], "over": "runs"}
+        if metric.name in ("cost", "cost_blended", "cost_input"):
+            return self.cost_interval(metric.name)
+        own = point.own_interval(name)
+        return {"low": own[0], "high": own[1], "over": "blocks"} if own else None
+
+    def cost_interval(self, name: str) -> dict[str, Any] | None:
+        """As uncertain as the throughput that it follows from."""
+        rate, bounds, cost = self.value("output_tps"), self.point.own_interval("output_tps"), self.value(name)
+        if not rate or not bounds or not cost or bounds[0] <= 0:
+            return None
+        return {"low": cost * rate / bounds[1], "high": cost * rate / bounds[0], "over": "blocks"}
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.point.verdict
+
+    @cached_property
+    def case(self) -> dict[str, Any]:
+        newest = self.point.record
+        backend = {name: newest.backend.get(name) for name in ("name", "version", "argv", "note")}
+        return {"artifact": newest.artifact, "serve": newest.serve, "workload": newest.workload, "backend": backend}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparable:
-    """The candidates of one machine, model and workload, and how many runs had another of these."""
+    """The candidates of one machine, model and shape of workload; ``left_out``: how many runs had another, by what."""
 
     candidates: tuple[Candidate, ...]
     machine: dict[str, Any]
     workload: dict[str, Any]
     base: str
-    left_out: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    forced: bool = False
 
 
-def comparable(runs: Sequence[Measurement]) -> Comparable:
-    """What may be ranked together: same machine, base model and workload as the newest run. Raises Inconclusive."""
-    if not runs:
+def comparable(
+    runs: Sequence[Measurement] | RunTable, *, force: bool = False, price_per_hour: float | None = None
+) -> Comparable:
+    """What may be ranked together: machine, model, definitions, loop and workload as of the newest run, at any load.
+
+    ``force`` puts all runs together, and every candidate says what it was measured with.  Raises Inconclusive.
+    """
+    import numpy as np
+
+    table = runs if isinstance(runs, RunTable) else table_of(runs)
+    if not len(table):
         raise Inconclusive(
             "there is no run to recommend from", hint="measure something first: llmopt bench, or llmopt demo"
         )
-    newest = max(runs, key=lambda run: run.started_at)
-    same = [run for run in runs if context(run) == context(newest)]
-    groups: dict[str, list[Measurement]] = defaultdict(list)
-    for run in same:
-        groups[run.case_key].append(run)
+    newest = int(np.lexsort((table.run_ids, table.started_at))[-1])
+    left_out, same = dict[str, int](), np.ones(len(table), bool)
+    for name, words in CONTEXT.items():
+        alike = table.codes[name] == table.codes[name][newest]
+        if count := int((same & ~alike).sum()):
+            left_out[words] = count
+        same &= alike
+    if force:
+        table = apart_by_context(table)
+        same[:] = True
+    only_of_these_slos(table, newest)
+    curves = Curves(table, np.flatnonzero(same), price_per_hour)
+    run = table.record(newest)
     return Comparable(
-        candidates=tuple(merge(key, group) for key, group in groups.items()),
-        machine=asdict(newest.machine),
-        workload=newest.workload,
-        base=newest.artifact.get("base_name", ""),
-        left_out=len(runs) - len(same),
+        candidates=candidates_of(curves),
+        machine=asdict(run.machine),
+        workload=run.workload,
+        base=run.artifact.get("base_name", ""),
+        left_out={} if force else left_out,
+        forced=force and bool(left_out),
     )
 
 
-def context(run: Measurement) -> str:
-    workload = workload_identity(run.workload)
-    return stable_hash([run.machine.fingerprint, run.artifact.get("base_key"), workload, run.measuring_revision])
+def apart_by_context(table: RunTable) -> RunTable:
+    """Runs of unlike contexts are unlike configurations, each of which names its own."""
+    import numpy as np
+
+    names = [name for name in CONTEXT if len(np.unique(table.codes[name])) > 1]
+    keys = np.stack([table.codes["configuration"], *(table.codes[name] for name in names)])
+    unlike, codes = np.unique(keys, axis=1, return_inverse=True)
+    words = []
+    for column in unlike.T:
+        known = json.loads(table.vocabulary["configuration"][column[0]])
+        context = {name: table.vocabulary[name][code] for name, code in zip(names, column[1:], strict=True)}
+        words.append(json.dumps(known | {"context": context}, sort_keys=True))
+    return replace(
+        table,
+        codes=table.codes | {"configuration": codes.reshape(-1).astype(np.int32)},
+        vocabulary=table.vocabulary | {"configuration": words},
+    )
+
+
+def only_of_these_slos(table: RunTable, newest: int) -> None:
+    """What counts requests that met an SLO says something only beside others of the same SLOs: the newest run's."""
+    import numpy as np
+
+    strange = table.codes["slos"] != table.codes["slos"][newest]
+    for name in OF_SLOS if strange.any() else ():
+        table.seen[name] = np.where(strange, np.nan, table.column(name))
+
+
+def candidates_of(curves: Curves) -> tuple[Candidate, ...]:
+    grouped: dict[int, list[Point]] = defaultdict(list)
+    for number, configuration in enumerate(curves.configuration.tolist()):
+        grouped[configuration].append(Point(curves=curves, number=number))
+    found = [Candidate(curves=curves, points=tuple(points)) for points in grouped.values()]
+    return told_apart(found)
+
+
+def told_apart(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """With the options in which those of one name differ."""
+    alike: dict[str, list[Candidate]] = defaultdict(list)
+    for c in candidates:
+        alike[c.name].append(c)
+    found = []
+    for group in alike.values():
+        found += [replace(c, apart=difference(c, group)) for c in group] if len(group) > 1 else group
+    return tuple(found)
+
+
+def difference(one: Candidate, group: Sequence[Candidate]) -> str:
+    every = [c.identity["serve"] for c in group]
+    names = sorted({n for options in every for n in options if len({json.dumps(o.get(n)) for o in every}) > 1})
+    words = [f"{n} {one.identity['serve'].get(n, 'default')}" for n in names]
+    if len({json.dumps(c.identity["artifact"], sort_keys=True) for c in group}) > 1:
+        words.append(
+            f"artifact {str(one.identity['artifact'].get('key') or stable_hash(one.identity['artifact']))[:6]}"
+        )
+    context = one.identity.get("context") or {}
+    if any((c.identity.get("context") or {}) != context for c in group):
+        words += [f"{n} {v if len(v) < 20 else stable_hash(v, 6)}" for n, v in context.items()]
+    return ", ".join(words)
 
 
 def merge(key: str, runs: Sequence[Measurement]) -> Candidate:
-    """Median of each figure, and highest peak, over the usable runs."""
-    usable = usable_runs(runs)
-    newest = usable[-1]
-    metrics = {name: median_of([run.metrics.get(name) for run in having(name, usable)]) for name in newest.metrics}
-    for (
-        name
-    ) in PEAKS:  # a peak is the highest of all runs: engines' caches grow, and memory must suffice for the last run too
-        metrics[name] = max((v for run in usable if (v := run.metrics.get(name)) is not None), default=None)
-    quality = next((run.quality for run in reversed(usable) if run.quality), None)
-    return Candidate(
-        key=key,
-        case={
-            "artifact": newest.artifact,
-            "serve": newest.serve,
-            "workload": newest.workload,
-            "backend": short(newest.backend),
-        },
-        metrics=metrics | quality_metrics(quality, newest.artifact),
-        intervals={name: interval(name, usable) for name in INTERVALS},
-        quality=quality,
-        verdict=merged_verdict(usable),
-        runs=len(usable),
-    )
+    """All runs as one point, whatever their load: the figures of one step. ``key`` names it in errors alone."""
+    import numpy as np
+
+    table = table_of(runs)
+    if len({table.word("configuration", row) for row in range(len(table))}) > 1:
+        raise ValueError(f"the runs of {key} are of several configurations")
+    table.seen["level"] = np.full(len(table), np.nan)
+    curves = Curves(table, np.arange(len(table)))
+    (found,) = candidates_of(curves)
+    return found
 
 
-def usable_runs(runs: Sequence[Measurement]) -> list[Measurement]:
-    """Those of the newest engine version that are not invalid; all of that version where none is valid."""
-    version = max(runs, key=lambda run: run.started_at).backend.get("version")
-    same = [run for run in runs if run.backend.get("version") == version]
-    return [run for run in same if run.verdict.status != "invalid"] or same
-
-
-def having(name: str, runs: Sequence[Measurement]) -> Sequence[Measurement]:
-    """The runs that tell of a figure.
-
-    A run that never got steady has no steady rate: its repeats still have theirs, and the doubt stays in the merged
-    verdict.  Any other figure that one run lacks is unknown: a tail that is missing may be missing because it is bad.
-    """
-    return [run for run in runs if name not in STEADY_RATES or run.metrics.get(name) is not None] or runs
-
-
-def short(backend: dict[str, Any]) -> dict[str, Any]:
-    return {name: backend.get(name) for name in ("name", "version", "argv", "note")}
-
-
-def quality_metrics(quality: dict[str, Any] | None, artifact: dict[str, Any]) -> dict[str, Any]:
-    """The figures under the names of the metrics table; the base is its own reference, measured or not."""
-    if quality is None:
-        return {"kl": 0.0, "kl_p99": 0.0, "top1": 1.0} if artifact.get("method") == "none" else {}
-    return {
-        "kl": quality["kl_mean"],
-        "kl_p99": quality["kl_p99"],
-        "top1": quality["top1_agreement"],
-        "perplexity": quality["perplexity"],
-    }
-
-
-def median_of(values: Sequence[Any]) -> Any:
-    """The median, inside dictionaries too; unknown in one run is unknown."""
-    if any(v is None for v in values):
-        return None
-    if isinstance(values[0], dict):
-        return {name: median_of([v.get(name) for v in values]) for name in values[0]}
-    return st.median(values) if isinstance(values[0], (int, float)) else values[-1]
-
-
-def interval(name: str, runs: Sequence[Measurement]) -> dict[str, Any] | None:
-    """Bootstrap over runs where there are three or more; else the widest of the runs' own block intervals."""
-    base, _, statistic = name.rpartition("_")
-    metric, stat = (METRICS[base], statistic) if base in METRICS else (METRICS[name], None)
-    runs = having(name, runs)
-    values = [v for run in runs if (v := value_of(run.metrics, metric, stat)) is not None]
-    if len(values) == len(runs) and (bounds := bootstrap(values, max if name in PEAKS else st.median)) is not None:
-        return {"low": bounds[0], "high": bounds[1], "over": "runs"}
-    own = [run.intervals[name] for run in runs if run.intervals.get(name)]
-    if not own:
-        return None
-    return {"low": min(i["low"] for i in own), "high": max(i["high"] for i in own), "over": "blocks"}
-
-
-def merged_verdict(runs: Sequence[Measurement]) -> Verdict:
-    """The worst of the runs, each reason once, and whether the runs disagree among themselves."""
-    reasons = {d.code: d for run in runs for d in run.verdict.reasons}
-    throughputs = [v for run in runs if (v := run.metrics.get("output_tps")) is not None]
-    spread = relative_spread(throughputs)
-    if spread is not None and spread > NOISY_SPREAD:
-        reasons["machine_noisy"] = Doubt(
-            code="machine_noisy",
-            severity="suspect",
-            message=f"throughput differs by {spread:.0%} between {len(throughputs)} runs",
-            remedy="close other programs, or add repeats",
-        )
-    return Verdict.of(tuple(reasons.values()))
+__all__ = ["CONTEXT", "EVIDENCE", "INTERVALS", "Candidate", "Comparable", "comparable", "merge"]

@@ -9,12 +9,12 @@ from typing import Any
 from llmopt.core.domain import Measurement
 from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.statistics import ratio_interval
-from llmopt.recommend.candidates import merge, usable_runs
+from llmopt.recommend.candidates import merge
+from llmopt.recommend.cost import TOKENS_OF_A_PRICE
+from llmopt.recommend.points import SECONDS_OF_AN_HOUR
 
 # What a step may change, as ratio to the step before.
 WATCHED = ("ttft_p50", "tps_p50", "output_tps", "requests_per_s", "peak_rss_bytes", "peak_vram_bytes")
-TOKENS_OF_A_PRICE = 1e6
-SECONDS_OF_AN_HOUR = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,4 +91,4 @@ def changes(before: dict[str, Any], after: dict[str, Any], runs: tuple[Step, Ste
 def values(step: Step, name: str) -> list[float]:
     """The figure of every usable run that has it."""
     metric, statistic = parse_metric(name)
-    return [v for run in usable_runs(step.runs) if (v := value_of(run.metrics, metric, statistic)) is not None]
+    return merge(step.name, step.runs).point.values(metric.name, statistic)

@@ -115,6 +115,12 @@ def footnotes(document: dict[str, Any]) -> list[str]:
         notes.append(f"Intervals are 95 % bootstraps over {' and '.join(sorted(over)) or 'nothing'}.")
     if any(not row["on_front"] for row in document["ranked"]):
         notes.append("· behind the Pareto front of throughput, latency, memory and KL.")
-    if document["runs_left_out"]:
-        notes.append(f"{document['runs_left_out']} run(s) of another workload, model or machine are left out.")
+    if document["left_out"]:
+        parts = ", ".join(f"{count:,} of {what}" for what, count in document["left_out"].items())
+        notes.append(f"{document['runs_left_out']:,} run(s) are left out: {parts}. --force ranks them all together.")
+    if document["copies"]:
+        notes.append(f"{document['copies']:,} record(s) lie there twice, and count once.")
+    if document["files_skipped"]:
+        files = "; ".join(f"{s['file']}: {s['reason']}" for s in document["skipped"][:3])
+        notes.append(f"{document['files_skipped']:,} file(s) skipped: {files}")
     return notes

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmopt.core.artifacts import MANIFEST, manifest_of
 from llmopt.core.domain import Artifact, Machine, Measurement, Quantization, RequestTrace, Verdict
-from llmopt.recommend.candidates import Candidate
+from llmopt.recommend.candidates import Candidate, comparable
 
 MACHINE = Machine(
     fingerprint="abc123",
@@ -97,7 +97,6 @@ def metrics(throughput: float = 100.0, latency_s: float = 1.0, memory: float | N
         "output_tps": throughput,
         "requests_per_s": throughput / 32,
         "ttft_s": distribution(latency_s / 10),
-        "tps_s": None,
         "tps": distribution(32 / latency_s),
         "e2e_s": distribution(latency_s),
         "peak_rss_bytes": memory,
@@ -128,26 +127,32 @@ def run(name: str = "nf4-dq", engine: str = "hf", throughput: float = 100.0, **f
 
 def candidate(
     name: str = "a", throughput: float = 100.0, latency_s: float = 1.0, memory: float | None = 2**30, kl: float | None = 0.01,
-    spread: float = 0.01, **fields: Any,
+    spread: float = 0.01, runs: int = 3, figures: dict[str, Any] | None = None, **fields: Any,
 ) -> Candidate:  # fmt: skip
-    """A configuration with these figures; the interval of its throughput is ± ``spread``."""
-    known = {
-        "key": name,
-        "case": {
-            "artifact": {"quantization": name, "method": "none" if name == "bf16" else "some"},
-            "serve": {"backend": "hf"},
-            "workload": WORKLOAD,
-            "backend": {"name": "hf"},
-        },
-        "metrics": metrics(throughput, latency_s, memory) | {"kl": kl},
-        "intervals": {
-            "output_tps": {"low": throughput * (1 - spread), "high": throughput * (1 + spread), "over": "runs"}
-        },
-        "quality": None if kl is None else QUALITY | {"kl_mean": kl},
-        "verdict": Verdict(status="valid"),
-        "runs": 3,
-    }
-    return Candidate(**known | fields)
+    """A configuration with one load point: so many runs whose throughputs lie within ± ``spread``; ``figures`` go over the rest."""
+    quality = None if kl is None else QUALITY | {"kl_mean": kl}
+    steps = [0.0] if runs == 1 else [2 * n / (runs - 1) - 1 for n in range(runs)]
+    made = [
+        run(name, metrics=metrics(throughput * (1 + spread * step), latency_s, memory) | (figures or {}),
+            **{"quality": quality, "started_at": f"2025-01-{day:02}", "intervals": {}} | fields)
+        for day, step in enumerate(steps, 1)
+    ]  # fmt: skip
+    (found,) = comparable(made).candidates
+    return found
+
+
+def curve(name: str = "a", engine: str = "hf", runs: int = 1, **levels: Any) -> list[Measurement]:
+    """Runs of one configuration in closed loops: ``u4=(throughput, ttft_s)`` is what four users get."""
+    made = []
+    for level, (throughput, ttft_s) in levels.items():
+        users = int(level[1:])
+        figures = metrics(throughput) | {"ttft_s": distribution(ttft_s)}
+        for day in range(runs):
+            made.append(
+                run(name, engine, metrics=figures, workload=WORKLOAD | {"concurrency": users}, intervals={},
+                    run_id=f"{name}-{engine}-{users}-{day}", started_at=f"2025-01-{day + 1:02}")
+            )  # fmt: skip
+    return made
 
 
 def safetensors(file: Path, shape: tuple[int, ...] = (2, 4), dtype: str = "BF16", fill: int = 7) -> Path:

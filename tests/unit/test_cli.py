@@ -231,9 +231,37 @@ def test_recommending_from_no_run_is_inconclusive(fails, tmp_path):
     assert "no run to recommend from" in fails("recommend", status=4)
 
 
-def test_recommending_from_a_damaged_run(fails, results):
-    next(results.rglob("2*.json")).write_text('{"run_id": ')
-    assert "not a whole run record" in fails("recommend", status=1)
+def test_recommending_from_damaged_runs_alone(fails, results):
+    for record in results.rglob("2*[0-9a-f].json"):
+        record.write_text('{"run_id": ')
+    told = fails("recommend", status=1)
+    assert "not a whole run record" in told
+    assert "1 more file" in told
+
+
+def test_recommending_from_runs_of_another_schema(fails, results):
+    for record in results.rglob("2*[0-9a-f].json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"schema": 2}))
+    assert "it has schema 2, and this llmopt reads 1" in fails("recommend", status=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--slo", "ttft_p95<0ms"], "contradicts itself"),
+        (["--slo", "slo_attainment>100%"], "contradicts itself"),
+        (["--backends", "hf", "--exclude", "hf"], "contradict each other"),
+        (["--backends", "vlm"], "no run here is of that"),
+        (["--optimize", "cost"], "needs the price"),
+        (["--max-cost", "2"], "needs the price"),
+        (["--price-per-hour", "-1"], "more than 0"),
+        (["--api-price-input", "1"], "needs --api-price-output and --monthly-tokens"),
+        (["--min-score", "mmlu"], "no score to keep"),
+        (["--baseline", "bf17"], "no run that can be compared"),
+    ],
+)
+def test_a_goal_that_makes_no_sense(fails, results, options, word):
+    assert word in fails("recommend", *options, status=2)
 
 
 def test_a_report_that_cannot_be_written(fails, results, tmp_path):
@@ -368,6 +396,17 @@ def test_recommend_as_json_is_one_document(llmopt, results):
     told = llmopt("recommend", results, "--json")
     assert [row["rank"] for row in json.loads(told.stdout)["ranked"]] == [1, 2]
     assert told.stderr == ""
+
+
+def test_a_damaged_run_is_skipped_and_named(llmopt, results):
+    record = sorted(results.rglob("2*[0-9a-f].json"))[0]
+    record.write_text('{"run_id": ')
+    told = llmopt("recommend", results, "--json")
+    assert told.returncode == 0
+    document = json.loads(told.stdout)
+    assert document["files_skipped"] == 1
+    assert document["skipped"][0]["file"].endswith(record.name)
+    assert "1 file skipped" in told.stderr
 
 
 def test_a_goal_that_nothing_meets_is_status_three(llmopt, results):

@@ -5,7 +5,7 @@ import pytest
 from llmopt.core.domain import Doubt, Verdict
 from llmopt.core.errors import Inconclusive
 from llmopt.recommend.candidates import comparable
-from unit.make import MACHINE, QUALITY, WORKLOAD, metrics, run
+from unit.make import MACHINE, QUALITY, WORKLOAD, curve, metrics, run
 
 INVALID = Verdict.of((Doubt(code="errors", severity="invalid", message="it failed", remedy="r"),))
 
@@ -44,7 +44,7 @@ def test_medians_reach_into_distributions():
 
 
 def test_unknown_in_one_run_is_unknown():
-    runs = [run(), run(metrics=metrics() | {"ttft_s": None})]
+    runs = [run(run_id="a"), run(run_id="b", metrics=metrics() | {"ttft_s": None})]
     assert only(runs[::-1]).value("ttft", "p50") is None
 
 
@@ -126,19 +126,76 @@ def test_each_reason_is_named_once():
 @pytest.mark.parametrize(
     "other",
     [
-        {"workload": WORKLOAD | {"concurrency": 8}},
+        {"workload": WORKLOAD | {"input_tokens": 8}},
+        {"workload": WORKLOAD | {"load": "open", "rate": 8.0}},
+        {"measuring_revision": 1},
         {"machine": replace(MACHINE, fingerprint="other")},
         {"artifact": run().artifact | {"base_key": "other"}},
     ],
-    ids=["workload", "machine", "model"],
+    ids=["workload", "loop", "definitions", "machine", "model"],
 )
 def test_runs_of_another_context_are_left_out_and_counted(other):
     old = run("old", started_at="2024-01-01", **other)
     found = comparable([old, run("new")])
-    assert [c.key for c in found.candidates] == ["new-hf"]
-    assert found.left_out == 1
+    assert [c.label for c in found.candidates] == ["new on hf"]
+    assert sum(found.left_out.values()) == 1
 
 
 def test_the_newest_run_decides_the_context():
-    new = run("new", started_at="2026-01-01", workload=WORKLOAD | {"concurrency": 8})
-    assert comparable([new, run("old")]).workload["concurrency"] == 8
+    new = run("new", started_at="2026-01-01", workload=WORKLOAD | {"input_tokens": 8})
+    assert comparable([new, run("old")]).workload["input_tokens"] == 8
+
+
+def test_runs_at_several_loads_are_points_of_one_candidate():
+    found = only(curve(u1=(50, 0.1), u8=(200, 0.2), u4=(150, 0.1)))
+    assert [p.level for p in found.points] == [1, 4, 8]
+
+
+def test_how_long_a_run_lasted_and_its_seed_make_it_no_other_point():
+    longer = WORKLOAD | {"requests": 500, "seed": 7, "warmup_requests": 8, "until": "ttft_p50±5%"}
+    assert [p.runs for p in only([run(), run(workload=longer, run_id="other")]).points] == [2]
+
+
+def test_the_rates_of_a_sweep_are_one_curve():
+    runs = [run(workload=WORKLOAD | {"load": "open", "rate": r, "requests": round(99 * r)}) for r in (4.0, 2.0)]
+    assert [p.load for p in only(runs).points] == ["2 requests/s", "4 requests/s"]
+
+
+def test_other_options_of_the_server_are_another_candidate_that_says_so():
+    runs = [run(serve={"backend": "hf", "max_num_seqs": n}) for n in (4, 8)]
+    assert [c.label for c in comparable(runs).candidates] == [
+        "nf4-dq on hf, max_num_seqs 4",
+        "nf4-dq on hf, max_num_seqs 8",
+    ]
+
+
+def test_an_option_that_is_left_to_the_engine_makes_no_other_candidate():
+    assert only([run(), run(serve={"backend": "hf", "block_size": None})]).runs == 2
+
+
+def test_forced_runs_of_another_context_are_candidates_that_say_so():
+    other = run("old", workload=WORKLOAD | {"load": "open", "rate": 2.0}, started_at="2024-01-01")
+    found = comparable([other, run("old")], force=True)
+    assert len(found.candidates) == 2
+    assert found.left_out == {}
+    assert found.forced
+    assert "loop open" in " ".join(c.label for c in found.candidates)
+
+
+def test_counts_of_other_slos_are_not_mixed():
+    def counted(share, slo, run_id):
+        workload = WORKLOAD | {"slos": [slo]}
+        return run(run_id=run_id, workload=workload, metrics=metrics() | {"slo_attainment": share}, started_at=run_id)
+
+    found = only([counted(0.2, "ttft<1ms", "1"), counted(0.9, "ttft<1s", "2")])
+    assert found.value("slo_attainment") is None
+    assert found.value("output_tps") == 100
+
+
+def test_a_measurement_takes_the_place_of_an_estimate():
+    found = only([run(throughput=900, evidence="estimated", started_at="2026-01-01"), run(throughput=100)])
+    assert (found.evidence, found.value("output_tps")) == ("measured", 100)
+
+
+def test_many_runs_are_not_noisy_for_being_many():
+    assert codes(only([run(throughput=100 + (n % 7) - 3, run_id=str(n)) for n in range(90)])) == []

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from llmopt.core.domain import Doubt, Goal, Verdict
 from llmopt.core.limits import parse_limit
 from llmopt.recommend.constraints import make_goal
-from llmopt.recommend.rank import recommend
-from unit.make import candidate
+from llmopt.recommend.rank import Ranking, recommend
+from unit.make import candidate, distribution
 
 ANY = Goal()
 
@@ -16,13 +16,13 @@ def names(rows):
 
 
 def ranked(*candidates, goal=ANY):
-    return recommend(candidates, goal)[0]
+    return recommend(candidates, goal).ranked
 
 
 def because(one, *limits):
-    kept, (rejected,) = recommend([one], Goal(limits=tuple(parse_limit(text) for text in limits)))
-    assert kept == []
-    return rejected.because
+    found = recommend([one], Goal(limits=tuple(parse_limit(text) for text in limits)))
+    assert found.ranked == ()
+    return found.rejected[0].because
 
 
 FAST = candidate("fast", throughput=200, latency_s=2.0, memory=3e9)
@@ -51,7 +51,7 @@ def test_the_ranking_does_not_depend_on_the_order_of_the_runs(order):
 
 
 def test_ranking_nothing():
-    assert recommend([], ANY) == ([], [])
+    assert recommend([], ANY) == Ranking()
 
 
 def test_a_dominated_one_keeps_its_place_by_the_objective_and_says_why_it_is_behind():
@@ -66,22 +66,37 @@ def test_equals_do_not_dominate_each_other():
     assert all(r.on_front for r in ranked(candidate("a"), candidate("b")))
 
 
-def test_overlapping_intervals_tie():
+def test_who_does_not_surely_beat_another_ties_with_it():
     found = ranked(candidate("a", 100), candidate("b", 99, latency_s=0.9), candidate("c", 50, latency_s=0.5))
     assert [r.tie_group for r in found] == [1, 1, 2]
-    assert any("ties in throughput with b on hf" in reason for reason in found[0].reasons)
+    assert any("ties in throughput with b on hf: P(better) 0." in reason for reason in found[0].reasons)
     assert not any("ties" in reason for reason in found[2].reasons)
 
 
+def test_each_says_how_surely_it_beats_the_next():
+    first, second, last = ranked(candidate("a", 100), candidate("b", 99), candidate("c", 50))
+    assert first.beats_next["over"] == "runs"
+    assert 0.5 < first.beats_next["probability"] < 0.975 < second.beats_next["probability"]
+    assert last.beats_next is None
+
+
+def test_one_run_each_is_compared_over_blocks_within_the_run():
+    def single(name, throughput):
+        bounds = {"output_tps": {"low": throughput - 2, "high": throughput + 2, "over": "blocks"}}
+        return candidate(name, throughput, runs=1, intervals=bounds)
+
+    found = ranked(single("a", 100), single("b", 99), single("c", 50))
+    assert [r.tie_group for r in found] == [1, 1, 2]
+    assert found[0].beats_next["over"] == "blocks within the run"
+
+
 def test_a_tie_is_with_the_leader_and_not_with_a_chain():
-    chain = [candidate(str(n), throughput=100 - 3 * n, latency_s=1 - n / 10, spread=0.02) for n in range(3)]
+    chain = [candidate(str(n), throughput=100 - 3 * n, latency_s=1 - n / 10) for n in range(3)]
     assert [r.tie_group for r in ranked(*chain)] == [1, 1, 2]
 
 
 def test_without_intervals_only_equals_tie():
-    bare = [
-        candidate(n, throughput=t, latency_s=s, intervals={}) for n, t, s in (("a", 9, 3), ("b", 9, 3), ("c", 8, 1))
-    ]
+    bare = [candidate(n, throughput=t, latency_s=s, runs=1) for n, t, s in (("a", 9, 3), ("b", 9, 3), ("c", 8, 1))]
     assert [r.tie_group for r in ranked(*bare)] == [1, 1, 2]
 
 
@@ -113,8 +128,7 @@ def test_an_unknown_memory_rejects_and_says_why():
 
 
 def test_a_tail_full_of_failures_rejects_and_says_why():
-    one = candidate()
-    one.metrics["ttft_s"] = one.metrics["ttft_s"] | {"p95": None, "n": 64, "missing": 10}
+    one = candidate(figures={"ttft_s": distribution(0.1) | {"p95": None, "n": 64, "missing": 10}})
     assert "too many requests failed" in because(one, "ttft_p95<1s")[0]
 
 
@@ -131,14 +145,15 @@ def test_a_suspect_run_is_ranked_with_its_doubt():
 
 def test_rejected_ones_neither_rank_nor_dominate():
     best = candidate("best", throughput=1000, latency_s=0.1, memory=1, kl=0.5)
-    kept, rejected = recommend([best, FAST], make_goal([]))
-    assert (names(kept), names(rejected)) == (["fast"], ["best"])
-    assert kept[0].on_front
+    found = recommend([best, FAST], make_goal([]))
+    assert (names(found.ranked), names(found.rejected)) == (["fast"], ["best"])
+    assert found.ranked[0].on_front
 
 
 def test_reasons_name_the_figure_its_interval_and_its_ratio_to_the_base():
     found = ranked(candidate("nf4", throughput=200, spread=0.1), candidate("bf16", throughput=100, latency_s=0.5))
     assert found[0].reasons[0] == "throughput 200 tok/s [180 tok/s, 220 tok/s], 2.00× bf16 on hf"
+    assert found[0].reasons[1] == "at 4 users: the one load measured"
 
 
 def test_reasons_name_the_limits_that_are_kept():

@@ -21,12 +21,18 @@ QUICK = candidate("quick", throughput=100, latency_s=0.5)
 FAR = candidate("far", kl=0.9)
 
 
-def document(*candidates, left_out=0, **goal):
+def document(*candidates, left_out=None, **goal):
     goal = make_goal(**{"slos": []} | goal)
-    ranked, rejected = recommend(candidates, goal)
+    found = recommend(candidates, goal)
     machine = {"gpus": [], "cpu": MACHINE.cpu, "logical_cores": 4}
     return ranking_document(
-        goal, ranked, rejected, machine=machine, workload=WORKLOAD, base="some model", left_out=left_out
+        goal,
+        found.ranked,
+        found.rejected,
+        machine=machine,
+        workload=WORKLOAD,
+        base="some model",
+        left_out=left_out or {},
     )
 
 
@@ -97,14 +103,14 @@ def test_the_goal_is_named():
 
 
 def test_runs_that_were_left_out_are_told():
-    assert "2 run(s) of another workload" in ranking_markdown(document(FAST, left_out=2))
+    text = ranking_markdown(document(FAST, left_out={"another loop": 2, "another machine": 1}))
+    assert "3 run(s) are left out: 2 of another loop, 1 of another machine" in text
     assert "left out" not in ranking_markdown(document(FAST))
 
 
 def test_the_memory_column_says_what_it_is():
     assert "RAM (no GPU)" in [c.title for c in columns(document(FAST)["ranked"])]
-    gpu = candidate()
-    gpu.metrics["peak_vram_bytes"] = 2**30
+    gpu = candidate(figures={"peak_vram_bytes": 2**30})
     assert "VRAM" in [c.title for c in columns(document(gpu)["ranked"])]
 
 

@@ -1,0 +1,304 @@
+"""Load curves: the runs of one configuration at one load are a point, and its figures are medians over them."""
+
+from __future__ import annotations
+
+import json
+import statistics as st
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llmopt.core.domain import Doubt, Evidence, Measurement, Verdict
+from llmopt.core.load_level import level_words, past_saturation
+from llmopt.core.metrics import METRICS, Metric
+from llmopt.core.run_table import QUALITY, STATS, RunTable
+from llmopt.core.statistics import relative_spread
+from llmopt.recommend.cost import COSTS, TOKENS_OF_A_PRICE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+EVIDENCE: tuple[Evidence, ...] = ("measured", "interpolated", "estimated")  # best first
+NOISY_SPREAD = 0.10
+PEAKS = ("peak_rss_bytes", "peak_vram_bytes")
+# A run that never got steady has no steady rate: its repeats still have theirs, and the doubt stays in the merged verdict.
+# Any other figure that one run lacks is unknown: a tail that is missing may be missing because it is bad.
+STEADY_RATES = ("output_tps", "total_tps", "requests_per_s")
+OF_SLOS = ("goodput_rps", "goodput_rps_whole", "slo_attainment")  # say nothing beside those of other SLOs
+SECONDS_OF_AN_HOUR = 3600.0
+
+
+class Curves:
+    """The points of all configurations of a table; ``members`` of point ``n`` are the rows of its usable runs.
+
+    Of a configuration only the runs of the newest engine version count, and only those of its best evidence; of a point
+    only those that are not invalid, where there is one.
+    """
+
+    def __init__(self, table: RunTable, rows: NDArray[np.int64], price_per_hour: float | None = None) -> None:
+        import numpy as np
+
+        self.table, self.price_per_hour = table, price_per_hour
+        configuration = table.codes["configuration"][rows]
+        rows = rows[np.lexsort((table.run_ids[rows], table.started_at[rows], configuration))]
+        rows = self._newest(rows)
+        level = np.nan_to_num(table.column("level")[rows], nan=-1.0)
+        configuration = table.codes["configuration"][rows]
+        order = np.lexsort((np.arange(len(rows)), level, configuration))
+        rows, level, configuration = rows[order], level[order], configuration[order]
+        point = np.cumsum(np.r_[False, (np.diff(configuration) != 0) | (np.diff(level) != 0)])[: len(rows)]
+        good = self._word("status", rows, "invalid", unequal=True)
+        good |= ~np.isin(point, point[good])
+        self.members, point = rows[good], point[good]
+        self.starts = np.flatnonzero(np.r_[True, np.diff(point) != 0]) if len(point) else np.zeros(0, np.int64)
+        self.counts = np.diff(np.r_[self.starts, len(self.members)])
+        self.segment = np.repeat(np.arange(len(self.starts)), self.counts)
+        self.configuration = table.codes["configuration"][self.members[self.starts]]
+        self.invalid = ~self._word("status", self.members[self.starts], "invalid", unequal=True)
+        self._medians: dict[str, list[float]] = {}
+        self._proofs: NDArray[np.int64] | None = None
+
+    def proof_row(self, configuration: int) -> int | None:
+        """The newest run of a configuration that knows its quality."""
+        import numpy as np
+
+        if self._proofs is None:
+            rows = self.members[~np.isnan(self.table.column("kl")[self.members])]
+            rows = rows[np.lexsort((self.table.run_ids[rows], self.table.started_at[rows]))]
+            self._proofs = np.full(len(self.table.vocabulary["configuration"]), -1)
+            self._proofs[self.table.codes["configuration"][rows]] = rows
+        row = int(self._proofs[configuration])
+        return None if row < 0 else row
+
+    def _word(self, name: str, rows: NDArray[np.int64], word: str, *, unequal: bool = False) -> NDArray[np.bool_]:
+        import numpy as np
+
+        known = self.table.vocabulary[name]
+        code = known.index(word) if word in known else -1
+        same = self.table.codes[name][rows] == code
+        return ~same if unequal else np.asarray(same)
+
+    def _newest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``rows`` by configuration and start, without those of older engines and lesser evidence."""
+        import numpy as np
+
+        rank = np.array([EVIDENCE.index(word) for word in self.table.vocabulary["evidence"]], np.int64)
+        evidence, configuration = rank[self.table.codes["evidence"][rows]], self.table.codes["configuration"][rows]
+        best = np.full(len(self.table.vocabulary["configuration"]), len(EVIDENCE))
+        np.minimum.at(best, configuration, evidence)
+        keep = evidence == best[configuration]
+        rows, configuration = rows[keep], configuration[keep]
+        version = self.table.codes["version"][rows]
+        newest = np.zeros(len(best), np.int64)
+        newest[configuration] = version  # the last of each wins, and they are in the order of their start
+        return np.asarray(rows[version == newest[configuration]])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def medians(self, column: str) -> list[float]:
+        """Of every point, NaN where it is unknown; of a peak the highest."""
+        if column not in self._medians:
+            self._medians[column] = self._derived(column) or self._median(column).tolist()
+        return self._medians[column]
+
+    def _median(self, column: str) -> NDArray[np.float64]:
+        import numpy as np
+
+        values = self.table.column(column)[self.members]
+        if not len(values):
+            return values
+        if column in PEAKS:
+            return np.asarray(np.fmax.reduceat(values, self.starts))
+        ordered = values[np.lexsort((values, self.segment))]  # NaN last
+        known = np.add.reduceat(~np.isnan(values), self.starts)
+        low, high = self.starts + np.maximum(known - 1, 0) // 2, self.starts + np.maximum(known // 2, 0)
+        high = np.minimum(high, self.starts + self.counts - 1)
+        median = (ordered[low] + ordered[high]) / 2
+        complete = known > 0 if column in STEADY_RATES else known == self.counts
+        return np.asarray(np.where(complete, median, np.nan))
+
+    def _derived(self, column: str) -> list[float] | None:
+        """Prices per token follow from the throughput of the point."""
+        if column not in COSTS:
+            return None
+        import numpy as np
+
+        output, total = (np.array(self.medians(name)) for name in ("output_tps", "total_tps"))
+        rates = {"cost": output, "cost_input": total - output, "cost_blended": total}[column]
+        price = np.nan if self.price_per_hour is None else self.price_per_hour
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = price / SECONDS_OF_AN_HOUR / np.where(rates > 0, rates, np.nan) * TOKENS_OF_A_PRICE
+        return list(found.tolist())
+
+    def rows(self, point: int) -> NDArray[np.int64]:
+        """The usable runs of a point, oldest first."""
+        start = self.starts[point]
+        return self.members[start : start + self.counts[point]]
+
+
+def column_of(metric: Metric, statistic: str | None) -> str:
+    return metric.name if metric.name in QUALITY else f"{metric.key}.{statistic}" if statistic else metric.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Number ``number`` of ``curves``; everything about it is made when it is asked for."""
+
+    curves: Curves
+    number: int
+
+    def value(self, name: str, statistic: str | None = None) -> float | None:
+        """The median over the runs; ``None`` where it is unknown."""
+        if name == "task_score":
+            return self.task_scores.get(statistic or "", (None, None))[0]
+        found = self.curves.medians(column_of(METRICS[name], statistic))[self.number]
+        return None if found != found else found
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        return self.curves.rows(self.number)
+
+    @property
+    def newest(self) -> int:
+        return int(self.rows[-1])
+
+    @cached_property
+    def record(self) -> Measurement:
+        """Of the newest run."""
+        return self.curves.table.record(self.newest)
+
+    def values(self, name: str, statistic: str | None = None) -> list[float]:
+        """Of every run that has one; a run's own cost follows from its own throughput."""
+        import numpy as np
+
+        if name in COSTS:
+            return self._costs(name)
+        found = self.curves.table.column(column_of(METRICS[name], statistic))[self.rows]
+        return list(found[~np.isnan(found)].tolist())
+
+    def _costs(self, name: str) -> list[float]:
+        price = self.curves.price_per_hour
+        output, total = self.values("output_tps"), self.values("total_tps")
+        if name != "cost" and len(output) != len(total):
+            return []
+        rates = {
+            "cost": output,
+            "cost_input": [t - o for t, o in zip(total, output, strict=False)],
+            "cost_blended": total,
+        }
+        each = [r for r in rates[name] if r > 0]
+        return [] if price is None else [price / SECONDS_OF_AN_HOUR / r * TOKENS_OF_A_PRICE for r in each]
+
+    def own_interval(self, name: str) -> tuple[float, float] | None:
+        """The widest of the intervals that the runs have within themselves."""
+        import numpy as np
+
+        low, high = (self.curves.table.column(f"interval.{name}.{end}")[self.rows] for end in ("low", "high"))
+        if np.isnan(low).all():
+            return None
+        return float(np.nanmin(low)), float(np.nanmax(high))
+
+    @property
+    def runs(self) -> int:
+        return len(self.rows)
+
+    @property
+    def level(self) -> float | None:
+        found = float(self.curves.table.column("level")[self.newest])
+        return None if found != found else found
+
+    @cached_property
+    def workload(self) -> dict[str, Any]:
+        """The shape with the level; how long the runs lasted is left out."""
+        form: dict[str, Any] = json.loads(self.curves.table.word("shape", self.newest))
+        named = {"closed": "concurrency", "open": "rate"}.get(str(form["load"]))
+        return form | ({named: self.level} if named else {})
+
+    @property
+    def load(self) -> str:
+        return level_words(self.workload)
+
+    @property
+    def invalid(self) -> bool:
+        return bool(self.curves.invalid[self.number])
+
+    @cached_property
+    def codes(self) -> set[str]:
+        """Of all doubts of all runs."""
+        table = self.curves.table
+        return {
+            c
+            for row in set(table.codes["doubts"][self.rows].tolist())
+            for c in table.vocabulary["doubts"][row].split(",")
+            if c
+        }
+
+    @property
+    def saturated(self) -> bool:
+        """Whether an open loop asked for more than the server can do. Of a closed loop the whole curve tells."""
+        if self.workload["load"] != "open" or self.level is None:
+            return False
+        sent = self.curves.table.column("achieved_rate")[self.rows]
+        rate = min(self.level, *(float(s) for s in sent if s == s)) if (sent == sent).any() else self.level
+        return past_saturation(rate, self.value("requests_per_s"), self.codes)
+
+    @property
+    def evidence(self) -> Evidence:
+        return self.curves.table.word("evidence", self.newest)  # type: ignore[return-value]
+
+    @cached_property
+    def task_scores(self) -> dict[str, tuple[float | None, float | None]]:
+        """By task: its value and standard error."""
+        return task_scores(self.curves.table, self.rows)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """All figures as a record has them."""
+        found: dict[str, Any] = {}
+        for metric in METRICS.values():
+            if metric.kind == "distribution":
+                spread = {s: self.value(metric.name, s) for s in STATS}
+                found[metric.key] = spread if any(v is not None for v in spread.values()) else None
+            elif metric.name != "task_score":
+                found[metric.key] = self.value(metric.name)
+        return found | {"task_score": {task: score for task, (score, _) in self.task_scores.items()} or None}
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The worst of the runs, each reason once, and whether the runs disagree among themselves."""
+        table, reasons = self.curves.table, dict[str, Doubt]()
+        for row in reversed(self.rows.tolist()):
+            if set(filter(None, table.word("doubts", row).split(","))) - set(reasons):
+                reasons = {d.code: d for d in table.record(row).verdict.reasons} | reasons
+        throughputs = self.values("output_tps")
+        spread = spread_of_three(throughputs)
+        if spread is not None and spread > NOISY_SPREAD:
+            reasons["machine_noisy"] = Doubt(
+                code="machine_noisy",
+                severity="suspect",
+                message=f"throughput differs by {spread:.0%} between {len(throughputs)} runs",
+                remedy="close other programs, or add repeats",
+            )
+        return Verdict.of(tuple(reasons.values()))
+
+
+def spread_of_three(values: Sequence[float]) -> float | None:
+    """The relative spread of up to three values; of more, what three of them would show: a range grows with their number.
+
+    The mean range of three normal values is 1.69 standard deviations (Tippett 1925).
+    """
+    if len(values) <= 3:
+        return relative_spread(values)
+    mean = st.fmean(values)
+    return 1.69 * st.stdev(values) / mean if mean else None
+
+
+def task_scores(table: RunTable, rows: Iterable[int]) -> dict[str, tuple[float | None, float | None]]:
+    """Of the newest of these runs whose artifact was given tasks."""
+    for row in reversed(list(rows)):
+        if words := table.word("tasks", row):
+            return {str(t["task"]): (t.get("value"), t.get("stderr")) for t in json.loads(words)}
+    return {}

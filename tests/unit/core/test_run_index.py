@@ -1,0 +1,188 @@
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+from llmopt.core import run_index
+from llmopt.core.errors import StoreError
+from llmopt.core.run_index import INDEX, read_store
+from llmopt.core.store import save_run
+from unit.make import MACHINE, WORKLOAD, metrics, run
+
+
+@pytest.fixture
+def indexed(tmp_path, monkeypatch):
+    """A folder of three runs that has an index."""
+    monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 0.0))
+    for n in range(3):
+        save_run(tmp_path, run(f"q{n}", throughput=100.0 + n, run_id=f"r{n}", started_at=f"2025-01-0{n + 1}"), [])
+    read_store(tmp_path)
+    assert (tmp_path / INDEX).exists()
+    return tmp_path
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the files that were read from here on."""
+    names = []
+    real = run_index.read_file
+    monkeypatch.setattr(run_index, "read_file", lambda file: names.append(os.path.basename(file)) or real(file))  # noqa: PTH119
+    return names
+
+
+def throughputs(results):
+    return read_store(results).table.column("output_tps").tolist()
+
+
+def test_a_folder_becomes_a_table_oldest_first(tmp_path):
+    save_run(tmp_path, run("late", throughput=2, started_at="2025-02-01"), [])
+    save_run(tmp_path, run("early", throughput=1, started_at="2025-01-01"), [])
+    table = read_store(tmp_path).table
+    assert table.column("output_tps").tolist() == [1, 2]
+    assert [table.record(row).artifact["quantization"] for row in (0, 1)] == ["early", "late"]
+
+
+def test_a_small_folder_gets_no_index(tmp_path):
+    save_run(tmp_path, run(), [])
+    read_store(tmp_path)
+    assert not (tmp_path / INDEX).exists()
+
+
+def test_no_results_is_an_error_with_a_hint(tmp_path):
+    with pytest.raises(StoreError, match="no results at"):
+        read_store(tmp_path / "nowhere")
+
+
+def test_what_the_index_knows_is_not_read_again(indexed, reads):
+    assert throughputs(indexed) == [100, 101, 102]
+    assert reads == []
+
+
+def test_a_record_that_changed_is_read_again(indexed, reads):
+    file = next(indexed.rglob("r1.json"))
+    file.write_text(file.read_text().replace('"output_tps": 101.0', '"output_tps": 901.0'))
+    assert throughputs(indexed) == [100, 901, 102]
+    assert reads == ["r1.json"]
+
+
+def test_a_record_whose_time_was_set_back_is_read_again(indexed):
+    file = next(indexed.rglob("r1.json"))
+    before = file.stat()
+    file.write_text(file.read_text().replace('"output_tps": 101.0', '"output_tps": 901.0'))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    assert throughputs(indexed) == [100, 901, 102]
+
+
+def test_a_record_that_is_gone_is_forgotten(indexed):
+    next(indexed.rglob("r1.json")).unlink()
+    assert throughputs(indexed) == [100, 102]
+
+
+def test_a_new_record_joins_those_that_are_known(indexed):
+    save_run(indexed, run("new", throughput=7, run_id="r9", machine=replace(MACHINE, fingerprint="other")), [])
+    assert sorted(throughputs(indexed)) == [7, 100, 101, 102]
+    table = read_store(indexed).table
+    assert {table.word("machine", row) for row in range(4)} == {"abc123", "other"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"",
+        lambda data: b"something else",
+        lambda data: data[:-20],
+        lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:],
+        lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:],
+    ],
+    ids=["empty", "other", "cut", "a bit of its words", "a bit of its numbers"],
+)
+def test_a_damaged_index_is_made_anew(indexed, reads, change):
+    (indexed / INDEX).write_bytes(change((indexed / INDEX).read_bytes()))
+    assert throughputs(indexed) == [100, 101, 102]
+    assert len(reads) == 3
+
+
+def test_an_index_of_other_columns_is_made_anew(indexed, reads, monkeypatch):
+    monkeypatch.setattr(run_index, "LAYOUT", "another")
+    assert throughputs(indexed) == [100, 101, 102]
+    assert len(reads) == 3
+
+
+def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 0.0))
+    save_run(tmp_path, run(throughput=5), [])
+    (tmp_path / INDEX).mkdir()
+    assert throughputs(tmp_path) == [5]
+
+
+def test_many_files_are_read_by_several_processes_alike(tmp_path, monkeypatch):
+    for n in range(9):
+        save_run(tmp_path, run(f"q{n}", throughput=n + 1.0, run_id=f"r{n}"), [])
+    alone = throughputs(tmp_path)
+    monkeypatch.setattr(run_index, "AT_ONCE", 2)
+    assert throughputs(tmp_path) == alone == [n + 1.0 for n in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"run_id": "x"', "not a whole run record"),
+        ('{"run_id": "x"}', "missing required field"),
+        ("", "not a whole run record"),
+    ],
+    ids=["cut", "half", "empty"],
+)
+def test_a_damaged_record_is_skipped_and_named(indexed, text, reason):
+    (indexed / "bad.json").write_text(text)
+    stored = read_store(indexed)
+    assert len(stored.table) == 3
+    assert [s.file for s in stored.skipped] == ["bad.json"]
+    assert reason in stored.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"schema": 7}, "it has schema 7"),
+        ({"metrics": 5}, "metrics"),
+        ({"verdict": {"status": "good"}}, "status"),
+        ({"metrics": metrics() | {"output_tps": -4.0}}, "output_tps is -4, which cannot be"),
+        ({"metrics": metrics() | {"error_rate": 3.0}}, "error_rate is 3, which cannot be"),
+    ],
+)
+def test_a_record_that_somebody_wrote_into_is_skipped_and_named(tmp_path, change, reason):
+    file = save_run(tmp_path, run(), [])
+    save_run(tmp_path, run("good", throughput=3.0), [])
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    stored = read_store(tmp_path)
+    assert stored.table.column("output_tps").tolist() == [3.0]
+    assert reason in stored.skipped[0].reason
+
+
+def test_a_skipped_record_is_named_again_with_an_index(indexed):
+    (indexed / "bad.json").write_text("{")
+    read_store(indexed)
+    assert [s.file for s in read_store(indexed).skipped] == ["bad.json"]
+
+
+def test_json_that_is_no_run_is_passed_over(indexed):
+    (indexed / "package.json").write_text('{"name": "x"}')
+    (indexed / "list.json").write_text("[1, 2]")
+    stored = read_store(indexed)
+    assert (len(stored.table), stored.skipped) == (3, ())
+
+
+def test_a_record_in_two_places_counts_once(tmp_path):
+    file = save_run(tmp_path, run(), [])
+    (tmp_path / "copy.json").write_bytes(file.read_bytes())
+    stored = read_store(tmp_path)
+    assert (len(stored.table), stored.copies) == (1, 1)
+
+
+def test_two_runs_of_one_name_are_two(tmp_path):
+    save_run(tmp_path, run(run_id="same", throughput=1.0), [])
+    other = run(run_id="same", throughput=2.0, workload=WORKLOAD | {"concurrency": 8})
+    save_run(tmp_path / "elsewhere", other, [])
+    assert len(read_store(tmp_path).table) == 2
