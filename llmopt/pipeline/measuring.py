@@ -64,12 +64,16 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out and kept; none of it changes what is asked of the server."""
+    """How a run is carried out and kept; none of it changes what is asked of the server.
+
+    ``race``: what the record says of the search that it belongs to.
+    """
 
     results: Path
     workers: int = 1
     definitions: tuple[str, ...] = ()
     salt: str | None = None
+    race: dict[str, Any] = field(default_factory=dict)
 
 
 def measure_and_save(
@@ -103,6 +107,7 @@ def measure_and_save(
                 ended=interrupts.hold,
             )
         run = record(subject, workload, result, run_id, started_at, definitions_of(options.definitions, result))
+        run = replace(run, race=options.race)
         file = save_run(options.results, run, result.traces, result.series)
     if interrupts.came or result.stopped == "interrupted":
         raise Interrupted(f"interrupted; the {len(result.traces)} requests measured until then are kept in {file}")

@@ -112,9 +112,9 @@ class Race:
     def next_round(self, at_most: int | None = None) -> list[str]:
         """The arms to measure now, in order; empty when the race is over.
 
-        ``at_most``: the runs that the budget still has.
+        ``at_most``: the runs that the budget still has.  Less than two compare nobody.
         """
-        if at_most is not None and at_most < 1:
+        if at_most is not None and at_most < min(2, len(self.arms)):
             return []
         alive = [arm for arm in self.arms if arm not in self.failed]
         if not self.values:
@@ -128,6 +128,20 @@ class Race:
             return []
         self.round += 1
         return self.shuffled(wanted[:at_most])
+
+    def last_round(self) -> list[str]:
+        """The leader and whoever of those that were measured is the likeliest to be better; nobody where there is no choice."""
+        standing = self.standing()
+        others = [e.arm for e in standing.survivors if e.arm != standing.leader]
+        if standing.leader is None or not others:
+            return []
+        self.round += 1
+        return self.shuffled([standing.leader, max(others, key=lambda arm: standing.chances.get(arm, 0.0))])
+
+    def whole_round(self) -> list[str]:
+        """Everybody who has not failed, in order, for a search that spares nobody."""
+        self.round += 1
+        return self.shuffled([arm for arm in self.arms if arm not in self.failed])
 
     def record(self, round: int, arm: str, value: float | None = None, *, failure: str = "") -> None:
         """One outcome: the value of the objective, or why there is none. Raises ValueError for a value that is no quantity.

@@ -28,7 +28,7 @@ def test_best_is_found_with_less_than_half_of_three_rounds():
 
 def test_budget_is_never_exceeded():
     near = {f"c{place}": 100 + place / 10 for place in range(24)}
-    assert play(Race(list(near)), near, budget=32) == 32
+    assert 30 < play(Race(list(near)), near, budget=32) <= 32
 
 
 def test_shift_of_a_whole_round_changes_no_decision():

@@ -1,0 +1,274 @@
+"""Who takes part in ``llmopt tune``: the space of a job, its artifacts made and proven, and what is dropped on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmopt import quantize as quantizers
+from llmopt import serve
+from llmopt.core import environments
+from llmopt.core.artifacts import MANIFEST, open_artifact, open_model
+from llmopt.core.domain import Artifact, Goal, Quantization, Workload
+from llmopt.core.errors import Interrupted, LlmoptError, MissingEnvironment, ModelError, UsageError
+from llmopt.core.files import scratch_folder
+from llmopt.core.limits import meets
+from llmopt.core.machine import available_cores, this_machine
+from llmopt.core.metrics import METRICS
+from llmopt.core.synthetic import is_synthetic
+from llmopt.core.units import show
+from llmopt.pipeline.making import quantize
+from llmopt.pipeline.plans import case_of
+from llmopt.pipeline.proving import QualityText, prove
+from llmopt.pipeline.reporter import Reporter
+from llmopt.pipeline.requesting import Options, quantize_request
+from llmopt.pipeline.visiting import Contestant, at_level
+from llmopt.quantize.calibration import BUILTIN
+from llmopt.recommend.space import Configuration, Dropped, Engine, Space, Value, build
+from llmopt.serve.options import require_known
+from llmopt.serve.room import require_room
+
+# What is tried where nobody says: of each kind of format the usual width, and the next one below.
+QUANTIZATIONS = ("gguf-q8_0", "gguf-q4_k_m", "w8a8-int8", "gptq-int4-g128", "nf4")
+LEVELS_OF_A_CPU, LEVELS_OF_A_GPU = (1.0, 2.0, 4.0, 8.0, 16.0), (1.0, 4.0, 16.0, 64.0, 128.0)
+BATCHED_TOKENS = (512, 8192)  # tried on GPUs beside the engine's own default
+NO_ENGINES = ("scripted", "triton")  # a fake, and one that serves through another's engine: by name alone
+OF_QUALITY = {"kl": "kl_mean", "kl_p99": "kl_p99", "top1": "top1_agreement", "perplexity": "perplexity"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What was asked of ``llmopt tune MODEL``. ``levels`` are users, or requests per second where ``workload`` is open;
+    ``requests``, at each, as many as the limits need where it is ``None``.
+
+    ``quantizations`` and ``backends`` are empty for whatever is usual and installed; ``knobs`` is ``None`` for what each
+    engine would try; ``extra_args`` go to every engine as they are.
+    """
+
+    model: Path
+    goal: Goal
+    workload: Workload
+    levels: tuple[float, ...]
+    budget_s: float
+    requests: int | None = None
+    quantizations: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    knobs: Mapping[str, tuple[Value, ...]] | None = None
+    text: QualityText = field(default_factory=QualityText)
+    calibration: str = BUILTIN
+    exhaustive: bool = False
+    seed: int = 0
+    extra_args: tuple[str, ...] = ()
+
+    @cached_property
+    def base(self) -> Artifact:
+        """The model as it was given: unquantized, or an artifact of llmopt's. Raises ModelError, UsageError."""
+        if self.model.suffix != ".gguf":
+            return open_artifact(self.model)
+        if not self.model.is_file():
+            raise ModelError(f"no model at {self.model}", hint="name a model folder, or builtin")
+        if not (self.model.parent / MANIFEST).exists():
+            raise UsageError(
+                f"{self.model} was not made by llmopt: its tokenizer and its base are not known",
+                hint="name the folder of the unquantized model, and --quants gguf-q4_k_m",
+            )
+        return open_artifact(self.model.parent)
+
+    @property
+    def given(self) -> bool:
+        """Whether the model is quantized already: then there is nothing to make."""
+        return self.base.quantization.method != "none"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The quantizations that take part."""
+        own = self.base.quantization.name
+        return (own,) if self.given else self.quantizations or (own, *QUANTIZATIONS)
+
+    def quantization(self, name: str) -> Quantization:
+        return self.base.quantization if self.given else quantizers.quantization(name)
+
+    @property
+    def loads(self) -> tuple[Workload, ...]:
+        return tuple(at_level(self.workload, level, self.requests, self.goal.limits) for level in sorted(self.levels))
+
+    @property
+    def most_at_once(self) -> int:
+        return self.workload.most_at_once if self.workload.open_loop else int(max(self.levels))
+
+
+def usual_levels() -> tuple[float, ...]:
+    return LEVELS_OF_A_GPU if this_machine().gpus else LEVELS_OF_A_CPU
+
+
+def space_of(job: Job) -> Space:
+    """Every configuration, and why others are none. Raises UsageError for names that nobody knows."""
+    for name in job.names:
+        job.quantization(name)
+    wanted = job.backends or [name for name in serve.BACKENDS if name not in NO_ENGINES]
+    engines = [engine_of(job, name) for name in wanted]
+    if not job.backends:  # what nobody asked for is not told to be missing, unless there is nothing else
+        engines = [engine for engine in engines if not engine.lacking] or engines
+    return build(job.names, engines, lambda engine, name: refusal(job, engine, name), job.knobs)
+
+
+def refusal(job: Job, engine: str, name: str) -> str | None:
+    own = job.base.quantization
+    if name in quantizers.UNQUANTIZED and not job.given and name != own.name:
+        return f"the model is in {own.name}, not {name}"
+    return serve.backend(engine).refusal(job.quantization(name))
+
+
+def engine_of(job: Job, name: str) -> Engine:
+    backend = serve.backend(name)
+    shared, gpus = bool(job.workload.prefix_tokens), bool(this_machine().gpus)
+    usual: dict[str, Any] = {
+        "max_num_seqs": job.most_at_once, "enable_prefix_caching": shared, "extra_args": job.extra_args,
+    }  # fmt: skip
+    tried: dict[str, tuple[Value, ...]] = {
+        "threads": () if gpus else (available_cores(),),
+        "max_num_batched_tokens": BATCHED_TOKENS if gpus else (),
+        "enable_chunked_prefill": (False,) if gpus else (),
+        "enable_prefix_caching": (False,) if shared else (),
+    }
+    lacking = None
+    try:
+        environments.find(backend.needs)
+    except MissingEnvironment as error:
+        lacking = error.message + (f": {error.hint}" if error.hint else "")
+    return Engine(
+        name=name,
+        options=backend.options,
+        usual={option: value for option, value in usual.items() if option in backend.options},
+        tried={option: values for option, values in tried.items() if option in backend.options},
+        lacking=lacking,
+    )
+
+
+@dataclass(kw_only=True)
+class Field:
+    """The contestants by their label, and what was dropped; ``reference``: what quality is measured against."""
+
+    contestants: dict[str, Contestant] = field(default_factory=dict)
+    dropped: list[Dropped] = field(default_factory=list)
+    reference: str = ""
+
+
+def contestants_of(job: Job, folder: Path, report: Reporter, time_left: Callable[[], bool]) -> Field:
+    """Make and prove what is missing, and screen by quality: speed is measured only of what may be deployed.
+
+    ``time_left``: whether another artifact may still be made.  Raises Interrupted, and UsageError for unknown names.
+    """
+    space = space_of(job)
+    found = Field(dropped=list(space.dropped))
+    wanted = [name for name in job.names if any(c.quantization == name for c in space.configurations)]
+    with scratch_folder(folder.resolve(), "shared-") as shared:
+        for name in wanted:
+            own = [c for c in space.configurations if c.quantization == name]
+            if too_large := [reason for c in own if (reason := no_room(job, c))]:
+                own = [c for c in own if not no_room(job, c)]
+                found.dropped.append(Dropped(label=name, reason=too_large[0]))
+            if not own:
+                continue
+            if not time_left():
+                found.dropped.append(Dropped(label=name, reason="there was no time left to make it"))
+                continue
+            try:
+                artifact, quality = made(job, name, folder, report, shared)
+                for configuration in own:
+                    add(found, job, configuration, artifact, quality, folder, report, shared)
+            except Interrupted:
+                raise
+            except LlmoptError as error:
+                report.say(f"{name}: {error.message}")
+                found.dropped.append(Dropped(label=name, reason=error.message, hint=error.hint))
+    found.reference = reference_of(job, found)
+    return found
+
+
+def no_room(job: Job, configuration: Configuration) -> str | None:
+    """Why it cannot fit, by its width alone, before anything is made."""
+    quantization = job.quantization(configuration.quantization)
+    size = job.base.size_bytes
+    if not job.given:
+        size = min(size, int(size * quantization.bits / job.base.quantization.bits))
+    planned = replace(job.base, quantization=quantization, size_bytes=size)
+    try:
+        require_room(serve.backend(configuration.options.backend), planned, configuration.options)
+    except UsageError as error:
+        return error.message
+    return None
+
+
+def made(job: Job, name: str, folder: Path, report: Reporter, shared: Path) -> tuple[Artifact, dict[str, Any] | None]:
+    """The artifact and the quality that was proven of it; the unquantized base has none to lose."""
+    logs = folder / "artifacts" / "logs"
+    if not job.given and name in quantizers.UNQUANTIZED:
+        return job.base, None
+    if job.given:
+        unproven = is_synthetic(job.base.base)
+        return job.base, None if unproven else prove(job.base, job.text, report, log_folder=logs, shared=shared)
+    proof = None if is_synthetic(job.model) else job.text
+    request = quantize_request(open_model(job.model), name, Options(calibration=job.calibration))
+    out = folder / "artifacts" / f"{name}-{request.key[:8]}"
+    artifact, there = quantize(request, out, report, proof=proof, shared=shared)
+    if there:
+        report.say(f"already there: {out}")
+    if proof is None:
+        return artifact, None
+    return artifact, prove(artifact, proof, report, log_folder=logs, shared=shared)
+
+
+def add(
+    found: Field, job: Job, configuration: Configuration, artifact: Artifact, quality: dict[str, Any] | None,
+    folder: Path, report: Reporter, shared: Path,
+) -> None:  # fmt: skip
+    """One configuration to the field, or to what is dropped."""
+    label, options = configuration.label, configuration.options
+    try:
+        require_known(serve.backend(options.backend), options)
+        case = case_of(artifact, options, job.loads[0])
+        if (cache := options.kv_cache_dtype) and quality is not None:
+            quality = prove(
+                artifact, job.text, report, log_folder=folder / "artifacts" / "logs", shared=shared,
+                engine=options.backend, kv_cache_dtype=cache,
+            )  # fmt: skip
+        require_room(serve.backend(options.backend), artifact, case.serve)
+    except Interrupted:
+        raise
+    except LlmoptError as error:
+        found.dropped.append(Dropped(label=label, reason=error.message, hint=error.hint))
+        return
+    if reasons := screened(job, artifact, quality):
+        found.dropped.append(Dropped(label=label, reason="; ".join(reasons)))
+        return
+    found.contestants[label] = Contestant(label=label, case=case, workloads=job.loads, quality=quality)
+
+
+def screened(job: Job, artifact: Artifact, quality: dict[str, Any] | None) -> list[str]:
+    """The limits on quality that it breaks; the base is its own reference and keeps them all."""
+    found = []
+    for limit in job.goal.limits:
+        if limit.metric not in OF_QUALITY or artifact.quantization.method == "none":
+            continue
+        if quality is None:
+            found += [] if limit.default else [f"{limit.text}: its quality is not known"]
+        elif not meets(limit, value := quality[OF_QUALITY[limit.metric]]):
+            found.append(f"{limit.text}: measured {show(value, METRICS[limit.metric].unit)}")
+    return found
+
+
+def reference_of(job: Job, found: Field) -> str:
+    """What quality is told against, in words: the base where it takes part, else the best artifact beside it."""
+    base = job.base.quantization.name
+    here = {c.case.artifact.label: c for c in found.contestants.values()}
+    if not here or base in here:
+        return base
+    kl = {label: c.quality["kl_mean"] for label, c in here.items() if c.quality}
+    if not kl:
+        return base
+    best = min(kl, key=lambda label: kl[label])
+    return f"{best}, the nearest to {base} of what can be served here (KL {kl[best]:.4g})"

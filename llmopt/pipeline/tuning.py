@@ -1,0 +1,288 @@
+"""``llmopt tune MODEL``: the whole job from one line.
+
+The space is built and what cannot be is dropped with its reason; what is missing is quantized and proven; quality screens
+before speed is measured; the survivors race in rounds (``recommend/racing.py``), each visit a load curve
+(``visiting.py``).  Every run is saved as it ends, so the same command goes on where it was stopped; what crashes or runs
+out of memory is a result like others, kept in ``tune.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmopt.core.domain import Measurement, Workload
+from llmopt.core.errors import Inconclusive, Interrupted, LlmoptError
+from llmopt.core.files import write_atomic
+from llmopt.core.machine import this_machine
+from llmopt.core.metrics import MEASURING_REVISION
+from llmopt.core.store import load_runs, with_quality
+from llmopt.pipeline.contestants import Field, Job, contestants_of, space_of
+from llmopt.pipeline.measuring import RunOptions, engine_version
+from llmopt.pipeline.plans import rank_runs
+from llmopt.pipeline.reporter import Reporter
+from llmopt.pipeline.visiting import Contestant, Outcome, around, enough, judged, objective, visit
+from llmopt.recommend.racing import Race, Standing
+from llmopt.recommend.space import Dropped
+from llmopt.serve.options import command_words
+
+EXHAUSTIVE_ROUNDS = 3
+MEASURING = 0.5  # of the budget, kept for measuring: once only so much is left nothing more is quantized
+LAST_ROUND = 2  # visits that the first round leaves time for: the leader and its nearest once more
+LATEST = 6
+STATE = "tune.json"
+
+
+class Watcher(Reporter, Protocol):
+    """A reporter that also shows how the race stands."""
+
+    def stands(self, document: dict[str, Any]) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """Seconds for everything, and what a visit took so far."""
+
+    seconds: float
+    started: float = field(default_factory=time.monotonic)
+    visits: list[float] = field(default_factory=list)
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.started)
+
+    @property
+    def each(self) -> float | None:
+        """Of the last visits: those of later rounds are shorter."""
+        latest = self.visits[-LATEST:]
+        return sum(latest) / len(latest) if latest else None
+
+    def affords(self, more: int = 1) -> bool:
+        """Whether so many visits fit into what is left; the first is always tried while there is time at all."""
+        return self.left > (self.each or 0.0) * more
+
+    @property
+    def runs(self) -> int | None:
+        return None if self.each is None else max(0, int(self.left / self.each))
+
+
+def tune(job: Job, folder: Path, report: Watcher) -> dict[str, Any]:
+    """Everything, from the space to the ranking. Raises Interrupted, and UsageError for what could never run."""
+    budget = Budget(seconds=job.budget_s)
+    found = contestants_of(job, folder, report, lambda: budget.left > job.budget_s * MEASURING)
+    if not found.contestants:
+        raise nothing_left(found.dropped)
+    racing = Racing(job, found.contestants, folder, report, budget)
+    return document_of(racing, found, racing.run())
+
+
+def tune_document(job: Job) -> dict[str, Any]:
+    """What would be made and measured, and what not, with the reasons."""
+    space = space_of(job)
+    return {
+        "kind": "tune",
+        "model": str(job.model),
+        "levels": list(job.levels),
+        "workload": asdict(job.workload),
+        "budget_s": job.budget_s,
+        "configurations": [
+            {"name": c.label, "quantization": c.quantization, "options": " ".join(command_words(c.options))}
+            for c in space.configurations
+        ],
+        "not_measured": [asdict(dropped) for dropped in space.dropped],
+    }
+
+
+def nothing_left(dropped: Sequence[Dropped]) -> LlmoptError:
+    first = dropped[0] if dropped else Dropped(label="the space", reason="it is empty")
+    others = f", and {len(dropped) - 1} more likewise" if len(dropped) > 1 else ""
+    return Inconclusive(
+        f"no configuration is left to measure: {first.label}: {first.reason}{others}",
+        hint=first.hint or "llmopt tune … --dry-run lists every reason",
+    )
+
+
+class Racing:
+    """Rounds of visits until the race is settled or the time is up."""
+
+    def __init__(
+        self, job: Job, contestants: Mapping[str, Contestant], folder: Path, report: Watcher, budget: Budget
+    ) -> None:
+        self.job, self.contestants, self.report, self.budget = job, contestants, report, budget
+        self.results, self.state = folder / "results", folder / STATE
+        self.metric, self.statistic, better = objective(job.goal, video=bool(this_machine().gpus))
+        self.race = Race(list(contestants), better=better, seed=job.seed)
+        self.runs: list[Measurement] = []
+        self.failures = read_state(self.state)
+        self.outcomes: dict[str, Outcome] = {}
+        self.visits = 0
+
+    def run(self) -> str:
+        """Why it ended, in words."""
+        unfinished = self.take_up()
+        for round, label in unfinished:
+            if self.affordable():
+                self.visit(round, label)
+        while self.budget.affords():
+            arms = self.next_round()
+            if not arms:
+                break
+            whole = self.round_of(arms)
+            if not whole and self.race.round == 1 and not self.job.exhaustive:
+                self.round_of(self.race.last_round())
+                break
+        return self.race.standing().settled or self.why_ended()
+
+    def why_ended(self) -> str:
+        if self.job.exhaustive and self.race.round == EXHAUSTIVE_ROUNDS and self.budget.affords():
+            return "the rounds of an exhaustive search are over"
+        return "the budget ended"
+
+    def round_of(self, arms: Sequence[str]) -> bool:
+        """Whether there was time for all of it."""
+        self.report.say(f"round {self.race.round}: {len(arms)} of {len(self.contestants)} configurations")
+        for label in arms:
+            if not self.affordable():
+                return False
+            self.visit(self.race.round, label)
+        self.show()
+        return True
+
+    def next_round(self) -> list[str]:
+        if self.job.exhaustive:
+            return self.race.whole_round() if self.race.round < EXHAUSTIVE_ROUNDS else []
+        return self.race.next_round(self.budget.runs)
+
+    def affordable(self) -> bool:
+        """Whether there is time for one more; in the first round a last one is kept in reserve."""
+        reserve = LAST_ROUND if self.race.round == 1 and not self.job.exhaustive else 0
+        return self.budget.affords(1 + reserve)
+
+    def take_up(self) -> list[tuple[int, str]]:
+        """What an earlier start measured goes into the race; returns the visits that it did not finish."""
+        unfinished = []
+        for label, failure in self.failures.items():
+            if label in self.contestants and failure["key"] == self.contestants[label].case.key:
+                self.race.record(failure["round"], label, failure=failure["reason"])
+        for (round, label), runs in sorted(self.stored().items()):
+            self.runs += runs
+            if len(runs) == runs[0].race["loads"] or enough(runs, self.job.goal):
+                self.judge(round, label, runs)
+            elif label not in self.race.failed:
+                unfinished.append((round, label))
+        if self.runs:
+            self.report.say(f"taken up: {len(self.runs)} runs of {self.race.round} rounds")
+        return unfinished
+
+    def stored(self) -> dict[tuple[int, str], list[Measurement]]:
+        """This machine's runs of these configurations by round, by rising load."""
+        found: dict[tuple[int, str], list[Measurement]] = {}
+        if not self.results.exists():
+            return found
+        cases = {label: keys_of(contestant) for label, contestant in self.contestants.items()}
+        versions = {name: engine_version(name) for name in {c.case.serve.backend for c in self.contestants.values()}}
+        for run in load_runs(self.results, machine=this_machine()):
+            label = run.race.get("configuration", "")
+            current = run.measuring_revision == MEASURING_REVISION and run.case_key in cases.get(label, ())
+            if current and run.backend.get("version") == versions[run.serve["backend"]]:
+                found.setdefault((run.race["round"], label), []).append(run)
+        for key, runs in found.items():
+            runs.sort(key=lambda run: cases[key[1]].index(run.case_key))
+        return found
+
+    def visit(self, round: int, label: str) -> None:
+        contestant, started = self.contestants[label], time.monotonic()
+        workloads = self.workloads(label)
+        options = RunOptions(
+            results=self.results, race={"round": round, "configuration": label, "loads": len(workloads)}
+        )
+        there = [run for run in self.runs if run.race == options.race]
+        self.show(doing=label)
+        try:
+            runs = visit(
+                contestant, workloads, self.job.goal, options, self.report, there=there, saved=self.runs.append
+            )
+        except Interrupted:
+            raise
+        except LlmoptError as error:
+            self.fail(round, label, error.message + (f"; {error.hint}" if error.hint else ""))
+        else:
+            self.judge(round, label, runs)
+        self.visits += 1
+        self.budget.visits.append(time.monotonic() - started)
+
+    def workloads(self, label: str) -> tuple[Workload, ...]:
+        """The whole curve the first time; then the load at which it was judged, and its neighbours."""
+        own, before = self.contestants[label].workloads, self.outcomes.get(label)
+        return own if before is None or self.job.exhaustive else around(own, before.place)
+
+    def judge(self, round: int, label: str, runs: Sequence[Measurement]) -> None:
+        outcome = judged(runs, self.job.goal)
+        self.race.record(round, label, outcome.value, failure=outcome.failure)
+        if outcome.value is not None:
+            place = self.place_of(label, runs[outcome.place])
+            self.outcomes[label] = replace(outcome, place=place)
+
+    def place_of(self, label: str, run: Measurement) -> int:
+        """Which of the configuration's loads a run had."""
+        return keys_of(self.contestants[label]).index(run.case_key)
+
+    def fail(self, round: int, label: str, reason: str) -> None:
+        """A crash is not tried again by the next start, either."""
+        self.race.record(round, label, failure=reason)
+        self.failures[label] = {"round": round, "key": self.contestants[label].case.key, "reason": reason}
+        write_atomic(self.state, json.dumps({"failures": self.failures}, indent=1).encode())
+        self.report.say(f"{label}: {reason}")
+
+    def show(self, doing: str | None = None) -> None:
+        self.report.stands(self.document(self.race.standing()) | {"doing": doing, "left_s": max(0.0, self.budget.left)})
+
+    def document(self, standing: Standing) -> dict[str, Any]:
+        return {
+            "metric": self.metric + (f"_{self.statistic}" if self.statistic else ""),
+            "round": self.race.round,
+            "configurations": len(self.contestants),
+            "visits": self.visits,
+            "noise": standing.noise,
+            "survivors": [asdict(e) | {"load": self.outcomes[e.arm].load} for e in standing.survivors],
+            "unmeasured": list(standing.unmeasured),
+            "dropped": [{"configuration": arm, "reason": reason} for arm, reason in standing.dropped.items()],
+            "settled": standing.settled,
+        }
+
+
+def keys_of(contestant: Contestant) -> list[str]:
+    """The keys of its cases, by rising load."""
+    return [replace(contestant.case, workload=w).key for w in contestant.workloads]
+
+
+def read_state(file: Path) -> dict[str, dict[str, Any]]:
+    """Failures of earlier starts; empty where there is no file that can be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads(file.read_text())["failures"])
+    return {}
+
+
+def document_of(racing: Racing, found: Field, ended: str) -> dict[str, Any]:
+    """The ranking of what was measured, how the race went, and everything that was left out, with its reason."""
+    quality = {key: c.quality for c in racing.contestants.values() for key in keys_of(c)}
+    runs = [with_quality(run, quality[run.case_key]) for run in racing.runs]
+    if not runs:
+        raise nothing_left([Dropped(label=a, reason=r) for a, r in racing.race.standing().dropped.items()])
+    job, race = racing.job, racing.document(racing.race.standing())
+    return {
+        "kind": "tune",
+        "model": str(job.model),
+        "budget_s": job.budget_s,
+        "spent_s": job.budget_s - racing.budget.left,
+        "ended": ended,
+        "reference": found.reference,
+        "race": race,
+        "not_measured": [asdict(dropped) for dropped in found.dropped],
+        "ranking": rank_runs(runs, job.goal),
+    }
