@@ -1,8 +1,9 @@
 """Every quantization of the bundled model with its proof, as one recipe: how long it takes in all.
 
-python benchmarks/quantize/whole.py [--quants gptq-int8,nf4] [--limit-s 600]
+python benchmarks/quantize/whole.py [--quants gptq-int8,nf4] [--proof-tokens 8192] [--limit-s 600]
 
-Writes whole.md; ends with status 1 when one fails that should not, or when all of them took longer than the limit.
+The proof is as long as the demo's, half of what `llmopt quantize` takes unasked.  Writes whole.md; ends with status 1 when
+one fails that should not, or when all of them took longer than the limit.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quants", default=",".join(METHODS))
+    parser.add_argument("--proof-tokens", type=int, default=8192)
     parser.add_argument("--limit-s", type=float, default=600)
     settings = parser.parse_args()
     names = settings.quants.split(",")
     with tempfile.TemporaryDirectory(prefix="whole-") as folder:
         recipe = Path(folder, "all.yaml")
-        recipe.write_text(yaml.safe_dump({"name": "all", "model": "builtin", "quantizations": names}))
+        quality = {"tokens": settings.proof_tokens}
+        recipe.write_text(
+            yaml.safe_dump({"name": "all", "model": "builtin", "quantizations": names, "quality": quality})
+        )
         began = time.monotonic()
         times = played(recipe, Path(folder, "out"))
         total_s = time.monotonic() - began
@@ -42,7 +47,8 @@ def main() -> None:
     words = {True: "proven", False: "refused, as it must be"}
     lines = [f"| {n} | {times.get(n, 0):.1f} | {'WRONG' if n in wrong else words[made[n]]} |" for n in names]
     about = f"{datetime.now(UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores, load average {os.getloadavg()[0]:.1f}"
-    head = f"{about}: {len(names)} quantizations of the bundled model, made and proven, in {total_s:.0f} s."
+    head = f"{about}: {len(names)} quantizations of the bundled model, made and proven on"
+    head += f" {settings.proof_tokens:,} tokens each, in {total_s:.0f} s."
     text = "\n".join(["# All of them", "", head, "", "| quantization | s | |", "|---|---:|---|", *lines, ""])
     (HERE / "whole.md").write_text(text)
     print(text)
