@@ -146,7 +146,7 @@ def quantize_command(
         max_memory_bytes=round(parse_quantity(max_memory, "bytes")) if max_memory else None,
         shard_bytes=round(parse_quantity(shard_size, "bytes")) if shard_size else None,
     )  # fmt: skip
-    request = asked(demo.MODEL if model == "demo" else Path(model), quant, options)
+    request = asked(demo.model_at(model), quant, options)
     compare = proving.QualityText(path=text or demo.HELD_OUT_TEXT, tokens=tokens) if proof else None
     if dry_run:
         preparation = requesting.prepared(request, out.resolve(), compare, kv_cache_dtype=kv_cache_dtype, force=force)

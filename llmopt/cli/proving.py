@@ -127,12 +127,12 @@ def opened(name: str, against: str | None) -> Artifact:
     from llmopt.core.errors import UsageError
     from llmopt.quality.declared import foreign_artifact
 
-    path = demo.MODEL if name == "demo" else Path(name)
+    path = demo.model_at(name)
     if against is None:
         if path.is_file() or is_quantized(path):
             raise UsageError(f"{path} does not say what it was made from", hint="name its base: --against MODEL")
         return open_artifact(path)
-    base = demo.MODEL if against == "demo" else Path(against)
+    base = demo.model_at(against)
     if path.is_file() or is_quantized(path):
         return foreign_artifact(path, base)
     artifact, model = open_artifact(path), open_model(base)

@@ -86,8 +86,7 @@ def open_case(artifact: Path, backend: str | None, given: dict[str, Any], worklo
     from llmopt import demo
     from llmopt.pipeline import plans
 
-    place = demo.MODEL if str(artifact) == "demo" else artifact
-    return plans.open_case(place, ServeOptions(backend=backend or "", **given), workload)
+    return plans.open_case(demo.model_at(artifact), ServeOptions(backend=backend or "", **given), workload)
 
 
 @app.command("serve", cls=GroupedCommand)

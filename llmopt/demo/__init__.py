@@ -9,6 +9,13 @@ MODEL = HERE / "model"
 HELD_OUT_TEXT = HERE / "texts" / "heldout.txt"
 CALIBRATION_TEXT = HERE / "texts" / "calibration.txt"
 
+NAMES = ("builtin", "demo")  # of the model, wherever one may be named
+
+
+def model_at(name: str | Path) -> Path:
+    """The bundled model by its name, else the folder or file of that name."""
+    return MODEL if str(name) in NAMES else Path(name).expanduser()
+
 
 def recipe(name: str = "demo") -> Path:
     """A recipe of that name: out of the wheel, or of the repository's ``recipes/`` in a checkout."""
