@@ -13,7 +13,7 @@ from llmopt.core.units import show
 from llmopt.recommend import baseline as baselines
 from llmopt.recommend.candidates import INTERVALS, Candidate
 from llmopt.recommend.choosing import choose
-from llmopt.recommend.constraints import broken, check_filters, filtered
+from llmopt.recommend.constraints import broken, check_filters, filtered, holds
 from llmopt.recommend.cost import Api, monthly
 from llmopt.recommend.diagnosis import diagnose
 from llmopt.recommend.front import AGAINST, Axis, axes, dominators, knee, memory_axis
@@ -109,11 +109,14 @@ def recommend(
 
 
 def count_reasons(by: dict[str, int], candidate: Candidate, goal: Goal, *, filtered: bool) -> None:
-    """How many each limit alone would reject: the largest number is the limit that binds."""
+    """How many each limit rejects alone, for it holds at none of their loads: the largest number is the limit that binds."""
     words = ["filters"] if filtered else []
-    words += (
-        ["invalid runs"] if candidate.invalid else [x.text for x in goal.limits if broken(candidate, candidate.at, x)]
-    )
+    places = [n for n, point in enumerate(candidate.points) if not point.invalid]
+    if not places:
+        words.append("invalid runs")
+    else:
+        never = [x.text for x in goal.limits if not any(holds(candidate, n, x) for n in places)]
+        words += never or ([] if filtered else ["all together"])
     for word in words:
         by[word] = by.get(word, 0) + 1
 

@@ -47,17 +47,43 @@ def with_interval(name: str) -> Callable[[dict[str, Any]], str]:
 
 
 def rank_cell(row: dict[str, Any]) -> str:
-    return f"{row['rank']}{'' if row['on_front'] else ' ·'}"
+    return f"{row['rank']}{'' if row['on_front'] else ' ·'}{' ◆' if row.get('knee') else ''}"
+
+
+def tie_cell(rows: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], str]:
+    """The places that a tie leaves open: ``1–3``."""
+    places: dict[int, list[int]] = {}
+    for row in rows:
+        if row["tie_group"] is not None:
+            places.setdefault(row["tie_group"], []).append(row["rank"])
+
+    def cell(row: dict[str, Any]) -> str:
+        mine = places.get(row["tie_group"], [row["rank"]])
+        return f"{min(mine)}–{max(mine)}" if len(mine) > 1 else ""
+
+    return cell
 
 
 def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
     """The headline four of every table (TTFT, TPS, throughput, memory), with size and quality beside them."""
     video = any(row["metrics"].get("peak_vram_bytes") for row in rows)
     memory = ("VRAM", "peak_vram_bytes") if video else ("RAM (no GPU)", "peak_rss_bytes")
+    groups = [row["tie_group"] for row in rows if row["tie_group"] is not None]
+    ties = [Column(title="ties", cell=tie_cell(rows))] if len(set(groups)) < len(groups) else []
+    loads = (
+        [Column(title="load", cell=lambda r: str(r["point"]["load"]))]
+        if len({r["point"]["load"] for r in rows}) > 1
+        else []
+    )
+    apart = [Column(title="options", cell=options_cell, right=False, drop=6)] if any(map(options_cell, rows)) else []
+    priced = [Column(title="per 1M out", cell=metric_cell("cost"))] if any(row.get("cost") for row in rows) else []
     return [
         Column(title="#", cell=rank_cell),
+        *ties,
         Column(title="quantization", cell=lambda r: artifact_name(r["case"]["artifact"]), right=False),
         Column(title="engine", cell=lambda r: str(r["case"]["serve"]["backend"]), right=False),
+        *apart,
+        *loads,
         Column(
             title="throughput [95 %]",
             cell=with_interval("output_tps"),
@@ -68,6 +94,7 @@ def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
         Column(title="TTFT p95", cell=metric_cell("ttft_p95"), drop=1),
         Column(title="TPS p50", cell=lambda r: metric_cell("tps_p50")(r).removesuffix(" tok/s")),
         Column(title=memory[0], cell=metric_cell(memory[1])),
+        *priced,
         Column(title="bits/w", cell=bits_cell, drop=3),
         Column(title="KL", cell=metric_cell("kl")),
         Column(title="top-1", cell=metric_cell("top1"), drop=5),
@@ -81,13 +108,26 @@ def bits_cell(row: dict[str, Any]) -> str:
 
 
 def label(row: dict[str, Any]) -> str:
-    return f"{artifact_name(row['case']['artifact'])} on {row['case']['serve']['backend']}"
+    return row.get("label") or f"{artifact_name(row['case']['artifact'])} on {row['case']['serve']['backend']}"
+
+
+def options_cell(row: dict[str, Any]) -> str:
+    """What tells it from others of its name."""
+    name = f"{artifact_name(row['case']['artifact'])} on {row['case']['serve']['backend']}"
+    return label(row).removeprefix(name).removeprefix(", ")
 
 
 def title(document: dict[str, Any]) -> str:
     w, m = document["workload"], document["machine"]
     hardware = ", ".join(m["gpus"]) or f"{m['cpu']}, {m['logical_cores']} cores"
-    return f"{document['base']} · {workload_line(w)} · {hardware}"
+    points = [p for row in (*document.get("ranked", ()), *document.get("rejected", ())) for p in row["curve"]]
+    levels = {p["level"]: p["load"] for p in points if p["level"] is not None}
+    line = workload_line(w)
+    if len(levels) > 1:
+        single = Workload(**{f.name: w[f.name] for f in fields(Workload) if f.name in w}).shape
+        loop = f"{'closed' if w.get('load', 'closed') == 'closed' else 'open'} loop, {levels[min(levels)]} to {levels[max(levels)]}"
+        line = workload_line(w | {"requests": None, "duration_s": None, "until": ""}).replace(single, loop)
+    return f"{document['base']} · {line} · {hardware}"
 
 
 def workload_line(workload: dict[str, Any]) -> str:
@@ -115,6 +155,16 @@ def footnotes(document: dict[str, Any]) -> list[str]:
         notes.append(f"Intervals are 95 % bootstraps over {' and '.join(sorted(over)) or 'nothing'}.")
     if any(not row["on_front"] for row in document["ranked"]):
         notes.append("· behind the Pareto front of throughput, latency, memory and KL.")
+    if any(row["knee"] for row in document["ranked"]):
+        notes.append("◆ the knee of the front.")
+    if any(len(row["curve"]) > 1 for row in document["ranked"]):
+        notes.append(
+            "Figures are those of one load of each curve, the one marked ◀ there: all limits are judged at it."
+        )
+    if document["forced"]:
+        notes.append(
+            "Forced: these runs are of unlike workloads, loops, models or machines, and their ranks compare unlike things."
+        )
     if document["left_out"]:
         parts = ", ".join(f"{count:,} of {what}" for what, count in document["left_out"].items())
         notes.append(f"{document['runs_left_out']:,} run(s) are left out: {parts}. --force ranks them all together.")

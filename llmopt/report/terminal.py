@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from llmopt.core.metrics import METRICS, parse_metric, value_of
 from llmopt.core.units import show
+from llmopt.report.ranking import curves, more_lines, relaxation_lines, row_lines
 from llmopt.report.server_notes import server_notes
 from llmopt.report.table import Column, artifact_name, columns, footnotes, goal_line, label, title, workload_line
 
@@ -42,14 +44,33 @@ def print_ranking(document: dict[str, Any], console: Console | None = None) -> N
         console.print(fitting_table(document, console))
     for row in document["ranked"]:
         console.print(f"{row['rank']}. {label(row)}", style="bold", markup=False)
-        for reason in row["reasons"]:
-            console.print(f"   {reason}", markup=False, soft_wrap=True)
+        print_lines(row_lines(row), console)
     for row in document["rejected"]:
         console.print(f"✗ {label(row)}", style="bold red", markup=False)
-        for reason in row["because"]:
-            console.print(f"   {reason}", markup=False, soft_wrap=True)
-    for note in footnotes(document):
+        print_lines(row_lines(row), console)
+    for name, lines in curves(document):
+        console.print(f"load curve of {name}", style="bold", markup=False)
+        console.print(plain_table(lines))
+    if relaxed := relaxation_lines(document):
+        console.print("what must give", style="bold", markup=False)
+        print_lines(relaxed, console)
+    for note in (*more_lines(document), *footnotes(document)):
         console.print(note, style="dim", markup=False, soft_wrap=True)
+
+
+def print_lines(lines: Sequence[str], console: Console) -> None:
+    for text in lines:
+        console.print(f"   {text}", markup=False, soft_wrap=True)
+
+
+def plain_table(lines: Sequence[Sequence[str]]) -> Table:
+    """The first line is the header; the first and the last column are words."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, name in enumerate(lines[0]):
+        table.add_column(Text(name), justify="left" if place in (0, len(lines[0]) - 1) else "right")
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    return table
 
 
 def fitting_table(document: dict[str, Any], console: Console) -> Table:

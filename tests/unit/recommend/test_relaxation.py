@@ -1,0 +1,74 @@
+import pytest
+
+from llmopt.core.domain import Goal
+from llmopt.core.limits import parse_limit
+from llmopt.recommend.candidates import comparable
+from llmopt.recommend.rank import recommend
+from unit.make import candidate, curve, metrics, run
+
+
+def relaxed(runs, *limits):
+    found = recommend(comparable(runs).candidates, Goal(limits=tuple(parse_limit(text) for text in limits)))
+    assert not found.ranked
+    return found.relaxation
+
+
+CURVES = [*curve("a", u1=(50, 0.1), u4=(150, 0.2)), *curve("b", u1=(80, 0.15), u4=(200, 0.4))]
+
+
+def test_the_limit_that_binds_and_the_least_that_lets_something_pass():
+    found = relaxed(CURVES, "ttft_p95<90ms", "output_tps>100")
+    assert found["binding"] == ["ttft_p95<90ms"]
+    (each,) = found["each"]
+    assert (each["label"], each["load"], each["to"]) == ("a on hf", "4 users", 0.2)
+    assert each["relative"] == pytest.approx(0.2 / 0.09 - 1)
+    assert "relaxed to 200.0 ms (122% more) alone would let a on hf at 4 users through, with 150 tok/s" in each["words"]
+
+
+def test_each_limit_alone_is_told_when_either_would_do():
+    found = relaxed(CURVES, "ttft_p95<250ms", "output_tps>=180")
+    assert [(e["limit"], e["to"]) for e in found["each"]] == [("ttft_p95<250ms", 0.4), ("output_tps>=180", 150)]
+
+
+def test_the_smallest_joint_relaxation_moves_several():
+    found = relaxed([*curve("a", u1=(90, 0.11)), *curve("b", u1=(50, 0.05))], "ttft_p95<=100ms", "output_tps>=100")
+    assert found["joint"]["label"] == "a on hf"
+    assert [c["limit"] for c in found["joint"]["changes"]] == ["ttft_p95<=100ms", "output_tps>=100"]
+    assert found["joint"]["excess"] == pytest.approx(0.1 + 0.1)
+
+
+def test_two_limits_that_both_bind_are_not_bound_by_one():
+    found = relaxed(curve("a", u1=(90, 0.11)), "ttft_p95<=100ms", "output_tps>=100")
+    assert found["binding"] == []
+
+
+def test_what_no_run_tells_is_said():
+    found = relaxed(curve("a", u1=(90, 0.11)), "peak_vram_bytes<1GiB")
+    assert found["never_known"] == ["peak_vram_bytes<1GiB"]
+    assert found["joint"] is None
+
+
+def test_the_new_bound_lets_it_pass():
+    words = relaxed(CURVES, "ttft_p95<=90ms")["each"][0]
+    limit = parse_limit(f"ttft_p95<={words['to']}s")
+    assert recommend(comparable(CURVES).candidates, Goal(limits=(limit,))).ranked
+
+
+def test_there_is_nothing_to_relax_where_something_passes():
+    assert recommend([candidate()], Goal()).relaxation is None
+
+
+def test_what_a_filter_takes_out_is_no_way_out():
+    runs = [*curve("a", u1=(90, 0.5)), *curve("b", "vllm", u1=(90, 0.11))]
+    goal = Goal(limits=(parse_limit("ttft_p95<100ms"),), backends=("hf",))
+    assert recommend(comparable(runs).candidates, goal).relaxation["joint"]["label"] == "a on hf"
+
+
+def test_rejections_are_counted_by_limit():
+    goal = Goal(limits=(parse_limit("ttft_p95<90ms"), parse_limit("output_tps>150")))
+    assert recommend(comparable(CURVES).candidates, goal).rejected_by == {"ttft_p95<90ms": 2, "output_tps>150": 1}
+
+
+def test_runs_without_a_figure_are_no_way_out():
+    runs = [run("dark", metrics=metrics() | {"ttft_s": None}), *curve("a", u1=(90, 0.11))]
+    assert relaxed(runs, "ttft_p95<100ms")["joint"]["label"] == "a on hf"

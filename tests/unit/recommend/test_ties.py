@@ -1,0 +1,49 @@
+import random
+
+import pytest
+
+from llmopt.recommend.ties import beats, beats_by_interval, over_runs
+
+
+def test_who_is_always_better_surely_beats():
+    assert beats([10.0, 10.1, 9.9], [20.0, 20.1, 19.9], lower_is_better=True) > 0.99
+    assert beats([10.0, 10.1, 9.9], [20.0, 20.1, 19.9], lower_is_better=False) < 0.01
+
+
+def test_equals_beat_each_other_half_of_the_time():
+    assert beats([5.0] * 3, [5.0] * 3, lower_is_better=True) == 0.5
+
+
+def test_the_two_probabilities_add_up():
+    a, b = [10.0, 11.0, 12.0], [11.0, 12.0, 12.5]
+    one, other = beats(a, b, lower_is_better=False), beats(b, a, lower_is_better=False)
+    assert one + other == pytest.approx(1, abs=0.05)
+
+
+def test_of_two_alike_hardly_one_surely_beats_the_other():
+    """Three runs a side from one distribution: a sure winner in no more than the 5 % that are allowed, and a little."""
+    rng = random.Random(4)
+    draw = lambda: [rng.gauss(100, 3) for _ in range(3)]  # noqa: E731
+    found = [beats(draw(), draw(), lower_is_better=False) for _ in range(600)]
+    assert sum(p > 0.975 or p < 0.025 for p in found) / 600 < 0.08
+
+
+def test_a_real_difference_is_found():
+    rng = random.Random(5)
+    draw = lambda mean: [rng.gauss(mean, 3) for _ in range(5)]  # noqa: E731
+    assert sum(beats(draw(120), draw(100), lower_is_better=False) > 0.975 for _ in range(100)) > 95
+
+
+def test_intervals_that_are_far_apart_decide():
+    assert beats_by_interval(10, (9, 11), 20, (19, 21), lower_is_better=True) > 0.999
+    assert beats_by_interval(10, (5, 15), 11, (6, 16), lower_is_better=True) == pytest.approx(0.61, abs=0.01)
+
+
+def test_points_without_width_are_compared_by_themselves():
+    assert beats_by_interval(1, (1, 1), 2, (2, 2), lower_is_better=True) == 1
+    assert beats_by_interval(1, (1, 1), 1, (1, 1), lower_is_better=True) == 0.5
+
+
+def test_two_runs_are_too_few_for_an_interval():
+    assert over_runs([1.0, 2.0]) is None
+    assert over_runs([1.0, 2.0, 3.0]) == (1.0, 3.0)
