@@ -111,10 +111,11 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
     workload = make_workload(
         input_tokens=given.get("--input-tokens", "64"), output_tokens=given.get("--output-tokens", "32"),
         prefix_tokens=given.get("--prefix-tokens", 0), requests=given.get("--requests"), seed=given.get("--seed", 0),
+        slos=counted(given.get("--slo", [])),
         **({"rate": rates[0]} if rates else {"concurrency": int(users[0])}),
     )  # fmt: skip
     job = Job(
-        model=demo.MODEL if model in ("builtin", "demo") else Path(model).expanduser(),
+        model=demo.MODEL if model in demo.NAMES else Path(model).expanduser(),
         goal=make_goal(
             given.get("--slo", []), max_memory=given.get("--max-memory"), max_kl=given.get("--max-kl"),
             optimize=given.get("--optimize", "throughput"), price_per_hour=given.get("--price-per-hour"),
@@ -135,6 +136,14 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
     if job.budget_s <= 0:
         raise UsageError("--budget must be more than 0", hint="--budget 10min")
     return job
+
+
+def counted(slos: list[str]) -> tuple[str, ...]:
+    """Those that each request meets or not: the records count them as goodput."""
+    from llmopt.core.limits import parse_limit
+    from llmopt.core.metric_table import METRICS
+
+    return tuple(text for text in slos if METRICS[parse_limit(text).metric].of_request is not None)
 
 
 def names(text: str | None) -> tuple[str, ...]:
@@ -176,8 +185,9 @@ def tune_model(job: Job, out: Path, *, dry_run: bool, json: bool) -> None:
     try:
         with RaceReporter(quiet=json) as report:
             document = tuning.tune(job, out, report)
-    except Interrupted as stop:
-        raise Interrupted(stop.message, hint=f"the same command with -o {out} goes on with what is missing") from stop
+    except (Interrupted, KeyboardInterrupt) as stop:
+        said = stop.message if isinstance(stop, Interrupted) else f"interrupted; every finished run is kept in {out}"
+        raise Interrupted(said, hint=f"the same command with -o {out} goes on with what is missing") from stop
     write_atomic(out / "report.md", (ranking_markdown(document["ranking"]) + race_markdown(document)).encode())
     if json:
         print_json(document)

@@ -189,7 +189,7 @@ class Racing:
         for run in load_runs(self.results, machine=this_machine()):
             label = run.race.get("configuration", "")
             current = run.measuring_revision == MEASURING_REVISION and run.case_key in cases.get(label, ())
-            if current and run.backend.get("version") == versions[run.serve["backend"]]:
+            if current and not was_interrupted(run) and run.backend.get("version") == versions[run.serve["backend"]]:
                 found.setdefault((run.race["round"], label), []).append(run)
         for key, runs in found.items():
             runs.sort(key=lambda run: cases[key[1]].index(run.case_key))
@@ -254,6 +254,11 @@ class Racing:
             "dropped": [{"configuration": arm, "reason": reason} for arm, reason in standing.dropped.items()],
             "settled": standing.settled,
         }
+
+
+def was_interrupted(run: Measurement) -> bool:
+    """Ctrl-C keeps what had finished of a run; the next start measures it whole."""
+    return any(doubt.code == "ended_early" and "(interrupted)" in doubt.message for doubt in run.verdict.reasons)
 
 
 def keys_of(contestant: Contestant) -> list[str]:

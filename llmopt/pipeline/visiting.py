@@ -133,7 +133,7 @@ def useless(runs: Sequence[Measurement], goal: Goal) -> bool:
     if curve.points[last].saturated or any(broken(curve, last, x) for x in goal.limits if of_the_load(x)):
         return True
     rates = [rate for run in runs if (rate := throughput(run)) is not None]
-    closed = runs[-1].workload["load"] == "closed"
+    closed = curve.points[last].workload["load"] == "closed"
     return closed and len(rates) > 1 and rates[-1] < WORTH_MORE_LOAD * max(rates[:-1])
 
 
