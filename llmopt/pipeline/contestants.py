@@ -20,6 +20,7 @@ from llmopt.core.machine import available_cores, this_machine
 from llmopt.core.metrics import METRICS
 from llmopt.core.synthetic import is_synthetic
 from llmopt.core.units import show
+from llmopt.pipeline.expecting import cannot_fit
 from llmopt.pipeline.making import quantize
 from llmopt.pipeline.plans import case_of
 from llmopt.pipeline.proving import QualityText, prove
@@ -168,9 +169,9 @@ def contestants_of(job: Job, folder: Path, report: Reporter, time_left: Callable
     with scratch_folder(folder.resolve(), "shared-") as shared:
         for name in wanted:
             own = [c for c in space.configurations if c.quantization == name]
-            if too_large := [reason for c in own if (reason := no_room(job, c))]:
-                own = [c for c in own if not no_room(job, c)]
-                found.dropped.append(Dropped(label=name, reason=too_large[0]))
+            too_large = {c: reason for c in own if (reason := no_room(job, c))}
+            found.dropped += [Dropped(label=c.label, reason=reason) for c, reason in too_large.items()]
+            own = [c for c in own if c not in too_large]
             if not own:
                 continue
             if not time_left():
@@ -190,14 +191,16 @@ def contestants_of(job: Job, folder: Path, report: Reporter, time_left: Callable
 
 
 def no_room(job: Job, configuration: Configuration) -> str | None:
-    """Why it cannot fit, by its width alone, before anything is made."""
-    quantization = job.quantization(configuration.quantization)
+    """Why it cannot fit, before anything is made: by the estimate, and by the width of the weights alone."""
+    quantization, options = job.quantization(configuration.quantization), configuration.options
+    if reason := cannot_fit(job.model, quantization, options, job.loads[-1], job.goal):
+        return reason
     size = job.base.size_bytes
     if not job.given:
         size = min(size, int(size * quantization.bits / job.base.quantization.bits))
     planned = replace(job.base, quantization=quantization, size_bytes=size)
     try:
-        require_room(serve.backend(configuration.options.backend), planned, configuration.options)
+        require_room(serve.backend(options.backend), planned, options)
     except UsageError as error:
         return error.message
     return None

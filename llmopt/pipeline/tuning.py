@@ -22,7 +22,7 @@ from llmopt.core.files import write_atomic
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import load_runs, with_quality
-from llmopt.pipeline.contestants import Field, Job, contestants_of, space_of
+from llmopt.pipeline.contestants import Field, Job, contestants_of, no_room, space_of
 from llmopt.pipeline.measuring import RunOptions, engine_version
 from llmopt.pipeline.plans import rank_runs
 from llmopt.pipeline.reporter import Reporter
@@ -84,6 +84,8 @@ def tune(job: Job, folder: Path, report: Watcher) -> dict[str, Any]:
 def tune_document(job: Job) -> dict[str, Any]:
     """What would be made and measured, and what not, with the reasons."""
     space = space_of(job)
+    large = {c.label: reason for c in space.configurations if (reason := no_room(job, c))}
+    dropped = [*space.dropped, *(Dropped(label=label, reason=reason) for label, reason in large.items())]
     return {
         "kind": "tune",
         "model": str(job.model),
@@ -93,8 +95,9 @@ def tune_document(job: Job) -> dict[str, Any]:
         "configurations": [
             {"name": c.label, "quantization": c.quantization, "options": " ".join(command_words(c.options))}
             for c in space.configurations
+            if c.label not in large
         ],
-        "not_measured": [asdict(dropped) for dropped in space.dropped],
+        "not_measured": [asdict(reason) for reason in dropped],
     }
 
 
