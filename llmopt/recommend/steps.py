@@ -38,8 +38,8 @@ def steps_document(name: str, steps: Sequence[Step], *, price_per_hour: float | 
         if step.runs:
             row |= figures(step, price_per_hour) | {"change": {}, "since_start": {}}
             if row["verdict"]["status"] != "invalid":
-                for name, (other, runs) in {"change": good[-1], "since_start": good[0]}.items() if good else ():
-                    row[name] = changes(other, row, (runs, step))
+                for word, (other, runs) in {"change": good[-1], "since_start": good[0]}.items() if good else ():
+                    row[word] = changes(other, row, (runs, step))
                 good.append((row, step))
         rows.append(row)
     newest = max((run for step in steps for run in step.runs), key=lambda run: run.started_at, default=None)

@@ -67,6 +67,11 @@ def test_names_are_no_markup(capsys):
     assert r"\|" in steps_markdown(steps_document("r", [step("a | b", 100)]))
 
 
+def test_the_report_is_of_the_recipe():
+    document = steps_document("progressive", [step("a", 100), step("b", 200)])
+    assert steps_markdown(document).startswith("# Steps: progressive\n")
+
+
 def test_a_narrow_terminal_keeps_whole_words(capsys, monkeypatch):
     from rich.console import Console
 
