@@ -81,7 +81,7 @@ def recommend_command(
 ) -> None:
     """Rank measured configurations: limits first, all at one load; then the Pareto front, then the objective."""
     from llmopt.core.run_index import read_store
-    from llmopt.pipeline import plans, proving
+    from llmopt.pipeline import ranking
     from llmopt.recommend.constraints import make_goal
     from llmopt.recommend.cost import make_api
 
@@ -95,8 +95,8 @@ def recommend_command(
     if not len(stored.table):
         raise no_runs(results, stored.skipped)
     say_skipped(stored.skipped)
-    stored.table.fill_quality(proving.quality_of_record)
-    document = plans.rank_runs(
+    stored.table.fill_quality(ranking.quality_of_record)
+    document = ranking.rank_runs(
         stored.table, goal, force=force, top=top or None, baseline=baseline, api=api,
         skipped=stored.skipped, copies=stored.copies,
     )  # fmt: skip

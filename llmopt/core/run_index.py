@@ -13,10 +13,8 @@ import mmap
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,7 @@ import msgspec
 
 from llmopt.core.domain import Measurement, stable_hash
 from llmopt.core.errors import StoreError
-from llmopt.core.files import write_atomic
+from llmopt.core.files import PARTIAL
 from llmopt.core.run_table import NUMBERS, WORDS, Row, RunTable, assemble, impossible, joined, read_row
 from llmopt.core.store import read_run
 
@@ -37,6 +35,7 @@ MAGIC = b"llmopt runs\n"
 LAYOUT = stable_hash([1, NUMBERS, WORDS])  # of the columns: an index of others is none of ours
 WORTH_WRITING = 1_000, 0.02  # files that an index lacks, and their share, before it is written
 AT_ONCE = 2_000  # files that a process reads before it hands over
+READ_AT_ONCE = 1 << 18
 NO_RUN = -1
 
 
@@ -83,7 +82,7 @@ def read_store(results: Path) -> Stored:
         raise StoreError(f"no results at {results}", hint="measure something first: llmopt bench, or llmopt demo")
     one = results.is_file()
     folder = results.parent if one else results
-    files = stamped([(results.name, results.stat())] if one else sorted(record_files(folder)))
+    files = stamped([(results.name, results.stat())] if one else record_files(folder))
     old = None if one else read_index(folder / INDEX)
     known = old[1] if old is not None else None
     fresh = match(files, old[0] if old is not None else None)
@@ -129,17 +128,25 @@ def without_copies(table: RunTable, order: NDArray[np.int64]) -> tuple[NDArray[n
 # --- the files --------------------------------------------------------------------------------------------------
 
 
-def record_files(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Names relative to the folder; hidden ones and machines' pages are none."""
-    with os.scandir(folder / below) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.endswith(".json") and entry.name != "machine.json":
-                with contextlib.suppress(FileNotFoundError):  # taken away since the folder was listed
-                    yield below + entry.name, entry.stat()
-            elif entry.is_dir(follow_symlinks=False):
-                yield from record_files(folder, f"{below}{entry.name}/")
+def record_files(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Names relative to the folder, in any order; hidden ones and machines' pages are none."""
+    found: list[tuple[str, os.stat_result]] = []
+    below = [""]
+    while below:
+        inside = below.pop()
+        with os.scandir(folder / inside) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == ".":
+                    continue
+                if name[-5:] == ".json":
+                    try:
+                        found.append((inside + name, entry.stat()))
+                    except FileNotFoundError:  # taken away since the folder was listed
+                        continue
+                elif entry.is_dir(follow_symlinks=False):
+                    below.append(f"{inside}{name}/")
+    return [pair for pair in found if not pair[0].endswith("machine.json")]
 
 
 def stamped(found: Sequence[tuple[str, os.stat_result]]) -> Files:
@@ -173,6 +180,9 @@ def read_files(folder: Path, names: Sequence[str]) -> list[Part]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if len(chunks) < 2 or cores < 2 or threading.active_count() > 1:
         return [read_chunk(folder, chunk) for chunk in chunks]
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     with ProcessPoolExecutor(min(cores, len(chunks)), mp_context=get_context("fork")) as pool:
         return list(pool.map(read_chunk, [folder] * len(chunks), chunks))
 
@@ -198,8 +208,7 @@ def read_chunk(folder: Path, names: Sequence[str]) -> Part:
 def read_file(file: str) -> Row | str | None:
     """The row of a run, what is wrong with one, or nothing for JSON that is none."""
     try:
-        with open(file, "rb", buffering=0) as stream:  # noqa: PTH123
-            data = stream.read()
+        data = content(file)
     except OSError as error:
         return error.strerror or str(error)
     try:
@@ -211,6 +220,18 @@ def read_file(file: str) -> Row | str | None:
             return f"not a whole run record: {error}"
         meant = isinstance(document, dict) and "run_id" in document
         return f"not a whole run record: {error}" if meant else None
+
+
+def content(file: str) -> bytes:
+    """By the bare calls of the system: an open file object takes as long again as reading a small file."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        data = os.read(handle, READ_AT_ONCE)
+        while len(data) >= READ_AT_ONCE and (more := os.read(handle, READ_AT_ONCE)):
+            data += more
+        return data
+    finally:
+        os.close(handle)
 
 
 # --- the index --------------------------------------------------------------------------------------------------
@@ -281,7 +302,18 @@ def write_index(file: Path, files: Files, table: RunTable, without: set[str]) ->
     words = msgspec.msgpack.encode(header)
     arrays = [files.stamps[kept], files.rows[kept], table.run_ids, table.started_at]
     arrays += [*table.numbers.values(), *(table.codes[name] for name in WORDS)]
-    parts = [MAGIC, len(words).to_bytes(8, "little"), words, *(np.ascontiguousarray(a).tobytes() for a in arrays)]
-    data = b"".join(parts)
-    with contextlib.suppress(StoreError):
-        write_atomic(file, data + zlib.crc32(data).to_bytes(4, "little"))
+    parts = [MAGIC, len(words).to_bytes(8, "little"), words, *map(np.ascontiguousarray, arrays)]
+    # Not flushed to the disk: after a power cut the sum is wrong, and the index made anew.
+    aside = file.with_name(f"{file.name}{PARTIAL}{os.getpid()}")
+    total = 0
+    with contextlib.suppress(OSError):
+        try:
+            with aside.open("wb") as stream:
+                for part in parts:
+                    data = part if isinstance(part, bytes) else part.tobytes()
+                    total = zlib.crc32(data, total)
+                    stream.write(data)
+                stream.write(total.to_bytes(4, "little"))
+            aside.replace(file)
+        finally:
+            aside.unlink(missing_ok=True)

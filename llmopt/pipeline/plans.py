@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,21 @@ from typing import Any
 from llmopt import serve
 from llmopt.core import environments
 from llmopt.core.artifacts import open_artifact, open_model, read_config, unquantized
-from llmopt.core.domain import Artifact, Case, Goal, Measurement, ModelRef, ServeOptions, Workload
+from llmopt.core.domain import Artifact, Case, Measurement, ModelRef, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, LlmoptError, MissingEnvironment, UsageError
 from llmopt.core.files import scratch_folder
-from llmopt.core.licences import licence_of_artifact
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
-from llmopt.core.run_index import Skipped
-from llmopt.core.run_table import RunTable
 from llmopt.core.store import load_runs, with_quality
 from llmopt.pipeline.making import quantize
 from llmopt.pipeline.measuring import bench_artifact, engine_version
 from llmopt.pipeline.proving import QualityText, prove
+from llmopt.pipeline.ranking import rank_runs as rank_runs
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.requesting import Options, quantize_request
 from llmopt.quantize import UNQUANTIZED, method
 from llmopt.recipe import Plan
-from llmopt.recommend.candidates import comparable
-from llmopt.recommend.constraints import on_memory
-from llmopt.recommend.cost import Api
-from llmopt.recommend.rank import memory_axis, recommend
 from llmopt.recommend.steps import Step, steps_document
-from llmopt.report.document import ranking_document
 from llmopt.serve import require_loadable
 from llmopt.serve.options import command_words, require_known
 
@@ -173,39 +165,6 @@ def stored_runs(results: Path, case: Case) -> int:
     same = [run for run in runs if run.case_key == case.key and run.backend.get("version") == version]
     same = [run for run in same if run.measuring_revision == MEASURING_REVISION]
     return sum(run.verdict.status != "invalid" for run in same)
-
-
-def rank_runs(
-    runs: list[Measurement] | RunTable,
-    goal: Goal,
-    *,
-    force: bool = False,
-    top: int | None = None,
-    baseline: str | None = None,
-    api: Api | None = None,
-    skipped: Sequence[Skipped] = (),
-    copies: int = 0,
-) -> dict[str, Any]:
-    """The ranking document of what can be compared among these runs. Raises Inconclusive without any."""
-    group = comparable(runs, force=force, price_per_hour=goal.price_per_hour)
-    goal = on_memory(goal, memory_axis(group.candidates).metric)
-    found = recommend(group.candidates, goal, top=top, baseline=baseline, api=api, licence=licence_of_artifact)
-    return ranking_document(
-        goal,
-        found.ranked,
-        found.rejected,
-        machine=group.machine,
-        workload=group.workload,
-        base=group.base,
-        left_out=group.left_out,
-        ranked_in_all=found.ranked_in_all,
-        rejected_in_all=found.rejected_in_all,
-        rejected_by=found.rejected_by,
-        relaxation=found.relaxation,
-        skipped=[asdict(s) for s in skipped],
-        copies=copies,
-        forced=group.forced,
-    )
 
 
 def open_case(path: Path, options: ServeOptions, workload: Workload) -> Case:

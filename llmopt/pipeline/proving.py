@@ -274,13 +274,10 @@ def read_quality(file: Path, key: str | None = None) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def quality_of_record(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The quality that lies with the artifact of a run's record: it may have been measured after the run."""
-    path = record.get("path")
-    if path is None or not Path(path).is_dir():
-        return None
+def quality_of_stored(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The quality that lies with the artifact of a run's record, where that is the artifact still."""
     try:
-        artifact = open_artifact(path)
+        artifact = open_artifact(record["path"])
     except LlmoptError:
         return None
     return read_quality(quality_file(artifact)) if artifact.key == record.get("key") else None

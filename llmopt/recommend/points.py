@@ -104,6 +104,13 @@ class Curves:
             self._medians[column] = self._derived(column) or self._median(column).tolist()
         return self._medians[column]
 
+    def known(self, column: str, point: int) -> float | None:
+        """The median of one point; ``None`` where it is unknown."""
+        if column not in self._medians and column not in self.table.numbers and column not in COSTS:
+            return None
+        found = self.medians(column)[point]
+        return None if found != found else found
+
     def _median(self, column: str) -> NDArray[np.float64]:
         import numpy as np
 
@@ -143,6 +150,10 @@ def column_of(metric: Metric, statistic: str | None) -> str:
     return metric.name if metric.name in QUALITY else f"{metric.key}.{statistic}" if statistic else metric.key
 
 
+SPREADS = {m.key: {s: f"{m.key}.{s}" for s in STATS} for m in METRICS.values() if m.kind == "distribution"}
+SINGLES = {m.key: column_of(m, None) for m in METRICS.values() if m.kind == "scalar" and m.name != "task_score"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """Number ``number`` of ``curves``; everything about it is made when it is asked for."""
@@ -154,8 +165,7 @@ class Point:
         """The median over the runs; ``None`` where it is unknown."""
         if name == "task_score":
             return self.task_scores.get(statistic or "", (None, None))[0]
-        found = self.curves.medians(column_of(METRICS[name], statistic))[self.number]
-        return None if found != found else found
+        return self.curves.known(column_of(METRICS[name], statistic), self.number)
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -257,13 +267,12 @@ class Point:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """All figures as a record has them."""
-        found: dict[str, Any] = {}
-        for metric in METRICS.values():
-            if metric.kind == "distribution":
-                spread = {s: self.value(metric.name, s) for s in STATS}
-                found[metric.key] = spread if any(v is not None for v in spread.values()) else None
-            elif metric.name != "task_score":
-                found[metric.key] = self.value(metric.name)
+        known, found = self.curves.known, dict[str, Any]()
+        for key, columns in SPREADS.items():
+            spread = {s: known(column, self.number) for s, column in columns.items()}
+            found[key] = spread if any(v is not None for v in spread.values()) else None
+        for key, column in SINGLES.items():
+            found[key] = known(column, self.number)
         return found | {"task_score": {task: score for task, (score, _) in self.task_scores.items()} or None}
 
     @cached_property

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-RESAMPLES = 1000
+RESAMPLES, MANY = 1000, (20, 300)  # of more than 20 values 300 resamples place an end as well
 FEWEST_RUNS = 3
 SURE = 0.975  # two-sided 95 %: below it nobody has won
 
@@ -30,7 +30,8 @@ def draws(count: int, seed: int) -> NDArray[np.int64]:
     """Which of ``count`` values each resample takes; alike for all that have so many."""
     import numpy as np
 
-    return np.random.default_rng([seed, count]).integers(count, size=(RESAMPLES, count))
+    resamples = RESAMPLES if count <= MANY[0] else MANY[1]
+    return np.random.default_rng([seed, count]).integers(count, size=(resamples, count))
 
 
 @lru_cache(64)
@@ -57,7 +58,8 @@ def beats(one: Sequence[float], other: Sequence[float], *, lower_is_better: bool
     for seed, values in enumerate((one, other), 1):
         array = np.array(values)
         mean = array.mean()
-        means.append(mean + (array[draws(len(values), seed)].mean(axis=1) - mean) * stretch(len(values)))
+        drawn = np.resize(array[draws(len(values), seed)].mean(axis=1), RESAMPLES)
+        means.append(mean + (drawn - mean) * stretch(len(values)))
     better, equal = (means[0] < means[1]) if lower_is_better else (means[0] > means[1]), means[0] == means[1]
     return float(better.mean() + equal.mean() / 2)
 
