@@ -56,12 +56,18 @@ def estimate_command(
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Share of it that may be taken.", rich_help_panel=DEVICE)
     ] = None,
+    parameters: Annotated[
+        float | None, typer.Option(help="Size of a model that is not known here, for weights alone: 7e9.")
+    ] = None,
     fits: Annotated[bool, typer.Option("--fits", help="List which quantizations and contexts fit.")] = False,
     json: Json = False,
 ) -> None:
     """Estimate memory from the config or the files' headers alone: no GPU, no weights, under a second."""
     if gpu == "list":
         list_devices(json)
+        return
+    if parameters is not None:
+        estimate_size(model or f"{parameters / 1e9:g} B parameters", parameters, quant, layout, json)
         return
     if model is None:
         raise UsageError("no model named", hint="llmopt estimate DIR --quant gptq-int4-g128 --gpu h100")
@@ -90,6 +96,17 @@ def estimate_command(
         raise GoalNotMet(
             f"{case.layout.name} of {source.name} does not fit {case.devices.name}", hint=ways_out(source, case)
         )
+
+
+def estimate_size(name: str, parameters: float, quant: str | None, layout: str | None, json: bool) -> None:
+    """Of a model that is known by its number of parameters alone."""
+    from llmopt.estimate.document import size_document
+    from llmopt.estimate.source import by_hand
+    from llmopt.report.estimate import print_size
+
+    source = by_hand(name, parameters)
+    document = size_document(source, *source.in_layout(quant, layout))
+    print_json(document) if json else print_size(document)
 
 
 def make_case(source: Any, *, load: dict[str, Any], quant: str | None, layout: str | None, **asked: Any) -> Any:

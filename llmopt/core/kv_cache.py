@@ -69,7 +69,7 @@ def bytes_of_a_layer(text: dict[str, Any], dtype: str | None, *, latent: bool | 
     """Of one token; of a model without attention 0."""
     if text.get("model_type") in RECURRENT:
         return 0.0
-    heads = first(text, "num_attention_heads", "n_head", "n_heads")
+    heads = first(text, "num_attention_heads", "n_head", "n_heads", "num_heads")
     hidden = first(text, "hidden_size", "n_embd", "d_model")
     number = number_width(dtype, text)
     if heads is None or number is None or any(text.get(name) for name in NOT_KNOWN):
@@ -181,4 +181,6 @@ def number_width(dtype: str | None, config: dict[str, Any]) -> float | None:
 
 
 def first(config: dict[str, Any], *names: str) -> int | None:
-    return next((int(config[name]) for name in names if config.get(name)), None)
+    """The first of these that is a number other than 0; words and lists are nobody's size."""
+    found = (config.get(name) for name in names)
+    return next((int(value) for value in found if isinstance(value, (int, float)) and value), None)

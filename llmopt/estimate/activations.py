@@ -12,15 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmopt.core.formats import Layout
-from llmopt.core.kv_cache import kv_heads
+from llmopt.core.kv_cache import kv_heads, layer_windows
 from llmopt.estimate.load import Load
 from llmopt.estimate.shape import Shape, Tensor
 
 ALIVE = 4  # rows of the hidden width
 CUBLAS_WORKSPACE = 8_519_680  # torch's :4096:2:16:8, 8.125 MiB; on Hopper 32 MiB
 UBATCH = 512  # llama.cpp's -ub
-STEP_TOKENS = 8192  # vLLM's max_num_batched_tokens for a server on a data centre GPU
+# vLLM's max_num_batched_tokens for a server: on a GPU of 70 GiB or more, and on others (EngineArgs, 0.32).
+STEP_TOKENS, SMALL_STEP_TOKENS, LARGE_MEMORY = 8192, 2048, 70 << 30
 AWQ_DEQUANTIZES_FROM = 1024  # tokens: below that AutoAWQ's kernel multiplies packed weights
+MASKS = 3  # booleans
+IN_PYTHON = ("gelu_new", "gelu_fast")  # activations that transformers computes in steps, each a row
 LOGIT_COPIES = 3  # of the last position: in 16 bits, in float32, and what the sampler makes of it
 STEPWISE = ("vllm", "sglang", "trtllm", "tgi", "lmdeploy", "rayserve", "triton")
 
@@ -34,11 +37,12 @@ class Activations:
     words: str
 
 
-def activations(shape: Shape, layout: Layout, load: Load, backend: str) -> Activations:
+def activations(shape: Shape, layout: Layout, load: Load, backend: str, memory_bytes: int | None = None) -> Activations:
+    """``memory_bytes``: of one device, by which engines choose their steps."""
     if backend == "llamacpp":
         return of_llamacpp(shape, load)
     if backend in STEPWISE:
-        return of_stepwise(shape, load)
+        return of_stepwise(shape, load, memory_bytes)
     return of_hf(shape, layout, load)
 
 
@@ -48,8 +52,12 @@ def of_hf(shape: Shape, layout: Layout, load: Load) -> Activations:
     tokens = load.sequences * load.prompt
     logits = load.sequences * shape.vocabulary * 4 * LOGIT_COPIES
     standing = workspace(shape, layout) + CUBLAS_WORKSPACE
-    live = tokens * ALIVE * shape.hidden * number
-    widest = max(mlp_bytes(shape, layout, tokens, number), attention_bytes(shape, load, number))
+    live = tokens * ALIVE * shape.hidden * number + mask_bytes(shape, load)
+    widest = max(
+        mlp_bytes(shape, layout, tokens, number),
+        mixture_bytes(shape, tokens, number),
+        attention_bytes(shape, load, number),
+    )
     step = load.sequences * (ALIVE * shape.hidden + 3 * inner_width(shape)) * number + logits
     return Activations(
         prefill=round(standing + max(live + widest, logits)),
@@ -60,14 +68,34 @@ def of_hf(shape: Shape, layout: Layout, load: Load) -> Activations:
 
 def mlp_bytes(shape: Shape, layout: Layout, tokens: int, number: int) -> float:
     """The widest moment of the MLP, or of the step before it where a weight is unpacked meanwhile."""
-    inner = inner_width(shape)
+    inner = dense_width(shape)
     rows = 3 if gated(shape) else 2
     rows += any(t.part.endswith("gate_up") for t in shape.tensors)  # halves of one row, which stays alive whole
+    rows += 2 * (str(shape.config.get("activation_function") or shape.config.get("hidden_act")) in IN_PYTHON)
     if layout.format == "bitsandbytes" and layout.bits == 8:
         return tokens * (inner * (2 * number + 4) + shape.hidden)  # LLM.int8: an int32 row before its scale
     unpacked = layout.format == "bitsandbytes" or (layout.format == "awq" and tokens >= AWQ_DEQUANTIZES_FROM)
     before = tokens * (rows - 1) * inner * number + largest_linear(shape) * number
     return max(tokens * rows * inner * number, before if unpacked else 0)
+
+
+def mixture_bytes(shape: Shape, tokens: int, number: int) -> float:
+    """transformers 5 sorts every pair of token and expert into one long batch (grouped_mm in integrations/moe.py, 5.17).
+
+    At its widest: the pairs' rows with gate and up twice, or four rows of the hidden width for each pair.
+    """
+    inner = max((t.columns for t in shape.tensors if t.role == "expert" and t.part == "down"), default=0)
+    if not inner:
+        return 0.0
+    pairs = tokens * shape.experts_per_token
+    return pairs * max(shape.hidden + 4 * inner, 4 * shape.hidden) * number
+
+
+def mask_bytes(shape: Shape, load: Load) -> int:
+    """Windows that are shorter than the prompt need masks of prompt × prompt; three of them stood at the peak (5.17)."""
+    windows = layer_windows(shape.config) or []
+    narrow = any(window is not None and 0 < window < load.prompt for window in windows)
+    return MASKS * load.prompt**2 if narrow and load.attention == "sdpa" else 0
 
 
 def attention_bytes(shape: Shape, load: Load, number: int) -> float:
@@ -83,7 +111,9 @@ def attention_bytes(shape: Shape, load: Load, number: int) -> float:
 
 def attention_widths(shape: Shape) -> tuple[int, int, int]:
     """(heads, width of one, heads of keys) of the first layer that attends; zeros without one."""
-    heads = next((shape.config[n] for n in ("num_attention_heads", "n_head", "n_heads") if shape.config.get(n)), 0)
+    heads = next(
+        (shape.config[n] for n in ("num_attention_heads", "n_head", "n_heads", "num_heads") if shape.config.get(n)), 0
+    )
     output = next((t for t in shape.tensors if t.part == "o"), None)
     if not heads or output is None:
         return 0, 0, 0
@@ -101,9 +131,10 @@ def workspace(shape: Shape, layout: Layout) -> int:
     return 2 * largest_linear(shape) if layout.format in ("gptq", "auto-round") and layout.bits == 4 else 0
 
 
-def of_stepwise(shape: Shape, load: Load) -> Activations:
+def of_stepwise(shape: Shape, load: Load, memory_bytes: int | None) -> Activations:
     """Engines that take a step's tokens at most: fused gate and up, their product, two rows of the residual."""
-    tokens = load.step_tokens or STEP_TOKENS
+    small = memory_bytes is not None and memory_bytes < LARGE_MEMORY
+    tokens = load.step_tokens or (SMALL_STEP_TOKENS if small else STEP_TOKENS)
     logits = load.sequences * shape.vocabulary * 4 * LOGIT_COPIES
     row = (3 * inner_width(shape) + ALIVE * shape.hidden) * 2
     return Activations(
@@ -131,6 +162,13 @@ def linears(shape: Shape) -> list[Tensor]:
 
 def largest_linear(shape: Shape) -> int:
     return max((t.matrix for t in linears(shape)), default=0)
+
+
+def dense_width(shape: Shape) -> int:
+    """The widest row inside an MLP that every token passes, or a recurrent mixer."""
+    return max(
+        (t.columns for t in linears(shape) if t.role == "linear" and t.part.endswith(("down", "ssm_out"))), default=0
+    )
 
 
 def inner_width(shape: Shape) -> int:

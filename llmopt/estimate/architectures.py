@@ -16,7 +16,6 @@ from llmopt.estimate import mixers
 from llmopt.estimate.blocks import PLAIN_MLP, Attention, Experts, Latent, Mlp, Parts, Truth, matrix, norm
 from llmopt.estimate.shape import BY_HAND, Reader, Shape, Tensor
 
-
 PLAIN_ATTENTION = Attention()
 
 
@@ -148,7 +147,8 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "gemma3n_text": replace(
-        GEMMA, norms=4, attention=PER_HEAD, beside=mixers.gemma3n_layer, outside=mixers.gemma3n_outside,
+        GEMMA, norms=4, attention=mixers.Gemma3nAttention(qk_norm="head"),
+        beside=mixers.gemma3n_layer, outside=mixers.gemma3n_outside,
     ),
     "phi": Family(
         attention=Attention(qkv_bias=True, o_bias=True, qk_norm="head", qk_norm_if="qk_layernorm"),
@@ -184,7 +184,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "glm4_moe": Family(
         attention=Attention(qkv_bias="attention_bias", qk_norm="head", qk_norm_if="use_qk_norm"), mlp=DEEPSEEK,
-        defaults={"head_dim": 128},
     ),
     "dots1": Family(attention=PER_HEAD, mlp=DEEPSEEK),
     "ernie4_5_moe": Family(

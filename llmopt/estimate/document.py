@@ -10,6 +10,7 @@ from llmopt.core.units import show
 from llmopt.estimate.activations import activations
 from llmopt.estimate.memory import Case, Memory, memory_of
 from llmopt.estimate.source import Source
+from llmopt.estimate.weights import Weights
 
 EVIDENCE = "estimated"
 # What is offered where something does not fit, from the widest.
@@ -26,10 +27,13 @@ GGUF_STEPS = (
     "gguf-iq2_m",
 )
 HF_STEPS = ("bf16", "int8", "gptq-int8", "nf4", "gptq-int4-g128", "awq-int4-g128", "nf4-dq", "gptq-int3-g128")
+MEMORY_KEYS = (
+    "weights_bytes", "kv_cache_bytes", "activation_bytes", "total_bytes", "overhead_bytes", "per_gpu_bytes", "needed_per_gpu_bytes",
+)  # fmt: skip
 CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
-def estimate_document(source: Source, case: Case, price: Any = None) -> dict[str, Any]:
+def estimate_document(source: Source, case: Case) -> dict[str, Any]:
     """JSON-ready; sizes in bytes."""
     memory = memory_of(case)
     shape, devices = case.shape, case.devices
@@ -60,15 +64,23 @@ def estimate_document(source: Source, case: Case, price: Any = None) -> dict[str
     }  # fmt: skip
 
 
+def size_document(source: Source, layout: Layout, weights: Weights) -> dict[str, Any]:
+    """Of a model that is known by its size alone: its weights, and nothing else."""
+    table = dict.fromkeys((*MEMORY_KEYS, "max_context", "max_concurrency"))
+    return {
+        "schema": 1, "evidence": EVIDENCE,
+        "model": {"name": source.name, "model_type": None, "parameters": source.shape.parameters},
+        "quantization": {"name": layout.name, "format": layout.format, "bits_per_weight": weights.bits_per_weight, "file_bytes": weights.bytes},
+        "memory": table | {"weights_bytes": weights.bytes, "evidence": EVIDENCE},
+        "fits": None,
+        "assumptions": [f"weights: {source.shape.parameters:,} parameters, all of them quantized"],
+        "doubts": ["KV cache, activations and what stays in 16 bits are not known without a config.json"],
+    }  # fmt: skip
+
+
 def memory_table(memory: Memory) -> dict[str, Any]:
     return {
-        "weights_bytes": memory.weights_bytes,
-        "kv_cache_bytes": memory.kv_cache_bytes,
-        "activation_bytes": memory.activation_bytes,
-        "total_bytes": memory.total_bytes,
-        "overhead_bytes": memory.overhead_bytes,
-        "per_gpu_bytes": memory.per_gpu_bytes,
-        "needed_per_gpu_bytes": memory.needed_per_gpu_bytes,
+        **{key: getattr(memory, key) for key in MEMORY_KEYS},
         "max_context": memory.max_context,
         "max_concurrency": memory.max_concurrency,
         "evidence": EVIDENCE,
@@ -90,7 +102,7 @@ def assumptions(source: Source, case: Case, memory: Memory) -> list[str]:
         if exact
         else f"{case.shape.parameters:,} parameters by the config, {bits:g} bits each"
     )
-    working = activations(case.shape, case.layout, case.load, case.backend)
+    working = activations(case.shape, case.layout, case.load, case.backend, case.devices.memory_bytes)
     found = [
         f"weights: {basis}",
         f"KV cache: {case.load.sequences} × {case.load.context:,} tokens, all sequences at their full length"
@@ -149,7 +161,3 @@ def fits_document(source: Source, case: Case) -> dict[str, Any]:
         "devices": {"name": case.devices.name or None, "count": case.devices.count, "memory_bytes": case.devices.memory_bytes},
         "rows": rows, "doubts": doubts(case),
     }  # fmt: skip
-
-
-def layout_note(layout: Layout) -> str:
-    return f"{layout.name} ({layout.format})"

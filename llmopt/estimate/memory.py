@@ -100,7 +100,7 @@ def overhead_of(backend: str, devices: Devices, utilization: float | None) -> Ov
 def memory_of(case: Case) -> Memory:
     """Raises UsageError where the engine is not known, or the config does not tell the size of its cache."""
     overhead = overhead_of(case.backend, case.devices, case.utilization)
-    working = activations(case.shape, case.layout, case.load, case.backend)
+    working = activations(case.shape, case.layout, case.load, case.backend, case.devices.memory_bytes)
     needed, kv, active, peak = at_peak(case, working, overhead)
     devices = case.devices.count
     reserved = 0
@@ -185,7 +185,7 @@ def fits(case: Case, overhead: Overhead, *, prompt: int, sequences: int) -> bool
     load = replace(case.load, prompt=prompt, output=min(case.load.output, max(0, prompt - 1)), sequences=sequences)
     load = replace(load, prompt=prompt - load.output)
     asked = replace(case, load=load)
-    working = activations(case.shape, case.layout, load, case.backend)
+    working = activations(case.shape, case.layout, load, case.backend, case.devices.memory_bytes)
     _, kv, active, _ = at_peak(asked, working, overhead)
     return held_weights(case) + kv + active <= (room(case, overhead) or 0)
 

@@ -187,6 +187,17 @@ class MptMlp(Mlp):
 # --- beside the layers ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gemma3nAttention(Attention):
+    """The last layers take their keys and values from an earlier one."""
+
+    def parts(self, c: Reader, layer: int) -> Parts:
+        found = super().parts(c, layer)
+        if layer < c.layers - c.count("num_kv_shared_layers"):
+            return found
+        return [t for t in found if t.part not in ("k", "v") and not (t.part == "qk_norm" and t is found[-1])]
+
+
 def bloom_norm(c: Reader) -> Parts:
     return norm(c.hidden, bias=True, part="embed_norm")
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from llmopt.core.errors import ModelError
 
 Role = Literal["linear", "expert", "embedding", "position", "head", "norm", "bias", "router", "conv", "state", "vision"]
+UNKNOWN = "unknown"  # the type of a model whose size alone was named
 LARGEST = 1 << 40  # of any number of a config: beyond that it is damaged
 BY_HAND = "name its size yourself: --parameters 7e9, for weights alone"
 
@@ -162,6 +163,9 @@ class Reader:
 
     @property
     def layers(self) -> int:
+        for listed in (self.get("layers_block_type"), self.get("hybrid_override_pattern")):  # Nemotron-H has no number
+            if listed and self.get("num_hidden_layers") is None:
+                return len(listed)
         return self.number("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
     @property

@@ -13,9 +13,10 @@ from llmopt.core.formats import Layout, layout
 from llmopt.core.synthetic import shapes
 from llmopt.core.weights import tensors
 from llmopt.estimate.architectures import shape_of
-from llmopt.estimate.shape import Shape
+from llmopt.estimate.shape import LARGEST, UNKNOWN, Shape, Tensor
 from llmopt.estimate.weights import Weights, weights_of
 
+ROW = 4096  # of a model that is known by its size alone: decides the share of scales in its bits
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -34,6 +35,16 @@ class Source:
         if self.weights is not None and wanted.name == self.stored.name:
             return wanted, self.weights
         return wanted, weights_of(self.shape, wanted)
+
+
+def by_hand(name: str, parameters: float) -> Source:
+    """A model of which nothing is known but its size. Raises UsageError for a size that no model has."""
+    if not 1e3 <= parameters < LARGEST:
+        raise UsageError(f"--parameters {parameters:g} is no model's size", hint="--parameters 7e9")
+    rows = round(parameters / ROW)
+    tensor = Tensor(part="all", role="linear", rows=rows, columns=ROW)
+    shape = Shape(model_type=UNKNOWN, config={}, tensors=(tensor,), tied=False)
+    return Source(name=name, shape=shape, stored=layout("bf16"))
 
 
 def open_source(name: str) -> Source:

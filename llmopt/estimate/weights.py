@@ -24,7 +24,11 @@ KEPT_IN_F32 = ("norm", "bias", "router", "conv", "state", "position")
 # The vocabulary in a GGUF's header: each token with its length and type, merges beside them (39 bytes a token in the
 # published files of Qwen2.5 and Llama 3); a tensor's entry is its name, sizes and place, and its data are padded to 32.
 BYTES_PER_TOKEN, BYTES_PER_TENSOR, KEY_VALUES = 39, 80, 8192
-CHAT_TEMPLATE = 4096
+SMALL_VOCABULARY, SHORT_TOKEN = 16384, 29  # whose tokens and merges are shorter: the bundled model's 5,120
+# safetensors: an entry of the header for each tensor, and how many tensors a quantized matrix becomes.
+BYTES_PER_ENTRY = 110
+TENSORS_OF_A_LINEAR = {"gptq": 4, "auto-round": 4, "awq": 3, "bitsandbytes": 4, "compressed-tensors": 3}
+NESTED_BYTES = 1300  # of a matrix under double quantization: its table of 256 numbers, and what describes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +48,19 @@ def weights_of(shape: Shape, layout: Layout, backend: str = "") -> Weights:
         return gguf_weights(shape, layout)
     sizes: dict[str, float] = {}
     for tensor in shape.tensors:
-        quantized = tensor.role in QUANTIZED
-        bits = layout.linear_bits(tensor.columns, tensor.rows) if quantized else layout.rest
+        linear = tensor.role in QUANTIZED
+        bits = layout.linear_bits(tensor.columns, tensor.rows) if linear else layout.rest
         if layout.format == "in-memory" and tensor.role == "head":
             bits = layout.bits  # torch's dynamic quantization takes every nn.Linear
-        kind = layout.name if quantized else f"{layout.rest}-bit"
+        kind = layout.name if linear else f"{layout.rest}-bit"
         sizes[kind] = sizes.get(kind, 0.0) + tensor.elements * bits / 8
+    quantized = sum(t.stack for t in shape.tensors if t.role in QUANTIZED)
+    if layout.double:
+        sizes[layout.name] = sizes.get(layout.name, 0.0) + NESTED_BYTES * quantized
     total = round(sum(sizes.values()))
+    entries = len(shape.tensors) + quantized * (TENSORS_OF_A_LINEAR.get(layout.format, 1) - 1)
     return Weights(
-        bytes=total, file_bytes=total, bits_per_weight=round(total * 8 / shape.parameters, 3),
+        bytes=total, file_bytes=total + BYTES_PER_ENTRY * entries, bits_per_weight=round(total * 8 / shape.parameters, 3),
         types={kind: round(size) for kind, size in sizes.items()},
     )  # fmt: skip
 
@@ -61,14 +69,15 @@ def gguf_weights(shape: Shape, layout: Layout) -> Weights:
     """As llama.cpp's quantizer would write them, with the file's header."""
     tensors = [t for t in shape.tensors if t.role != "vision"]
     seen = [as_quantized(t) for t in tensors]
-    types = gguf_mix.tensor_types(seen, layout.gguf, traits(shape))
+    types = gguf_mix.tensor_types(seen, layout.gguf, traits(shape), matrix=FILE_TYPES[layout.gguf].needs_imatrix)
     sizes: dict[str, float] = {}
     for tensor, kind in zip(tensors, types, strict=True):
         sizes[kind] = sizes.get(kind, 0.0) + tensor.elements * BITS[kind] / 8
     total = round(sum(sizes.values()))
     main = FILE_TYPES[layout.gguf].main
     narrow = sum(written_type(main, t.row) != main for t in seen if t.category != gguf_mix.KEPT)
-    header = KEY_VALUES + CHAT_TEMPLATE + BYTES_PER_TENSOR * len(tensors) + BYTES_PER_TOKEN * shape.vocabulary
+    token = SHORT_TOKEN if shape.vocabulary < SMALL_VOCABULARY else BYTES_PER_TOKEN
+    header = KEY_VALUES + BYTES_PER_TENSOR * len(tensors) + token * shape.vocabulary
     elements = sum(t.elements for t in tensors)
     return Weights(
         bytes=total, file_bytes=total + header, bits_per_weight=round(total * 8 / max(1, elements), 3),

@@ -47,6 +47,17 @@ def print_estimate(document: dict[str, Any]) -> None:
         print(f"! {line}")
 
 
+def print_size(document: dict[str, Any]) -> None:
+    """Of a model whose number of parameters is all that is known."""
+    quantization = document["quantization"]
+    print(
+        f"{document['model']['name']} as {quantization['name']}: weights of"
+        f" {show(document['memory']['weights_bytes'], 'bytes')} ({quantization['bits_per_weight']:g} bits each), estimated"
+    )
+    for line in document["doubts"]:
+        print(f"! {line}")
+
+
 def print_fits(document: dict[str, Any]) -> None:
     devices = document["devices"]
     print(

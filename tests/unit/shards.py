@@ -77,9 +77,20 @@ def gptq(folder: Path, **changes: Any) -> Path:
 GGML = {"F32": (0, 1, 4, None), "Q8_0": (8, 32, 34, 0), "Q4_K": (12, 256, 144, 0), "Q5_0": (6, 32, 22, 0)}
 
 
-def gguf(file: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], file_type: int = 15, scale: float = 1.0) -> Path:
-    """A GGUF file of name → (type, shape with the row length first); every block has this scale."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2)
+def gguf(
+    file: Path,
+    tensors: dict[str, tuple[str, tuple[int, ...]]],
+    file_type: int = 15,
+    scale: float = 1.0,
+    said: dict[str, int | str] | None = None,
+) -> Path:
+    """A GGUF file of name → (type, shape with the row length first); every block has this scale; ``said``: more metadata."""
+    said = said or {}
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2 + len(said))
+    for key, value in said.items():
+        head += text(key) + (
+            struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value)
+        )
     head += text("general.file_type") + struct.pack("<II", 4, file_type)
     head += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
     data = b""

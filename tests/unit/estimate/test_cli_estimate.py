@@ -1,0 +1,193 @@
+"""The command as people and scripts type it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from llmopt.cli import app
+from unit import shards
+from unit.estimate.make import GIB, QWEN, folder_of
+
+
+def estimate(*arguments):
+    return CliRunner().invoke(app, ["estimate", *map(str, arguments)])
+
+
+def document(*arguments):
+    found = estimate(*arguments, "--json")
+    assert found.exit_code == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return folder_of(tmp_path / "qwen")
+
+
+WRITTEN = ("--backend", "hf", "--input-tokens", 6144, "--output-tokens", 2048, "--batch", 1, "--gpus", 1)
+
+
+def test_the_commands_of_the_issue_work_as_written(folder):
+    found = document(folder, "--quant", "gptq-int4-g128", *WRITTEN)["memory"]
+    assert found["total_bytes"] / GIB == pytest.approx(6.52, rel=0.02)
+    assert found["total_bytes"] == found["weights_bytes"] + found["kv_cache_bytes"] + found["activation_bytes"]
+    found = document(folder, "--quant", "gguf-q4_k_m", "--backend", "llamacpp")["memory"]
+    assert found["weights_bytes"] == pytest.approx(4.68e9, rel=0.01)
+
+
+def test_one_document_and_nothing_else(folder):
+    found = estimate(folder, "--json")
+    json.loads(found.stdout)
+    assert found.stderr == ""
+
+
+def test_what_is_not_known_is_null(folder):
+    found = document(folder)
+    assert found["memory"]["max_context"] is None
+    assert found["fits"] is None
+    assert found["evidence"] == "estimated"
+
+
+def test_a_table_for_people_says_whether_it_fits(folder):
+    found = estimate(folder, "--quant", "gptq-int4", "--gpu", "rtx4090")
+    assert found.exit_code == 0
+    assert "fits GeForce RTX 4090" in found.stdout
+
+
+def test_what_does_not_fit_ends_with_3_and_what_would(folder):
+    found = estimate(folder, "--gpu", "rtx-4060")
+    assert found.exit_code == 3
+    assert "does not fit" in found.stderr
+    assert "hint: --quant" in found.stderr
+
+
+def test_fits_lists_quantizations_and_contexts(folder):
+    rows = {
+        row["quantization"]: row for row in document(folder, "--fits", "--gpu", "rtx-4070", "--backend", "vllm")["rows"]
+    }
+    assert not rows["bf16"]["fits"]
+    assert rows["gptq-int4-g128"]["max_context"] > 1000
+
+
+def test_a_known_shape_and_the_bundled_model_need_no_folder():
+    assert document("llama-3.1-8b")["model"]["parameters"] == 8_030_261_248
+    found = document("builtin")
+    assert found["assumptions"][0] == "weights: from the headers of the files"
+
+
+TOLD = {
+    "general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": 256, "llama.feed_forward_length": 512,
+    "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.context_length": 4096,
+}  # fmt: skip
+TENSORS = {
+    "token_embd.weight": ("Q8_0", (256, 1000)), "blk.0.attn_k.weight": ("Q4_K", (256, 128)), "blk.0.attn_output.weight": ("Q4_K", (256, 256)),
+    "blk.0.ffn_down.weight": ("Q4_K", (512, 256)), "output_norm.weight": ("F32", (256,)),
+}  # fmt: skip
+
+
+def test_a_gguf_file_is_read_exactly(tmp_path):
+    found = document(shards.gguf(tmp_path / "model.gguf", TENSORS, said=TOLD), "--context", 256)
+    blocks = (256 * 128 + 256 * 256 + 512 * 256) // 256
+    assert found["memory"]["weights_bytes"] == 1000 * 256 // 32 * 34 + blocks * 144 + 256 * 4
+    assert found["memory"]["kv_cache_bytes"] == 256 * 2 * 2 * 64 * 2
+    assert found["backend"] == "llamacpp"
+
+
+def test_a_gguf_that_tells_nothing_of_its_model_is_refused(tmp_path):
+    found = estimate(shards.gguf(tmp_path / "model.gguf", TENSORS))
+    assert found.exit_code == 1
+    assert "does not tell its layers" in found.stderr
+
+
+def test_the_size_alone_gives_the_weights_alone():
+    found = document("--parameters", "7e9", "--quant", "nf4")["memory"]
+    assert found["weights_bytes"] == pytest.approx(7e9 * 4.5 / 8, rel=0.001)
+    assert found["kv_cache_bytes"] is None
+
+
+def test_devices_are_listed():
+    rows = json.loads(estimate("--gpu", "list", "--json").stdout)
+    assert len(rows) >= 40
+    assert all(row["source"] and row["date"] and row["memory_bytes"] > GIB for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "hint"),
+    [
+        (("--gpu", "h1000"), "unknown GPU 'h1000'", "h100"),
+        (("--gpu", "qqqqqqq"), "unknown GPU", "--gpu list"),
+        (("--quant", "gptq-int5"), "unknown quantization", "gptq-int"),
+        (("--backend", "vlm"), "unknown backend", "vllm"),
+        (("--vram", "24"), "needs a unit", "GiB"),
+        (("--fits",), "--fits needs a GPU", "--vram"),
+        (("--context", "10", "--input-tokens", "10"), "say the same twice", "--context C"),
+        (("--batch", "2", "--max-num-seqs", "3"), "contradict", "one of them"),
+        (("--quant", "q4_k_m", "--backend", "vllm"), "does not load", "--backend llamacpp"),
+        (("--backend", "llamacpp"), "GGUF alone", "gguf-q4_k_m"),
+        (("--gpus", "3", "--tensor-parallel-size", "2"), "does not divide", "--gpus 2"),
+        (("--kv-cache-dtype", "fp3"), "fp3", "another"),
+    ],
+)
+def test_nonsense_is_one_line_with_a_hint(folder, arguments, words, hint):
+    found = estimate(folder, *arguments)
+    assert found.exit_code == 2
+    error, said = found.stderr.strip().splitlines()
+    assert words in error
+    assert said.startswith("hint: ")
+    assert hint.split()[-1] in said or hint in said
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"model_type": 7}', '{"model_type": "qwen2"}'])
+def test_a_config_that_is_none_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    found = estimate(tmp_path)
+    assert found.exit_code == 1
+    assert found.stderr.startswith("error: ")
+    assert "defect of llmopt" not in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 2
+
+
+def test_no_heavy_library_is_imported(folder):
+    code = (
+        "import sys; sys.argv = ['llmopt', 'estimate', sys.argv[1], '--json']\n"
+        "from llmopt.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'numpy', 'pandas', 'rich'} & set(sys.modules)), file=sys.stderr)"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert found.stderr.strip() == "[]"
+
+
+def test_an_estimate_takes_less_than_a_second(folder):
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", "llmopt", "estimate", str(folder), "--json"], capture_output=True, check=True)
+    assert time.monotonic() - start < 1  # 0.2 s on an idle core; the machine that tests may be busy
+
+
+def test_a_quantized_checkpoint_is_taken_as_it_is(tmp_path):
+    config = QWEN | {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}}
+    assert document(folder_of(tmp_path / "q", config))["quantization"]["name"] == "gptq-int4-g128"
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "awq-int4-g64"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}, "nf4-dq"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "group_size": 32}}}}, "w4a16-g32"),
+    ],
+)  # fmt: skip
+def test_quantization_configs_are_read(tmp_path, said, name):
+    found = document(folder_of(tmp_path / "q", QWEN | {"quantization_config": said}))
+    assert found["quantization"]["name"] == name
+
+
+def test_a_quantization_config_that_is_not_known_is_named(tmp_path):
+    found = estimate(folder_of(tmp_path / "q", QWEN | {"quantization_config": {"quant_method": "new", "bits": 3}}))
+    assert found.exit_code == 1
+    assert "'new' with 3 bits" in found.stderr

@@ -1,0 +1,130 @@
+import pytest
+
+from llmopt.core.errors import UsageError
+from llmopt.estimate.memory import memory_of
+from unit.estimate.make import DEEPSEEK, GIB, QWEN, case, with_attention
+
+KV_OF_A_TOKEN = 57_344  # Qwen2.5-7B: 2 × 28 layers × 4 heads × 128 × 2 bytes
+
+
+# Qwen's own readings (Qwen2.5 Speed Benchmark, transformers on A100s), GiB with 2,048 new tokens.
+@pytest.mark.parametrize(
+    ("quant", "prompt", "reading"),
+    [
+        *(("bf16", 6144, 15.38), ("gptq-int8", 6144, 9.43), ("gptq-int4", 6144, 6.52), ("awq-int4", 6144, 6.39)),
+        *(("bf16", 30720, 19.97), ("gptq-int4", 30720, 11.11), ("bf16", 1, 14.38)),
+    ],
+)
+def test_published_readings_are_met(quant, prompt, reading):
+    found = memory_of(case(quant=quant, prompt=prompt, output=2048)).total_bytes / GIB
+    assert found == pytest.approx(reading, rel=0.02)
+
+
+def test_the_total_is_the_sum_of_its_parts():
+    found = memory_of(case())
+    assert found.total_bytes == found.weights_bytes + found.kv_cache_bytes + found.activation_bytes
+
+
+def test_the_peak_is_at_the_end_when_the_answer_is_long():
+    found = memory_of(case(prompt=16, output=16000))
+    assert found.peak == "decode"
+    assert found.kv_cache_bytes == 16016 * KV_OF_A_TOKEN
+
+
+def test_every_gpu_has_its_own_activations():
+    one, three = memory_of(case(count=1)), memory_of(case(count=3))
+    assert three.activation_bytes == 3 * one.activation_bytes
+    assert three.weights_bytes == one.weights_bytes
+
+
+def test_more_sequences_take_more_cache():
+    found = memory_of(case(backend="vllm", sequences=8, prompt=1024))
+    assert found.kv_cache_bytes == 8 * 1024 * KV_OF_A_TOKEN
+
+
+def test_a_cache_of_whole_blocks_is_rounded_up():
+    assert memory_of(case(backend="vllm", prompt=17)).kv_cache_bytes == 32 * KV_OF_A_TOKEN
+
+
+def test_more_gpus_than_heads_of_keys_hold_copies():
+    four = memory_of(case(backend="vllm", count=4, tensor_parallel=4)).kv_cache_bytes
+    assert memory_of(case(backend="vllm", count=8, tensor_parallel=8)).kv_cache_bytes == 2 * four
+
+
+def test_latent_attention_is_kept_narrow_by_vllm_and_wide_by_transformers():
+    narrow = memory_of(case(DEEPSEEK, backend="vllm", prompt=1600)).kv_cache_bytes
+    wide = memory_of(case(DEEPSEEK, prompt=1600)).kv_cache_bytes
+    assert narrow == 1600 * 27 * (512 + 64) * 2
+    assert wide == 1600 * 27 * 16 * (128 + 64 + 128) * 2
+
+
+def test_a_quantized_cache_is_smaller():
+    plain = memory_of(case(backend="vllm", kv_dtype=None)).kv_cache_bytes
+    assert memory_of(case(backend="vllm", kv_dtype="fp8")).kv_cache_bytes == plain / 2
+
+
+def test_eager_attention_holds_all_scores():
+    sdpa, eager = case(prompt=8192), with_attention(case(prompt=8192), "eager")
+    assert memory_of(eager).activation_bytes - memory_of(sdpa).activation_bytes > 28 * 8192**2 * 4
+
+
+# The compute buffers that llama.cpp names in its log, for 512 tokens with flash attention.
+def test_llama_cpp_reserves_the_logits_of_a_step():
+    found = memory_of(case(quant="gguf-q4_k_m", backend="llamacpp", prompt=4096)).activation_bytes
+    assert found == pytest.approx(304 * 2**20, rel=0.01)
+
+
+def test_transformers_unpacks_compressed_tensors():
+    assert memory_of(case(quant="w4a16")).weights_bytes == memory_of(case()).weights_bytes
+    assert memory_of(case(quant="w4a16", backend="vllm")).weights_bytes < memory_of(case()).weights_bytes / 2
+
+
+def test_without_a_device_nothing_is_said_of_what_fits():
+    found = memory_of(case())
+    assert found.max_context is None
+    assert found.max_concurrency is None
+
+
+def test_the_longest_context_is_the_last_that_fits():
+    asked = case(backend="vllm", memory_bytes=24 * GIB)
+    longest = memory_of(asked).max_context
+    at = memory_of(case(backend="vllm", prompt=longest, memory_bytes=24 * GIB))
+    assert at.needed_per_gpu_bytes <= 0.9 * 24 * GIB
+    assert (
+        longest == 32768
+        or memory_of(case(backend="vllm", prompt=longest + 16, memory_bytes=24 * GIB)).max_concurrency == 0
+    )
+
+
+def test_where_the_weights_do_not_fit_no_context_does():
+    found = memory_of(case(memory_bytes=8 * GIB))
+    assert (found.max_context, found.max_concurrency) == (0, 0)
+
+
+def test_what_an_engine_reserves_stands_beside_the_total():
+    found = memory_of(case(backend="vllm", memory_bytes=80 * GIB))
+    assert found.per_gpu_bytes == pytest.approx(0.9 * 80 * GIB, rel=0.001)
+    assert found.total_bytes < 20 * GIB
+
+
+def test_an_engine_that_is_not_known_is_named():
+    with pytest.raises(UsageError, match="unknown backend 'vlm'") as caught:
+        memory_of(case(backend="vlm"))
+    assert "vllm" in caught.value.hint
+
+
+def test_a_cache_type_that_is_not_known_is_named():
+    with pytest.raises(UsageError, match="fp3"):
+        memory_of(case(kv_dtype="fp3"))
+
+
+def test_states_of_recurrent_layers_do_not_grow_with_the_context():
+    mamba = {"model_type": "mamba", "hidden_size": 2560, "intermediate_size": 5120, "num_hidden_layers": 64,
+             "state_size": 16, "conv_kernel": 4, "vocab_size": 50280, "time_step_rank": 160, "use_conv_bias": True}  # fmt: skip
+    short, long = (memory_of(case(mamba, backend="vllm", prompt=n)).kv_cache_bytes for n in (100, 10_000))
+    assert short == long > 0
+
+
+def test_sliding_layers_keep_no_more_than_their_window():
+    windowed = QWEN | {"layer_types": ["sliding_attention"] * 28, "sliding_window": 1024}
+    assert memory_of(case(windowed, backend="vllm", prompt=8192)).kv_cache_bytes == 1024 * KV_OF_A_TOKEN

@@ -1,0 +1,80 @@
+import pytest
+
+from llmopt.core import gguf_mix
+from llmopt.core.formats import layout
+from llmopt.core.gguf_mix import Quantized, Traits, tensor_types
+from llmopt.core.gguf_types import FILE_TYPES
+from llmopt.estimate.architectures import shape_of
+from llmopt.estimate.weights import weights_of
+from unit.estimate.make import MIXTRAL, QWEN
+
+SHAPE = shape_of(QWEN, "config.json")
+LLAMA = Traits(architecture="llama", layers=32, group=4, experts=1, tied=False)
+
+
+def bytes_of(quant):
+    return weights_of(SHAPE, layout(quant)).bytes
+
+
+def test_sixteen_bits_are_two_bytes_a_parameter():
+    assert bytes_of("bf16") == 2 * SHAPE.parameters
+
+
+def test_embeddings_head_and_norms_stay_in_sixteen_bits():
+    kept = 2 * (2 * 152064 * 3584)
+    assert bytes_of("nf4") - kept == pytest.approx(6_525_288_448 * 4.5 / 8, rel=1e-3)
+
+
+def test_scales_zeros_and_group_indices_are_counted():
+    assert bytes_of("gptq-int4-g128") > bytes_of("awq-int4-g128") > 2 * 2 * 152064 * 3584 + 6_525_288_448 / 2
+
+
+# That the repositories of these files list, in 10^9 bytes.
+SIZES = [("q8_0", 8.10), ("q6_k", 6.25), ("q5_k_m", 5.44), ("q4_k_m", 4.68), ("q3_k_m", 3.81), ("q2_k", 3.02)]
+
+
+@pytest.mark.parametrize(("kind", "size"), SIZES)
+def test_gguf_files_have_their_published_sizes(kind, size):
+    assert weights_of(SHAPE, layout(f"gguf-{kind}")).file_bytes == pytest.approx(size * 1e9, rel=0.005)
+
+
+def test_a_mixture_of_eight_has_its_own_rules():
+    found = weights_of(shape_of(MIXTRAL, "config.json"), layout("gguf-q4_k_m")).file_bytes
+    assert found == pytest.approx(28.45e9, rel=0.005)
+
+
+def test_rows_that_no_block_divides_get_a_wider_type():
+    narrow = shape_of(QWEN | {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2}, "config.json")
+    found = weights_of(narrow, layout("gguf-q4_k_m"))
+    assert "Q5_0" in found.types
+    assert found.fallbacks > 0
+
+
+def one(category, name, layer=0, **more):
+    """The type of the last of a model's tensors of one category, one in each layer up to ``layer``."""
+    tensors = [Quantized(category=category, row=4096, layer=number, **more) for number in range(32)]
+    return tensor_types(tensors, name, LLAMA)[layer]
+
+
+def test_the_first_and_every_third_layer_get_more_bits():
+    assert [one(gguf_mix.DOWN, "q4_k_m", layer) for layer in range(8)] == ["Q6_K"] * 4 + [
+        "Q4_K",
+        "Q4_K",
+        "Q6_K",
+        "Q4_K",
+    ]
+
+
+def test_the_head_gets_more_bits_and_the_embedding_none():
+    assert one(gguf_mix.HEAD, "q4_k_m") == "Q6_K"
+    assert one(gguf_mix.EMBEDDING, "q4_k_m") == "Q4_K"
+
+
+def test_norms_and_routers_are_never_quantized():
+    assert one(gguf_mix.KEPT, "q2_k") == "F32"
+
+
+@pytest.mark.parametrize("name", FILE_TYPES)
+def test_every_file_type_has_a_size_between_its_main_type_and_its_head(name):
+    found = weights_of(SHAPE, layout(f"gguf-{name}"))
+    assert 1.1 < found.bits_per_weight <= 32
