@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from llmopt.estimate import blocks
@@ -85,24 +85,14 @@ def short_conv(c: Reader, layer: int) -> Parts:
 
 # --- MLPs and mixtures ------------------------------------------------------------------------------------------
 
-BIASED, WIDER, UNGATED = Mlp(bias="use_bias"), Mlp(width=("intermediate_size_mlp",)), Mlp(gated=False, bias="mlp_bias")
 
-
-@dataclass(frozen=True, kw_only=True)
 class JambaMlp(Experts):
-    inner: tuple[str, ...] = ("intermediate_size",)
-
     def is_mixture(self, c: Reader, layer: int) -> bool:
         period, offset = c.number("expert_layer_period", otherwise=2), c.get("expert_layer_offset")
         return c.count("num_experts") > 1 and layer % period == (1 if offset is None else offset)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ErnieExperts(Experts):
-    shared: str = "count"
-    correction: bool = True
-    dense: Mlp = BIASED
-
     def is_mixture(self, c: Reader, layer: int) -> bool:
         last = c.get("moe_layer_end_index")
         last = c.layers - 1 if last in (None, -1) else last
@@ -111,35 +101,22 @@ class ErnieExperts(Experts):
         ) <= layer <= last
 
 
-@dataclass(frozen=True, kw_only=True)
 class GraniteHybridMlp(Experts):
     """Experts where there are any, and in every layer a fused MLP beside them."""
-
-    inner: tuple[str, ...] = ("intermediate_size",)
-    count: tuple[str, ...] = ("num_local_experts",)
 
     def parts(self, c: Reader, layer: int) -> Parts:
         found = mlp(c.hidden, c.number("shared_intermediate_size"), fused=True, prefix="shared_")
         return found + (super().parts(c, layer) if c.count(*self.count) else [])
 
 
-@dataclass(frozen=True, kw_only=True)
 class Llama4Experts(Experts):
-    inner: tuple[str, ...] = ("intermediate_size",)
-    count: tuple[str, ...] = ("num_local_experts",)
-    shared: str = "intermediate_size"
-    dense: Mlp = WIDER
-
     def is_mixture(self, c: Reader, layer: int) -> bool:
         listed = c.get("moe_layers")
         return layer in listed if listed else (layer + 1) % c.number("interleave_moe_layer_step") == 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class NemotronExperts(Experts):
     """Without gates; experts may work in a narrower space that two matrices lead to and from."""
-
-    dense: Mlp = UNGATED
 
     def parts(self, c: Reader, layer: int) -> Parts:
         count, narrow, hidden = c.number("n_routed_experts"), c.count("moe_latent_size"), c.hidden
@@ -150,7 +127,6 @@ class NemotronExperts(Experts):
         return found + mlp(hidden, c.number("moe_shared_expert_intermediate_size"), gated=False, prefix="shared_")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lfm2Mlp(Mlp):
     def inner(self, c: Reader, layer: int) -> int:
         width = c.number("intermediate_size", "block_ff_dim")
@@ -161,7 +137,6 @@ class Lfm2Mlp(Mlp):
         return -(-width // multiple) * multiple
 
 
-@dataclass(frozen=True, kw_only=True)
 class DbrxExperts(Experts):
     def parts(self, c: Reader, layer: int) -> Parts:
         inner = replace(c, config=c.get("ffn_config") or {}, place=f"{c.place}, ffn_config")
@@ -169,17 +144,13 @@ class DbrxExperts(Experts):
         return matrix("router", count, c.hidden, role="router") + experts(count, c.hidden, width)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DbrxAttention(Attention):
     def parts(self, c: Reader, layer: int) -> Parts:
         kv = replace(c, config=c.get("attn_config") or {}).number("kv_n_heads")
         return matrix("qkv", (c.heads + 2 * kv) * c.head, c.hidden) + matrix("o", c.hidden, c.hidden)
 
 
-@dataclass(frozen=True, kw_only=True)
 class MptMlp(Mlp):
-    gated: bool = False
-
     def inner(self, c: Reader, layer: int) -> int:
         return c.number("expansion_ratio", otherwise=4) * c.hidden
 
@@ -187,7 +158,6 @@ class MptMlp(Mlp):
 # --- beside the layers ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
 class Gemma3nAttention(Attention):
     """The last layers take their keys and values from an earlier one."""
 
