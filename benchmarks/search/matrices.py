@@ -42,16 +42,16 @@ def recorded(draw: np.random.Generator) -> Truth:
 
 
 KINDS = {
-    "separated": Kind(title="6 % from one to the next", truth=lambda d: -np.linspace(0, 1.4, COUNT) + d.normal(0, 0.01, COUNT)),
+    "separated": Kind(title="6 % from one to the next", truth=lambda d: d.permutation(-np.linspace(0, 1.4, COUNT)) + d.normal(0, 0.01, COUNT)),
     "spread": Kind(title="normal, 30 %", truth=lambda d: d.normal(0, 0.3, COUNT)),
     "factorial": Kind(title="quantization × engine × setting", truth=factorial),
     "uniform": Kind(title="even within a factor of 2: 3 % from one to the next", truth=lambda d: d.uniform(-0.7, 0, COUNT)),
     "near ties": Kind(
         title="eight within 1.5 % of the best",
-        truth=lambda d: np.concatenate([d.uniform(-0.015, 0, 8), d.uniform(-0.8, -0.05, COUNT - 8)]),
+        truth=lambda d: d.permutation(np.concatenate([d.uniform(-0.015, 0, 8), d.uniform(-0.8, -0.05, COUNT - 8)])),
     ),
     "one best": Kind(
-        title="the best 12 % ahead", truth=lambda d: np.concatenate([[0.0], d.uniform(-0.6, -0.12, COUNT - 1)])
+        title="the best 12 % ahead", truth=lambda d: d.permutation(np.concatenate([[0.0], d.uniform(-0.6, -0.12, COUNT - 1)]))
     ),
     "heavy tails": Kind(title="factorial, noise with Student's t of 3", truth=factorial, tail=3),
     "drift": Kind(title="factorial, passes shifted by 10 %", truth=factorial, drift=0.1),
@@ -66,9 +66,17 @@ class Machine:
     def __init__(self, kind: Kind, between: float, within: float, seed: int) -> None:
         self.kind, self.between, self.within = kind, between, within
         self.draw = np.random.default_rng(seed)
-        self.truth = kind.truth(self.draw)
-        self.draw.shuffle(self.truth)
+        order = np.random.default_rng(seed + 1_000_000).permutation(COUNT)
+        self.truth = kind.truth(self.draw)[order]
+        self.places = [int(place) for place in order]
         self.shift, self.runs = 0.0, 0
+
+    def traits(self) -> dict[str, tuple[str, ...]]:
+        """By the number of the arm; of a matrix without structure the traits say nothing about the speed."""
+        return {
+            str(arm): (f"quantization {place // 6}", f"engine {place // 3 % 2}", f"setting {place % 3}")
+            for arm, place in enumerate(self.places)
+        }
 
     def new_pass(self) -> None:
         self.shift = float(self.draw.normal(0, self.kind.drift)) if self.kind.drift else 0.0

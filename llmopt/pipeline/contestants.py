@@ -248,7 +248,9 @@ def add(
     if reasons := screened(job, artifact, quality):
         found.dropped.append(Dropped(label=label, reason="; ".join(reasons)))
         return
-    found.contestants[label] = Contestant(label=label, case=case, workloads=job.loads, quality=quality)
+    found.contestants[label] = Contestant(
+        label=label, case=case, workloads=job.loads, quality=quality, traits=configuration.traits
+    )
 
 
 def screened(job: Job, artifact: Artifact, quality: dict[str, Any] | None) -> list[str]:

@@ -119,7 +119,8 @@ class Racing:
         self.job, self.contestants, self.report, self.budget = job, contestants, report, budget
         self.results, self.state = folder / "results", folder / STATE
         self.metric, self.statistic, better = objective(job.goal, video=bool(this_machine().gpus))
-        self.race = Race(list(contestants), better=better, seed=job.seed)
+        traits = {label: contestant.traits for label, contestant in contestants.items()}
+        self.race = Race(list(contestants), better=better, traits=traits, seed=job.seed)
         self.runs: list[Measurement] = []
         self.failures = read_state(self.state)
         self.outcomes: dict[str, Outcome] = {}

@@ -38,12 +38,16 @@ AXES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A configuration as it is measured, at rising loads; ``quality`` is its artifact's, for the records."""
+    """A configuration as it is measured, at rising loads; ``quality`` is its artifact's, for the records.
+
+    ``traits``: what it has in common with others.
+    """
 
     label: str
     case: Case
     workloads: tuple[Workload, ...]
     quality: dict[str, Any] | None = None
+    traits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

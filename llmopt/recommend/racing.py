@@ -7,6 +7,8 @@ the leader is a Student tail on what both were measured at; the least likely are
 within ``1 - confidence``, so that the error of all looks at the data is bounded by what the last one spends.  Nothing
 is dropped for good: should later rounds show more noise than was thought, whoever is no longer excluded comes back.
 
+Where configurations have traits in common, a run of one says something of the other (``structure.py``).
+
 Ideas: successive halving (Karnin, Koren and Somekh 2013), F-Race's rounds as blocks (Birattari et al. 2002), and the
 indifference zone (Bechhofer 1954): nobody is asked to tell apart what is within ``tolerance``.
 """
@@ -20,12 +22,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmopt.core.statistics import t_95
+from llmopt.recommend.structure import LEAST, borrowed
 
 NOISE = (
     0.04  # run-to-run standard deviation as a share, where no repeats told it yet: as of our own runs on shared cores
 )
 NOISE_WEIGHT = 4  # so many repeats' worth of weight has it against those that are seen
 SHARE_OF_BUDGET = 3  # a round takes at most a third of the runs that are left, so that there are rounds left to decide
+SMALLEST = 1e-12  # variance: two arms may be all but one
 EXCLUDED_BLIND = 0.2  # of the error that may be spent, on what was never measured
 
 
@@ -45,6 +49,21 @@ class Belief:
     error: float
     freedom: float
     runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """``of`` each arm; ``noise``: of a run, as a share; ``trusted``: whether the prior held so far; ``pairs``: covariances."""
+
+    of: dict[str, Belief]
+    noise: float
+    trusted: bool = True
+    pairs: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def error_between(self, one: str, other: str) -> float:
+        """Standard error of the difference of two arms."""
+        variance = self.of[one].error ** 2 + self.of[other].error ** 2 - 2 * self.pairs.get((one, other), 0.0)
+        return math.sqrt(max(variance, SMALLEST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +97,9 @@ class Standing:
 class Race:
     """The decisions of one race; the caller measures what ``next_round`` names and records every outcome.
 
-    ``groups``: arm → the server that it runs on.  ``noise``: run-to-run standard deviation as a share, where one is known
-    from repeats on this machine.  Raises ValueError for arms that come twice or none.
+    ``groups``: arm → the server that it runs on.  ``traits``: arm → what it has in common with others (its quantization, its
+    engine, each setting): they then tell of each other (``structure.py``).  ``noise``: run-to-run standard deviation as a
+    share, where one is known from repeats on this machine.  Raises ValueError for arms that come twice or none.
     """
 
     def __init__(
@@ -91,6 +111,7 @@ class Race:
         confidence: float = 0.95,
         prior: Mapping[str, Prior] | None = None,
         groups: Mapping[str, str] | None = None,
+        traits: Mapping[str, Sequence[str]] | None = None,
         noise: float = NOISE,
         seed: int = 0,
     ) -> None:
@@ -102,6 +123,7 @@ class Race:
         self.tolerance, self.confidence, self.noise = tolerance, confidence, noise
         self.prior = dict(prior or {})
         self.groups = dict(groups or {})
+        self.traits = dict(traits or {})
         self.random = random.Random(seed)
         self.values: dict[str, dict[int, float]] = {}  # arm → round → logarithm, higher is better
         self.failed: dict[str, str] = {}
@@ -158,7 +180,8 @@ class Race:
 
     def standing(self) -> Standing:
         """Who may still be the best, with what certainty, and who may not, with the reason."""
-        beliefs, noise, trusted = self.beliefs()
+        known = self.beliefs()
+        beliefs, noise = known.of, known.noise
         measured = [arm for arm in beliefs if beliefs[arm].runs]
         if not measured:
             waiting = tuple(arm for arm in self.arms if arm not in self.failed)
@@ -167,8 +190,8 @@ class Race:
                 leader=None, survivors=(), unmeasured=waiting, dropped=dict(self.failed), settled=nobody, noise=noise
             )
         leader = max(measured, key=lambda arm: beliefs[arm].mean)
-        chances = self.chances(beliefs, leader)
-        if not trusted:  # a prediction that was shown wrong excludes nobody
+        chances = self.chances(known, leader)
+        if not known.trusted:  # a prediction that was shown wrong excludes nobody
             chances |= {arm: 1.0 for arm, belief in beliefs.items() if not belief.runs}
         chances |= {arm: 1.0 for arm in self.arms if arm not in beliefs and arm not in self.failed}
         excluded = least_likely(chances, 1 - self.confidence)
@@ -177,7 +200,7 @@ class Race:
             arm for arm in excluded if beliefs[leader].mean - beliefs[arm].mean > self.margin or arm not in measured
         }
         survivors = sorted((arm for arm in measured if arm not in behind), key=lambda arm: -beliefs[arm].mean)
-        dropped = {arm: self.because(beliefs[arm], beliefs[leader], leader) for arm in behind}
+        dropped = {arm: self.because(arm, leader, known) for arm in behind}
         equal = "one is left" if len(survivors) == 1 else f"those that are left are within {self.tolerance:.0%}"
         return Standing(
             leader=leader,
@@ -195,9 +218,9 @@ class Race:
         """All arms; with a prior the third that it puts in front, and a few of the others that tell how good it is."""
         if not alive or any(arm not in self.prior for arm in alive):
             return alive
-        beliefs = {arm: self.predicted(arm) for arm in alive}
-        order = sorted(alive, key=lambda arm: -beliefs[arm].mean)
-        excluded = least_likely(self.chances(beliefs, order[0]), (1 - self.confidence) * EXCLUDED_BLIND)
+        known = Known(of={arm: self.predicted(arm) for arm in alive}, noise=self.noise)
+        order = sorted(alive, key=lambda arm: -known.of[arm].mean)
+        excluded = least_likely(self.chances(known, order[0]), (1 - self.confidence) * EXCLUDED_BLIND)
         likely = [arm for arm in order if arm not in excluded]
         front = likely[: max(4, len(likely) // 3)]
         rest = [arm for arm in order if arm not in front]
@@ -227,24 +250,23 @@ class Race:
 
     # --- what the numbers say -----------------------------------------------------------------------------------------
 
-    def beliefs(self) -> tuple[dict[str, Belief], float, bool]:
-        """What is known of each arm that has not failed, the noise of a run, and whether the prior held so far."""
+    def beliefs(self) -> Known:
+        """What is known of each arm that has not failed."""
         here = {arm: rounds for arm, rounds in self.values.items() if arm not in self.failed}
         means, noise, freedom = fit(here, self.round + 1, self.noise)
-        found = {
-            arm: Belief(mean=means[arm], error=noise / math.sqrt(len(here[arm])), freedom=freedom, runs=len(here[arm]))
-            for arm in here
-        }
+        errors = {arm: noise / math.sqrt(len(here[arm])) for arm in here}
+        pairs: dict[tuple[str, str], float] = {}
+        if self.traits and len(here) >= LEAST:
+            means, pairs = borrowed(means, errors, self.traits)
+            errors = {arm: math.sqrt(max(pairs[arm, arm], 0.0)) for arm in here}
+        found = {arm: Belief(mean=means[arm], error=errors[arm], freedom=freedom, runs=len(here[arm])) for arm in here}
         waiting = [arm for arm in self.prior if arm in self.arms and arm not in found and arm not in self.failed]
-        if not waiting:
-            return found, noise, True
-        if not found:
-            return {arm: self.predicted(arm) for arm in waiting}, noise, True
-        points = [(self.logarithm(arm), found[arm].mean) for arm in found if arm in self.prior]
-        if not points:
-            return found, noise, True
-        line = Line.through(points, max(prior.error for prior in self.prior.values()))
-        return found | {arm: line.at(self.logarithm(arm)) for arm in waiting}, noise, line.holds
+        if found and (points := [(self.logarithm(arm), found[arm].mean) for arm in found if arm in self.prior]):
+            line = Line.through(points, max(prior.error for prior in self.prior.values()))
+            predicted = {arm: line.at(self.logarithm(arm)) for arm in waiting}
+            return Known(of=found | predicted, noise=noise, trusted=line.holds or not waiting, pairs=pairs)
+        predicted = {} if found else {arm: self.predicted(arm) for arm in waiting}
+        return Known(of=found | predicted, noise=noise, pairs=pairs)
 
     def logarithm(self, arm: str) -> float:
         return self.sign * math.log(self.prior[arm].value)
@@ -252,12 +274,12 @@ class Race:
     def predicted(self, arm: str) -> Belief:
         return Belief(mean=self.logarithm(arm), error=self.prior[arm].error, freedom=30, runs=0)
 
-    def chances(self, beliefs: Mapping[str, Belief], leader: str) -> dict[str, float]:
+    def chances(self, known: Known, leader: str) -> dict[str, float]:
         """For each other arm the chance that it is better than the leader by more than the tolerance."""
-        best = beliefs[leader]
+        best = known.of[leader].mean + self.margin
         return {
-            arm: student_tail((best.mean + self.margin - b.mean) / math.hypot(b.error, best.error), b.freedom)
-            for arm, b in beliefs.items()
+            arm: student_tail((best - b.mean) / known.error_between(arm, leader), b.freedom)
+            for arm, b in known.of.items()
             if arm != leader
         }
 
@@ -266,9 +288,10 @@ class Race:
         ends = sorted(math.exp(self.sign * (belief.mean + side)) for side in (-half, 0.0, half))
         return Estimate(arm=arm, low=ends[0], value=ends[1], high=ends[2], runs=belief.runs)
 
-    def because(self, belief: Belief, best: Belief, leader: str) -> str:
-        gap = best.mean - belief.mean
-        half = t_95(belief.freedom) * math.hypot(belief.error, best.error)
+    def because(self, arm: str, leader: str, known: Known) -> str:
+        belief = known.of[arm]
+        gap = known.of[leader].mean - belief.mean
+        half = t_95(belief.freedom) * known.error_between(arm, leader)
         behind = f"{share(gap):.0%} behind {leader} [{share(gap - half):.0%}, {share(gap + half):.0%}]"
         if not belief.runs:
             return f"predicted {behind}, never measured"

@@ -46,6 +46,12 @@ class Configuration:
         return ", ".join([f"{self.quantization} on {self.options.backend}", *(words(n, v) for n, v in self.changed)])
 
 
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """What it has in common with others: runs of theirs say something of it."""
+        return (self.quantization, self.options.backend, *(words(name, value) for name, value in self.changed))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
     """What will not be measured, and why."""
