@@ -10,44 +10,25 @@ import contextlib
 import json
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmopt.core.artifacts import safetensors_header
 from llmopt.core.domain import ModelRef
 from llmopt.core.environments import Environment, home
 from llmopt.core.errors import ModelError, StoreError, UsageError
-from llmopt.core.gguf_types import BITS, FILE_TYPES, written_type
+from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.core.units import show
 from llmopt.quantize import Method, Route, libraries
 from llmopt.quantize.costs import Cost, cost_of
+from llmopt.quantize.sizes import Tensor, bits_of, gguf_fallbacks, tensors
 
-NOT_LINEAR = ("embed", "lm_head", "norm", "wte", "wpe", "ln_", "layernorm", "router", "mlp.gate.weight")
-HEADS, EMBEDDINGS = ("lm_head", "embed_out"), ("embed_tokens", "wte")
 HISTORY = "quantize-history.jsonl"
 NUMBERS = ("parameters", "tokens", "seconds", "memory_bytes")
 LONGEST_NAME, MOST_TENSORS = 256, 1_000_000
 COPIES_OF_A_SHARD = 3.5  # 1.34 GiB for files of 270 MiB in fp32, with 0.5 GiB of libraries
 MUCH_LARGER = 8  # times: beyond that a run tells little of another model's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    name: str
-    shape: tuple[int, ...]
-    elements: int
-
-    @property
-    def linear(self) -> bool:
-        """A weight that quantizers take: a matrix, or a stack of them (experts), but no embedding, head or norm."""
-        wanted = len(self.shape) >= 2 and not any(word in self.name.lower() for word in NOT_LINEAR)
-        return wanted and self.name.endswith(("weight", "_proj"))
-
-    @property
-    def row(self) -> int:
-        return self.shape[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +50,10 @@ def forecast(model: ModelRef, method: Method, route: Route, settings: dict[str, 
     """Sizes from the shapes, costs from history. ``tokens``: of the calibration, 0 without one."""
     found = tensors(Path(model.path))
     linears = [t for t in found if t.linear]
-    head = any(word in t.name for t in found for word in HEADS)
-    bits = {t.name: bits_of(t, method, route, settings, untied=head) for t in found}
-    size = round(sum(t.elements * bits[t.name] for t in found) / 8)
+    size = round(
+        sum(t.elements * bits for t, bits in zip(found, bits_of(model, found, method, route, settings), strict=True))
+        / 8
+    )
     size += 4096 if route.format == "gguf" else 0
     fallbacks = gguf_fallbacks(linears, settings) if route.format == "gguf" else {}
     cost, evidence = scaled(cost_of(method, route), method.name, route, model.parameters, tokens)
@@ -127,61 +109,6 @@ def weights_room(model: ModelRef, method: Method, route: Route, limit: int) -> i
     linears = [t for t in tensors(Path(model.path)) if t.linear]
     cost, _ = scaled(cost_of(method, route), method.name, route, model.parameters, 0)
     return max(largest_layer_bytes(linears), limit - beside_the_weights(cost, linears))
-
-
-def tensors(folder: Path) -> list[Tensor]:
-    """Of every shard, from the headers."""
-    found = []
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, entry in safetensors_header(file).items():
-            elements = 1
-            for extent in entry["shape"]:
-                elements *= extent
-            found.append(Tensor(name=name, shape=tuple(entry["shape"]), elements=elements))
-    return found
-
-
-def bits_of(tensor: Tensor, method: Method, route: Route, settings: dict[str, Any], *, untied: bool) -> float:
-    """Bits that one weight of this tensor takes in that layout, with its scales and zero points.
-
-    ``untied``: the model has an output head of its own.
-    """
-    if route.format == "gguf":
-        return gguf_bits(tensor, settings["type"], HEADS if untied else EMBEDDINGS)
-    if not tensor.linear:
-        return 32 if route.format == "in-memory" else 16
-    if (
-        route.format == "bitsandbytes"
-    ):  # QLoRA, section 3: one float32 a block of 64, in double quantization 8 bits of it
-        if method.bits == 8:
-            return 8 + 32 / tensor.row
-        return 4 + (8 / 64 + 32 / (64 * 256) if settings["method"] == "nf4-dq" else 32 / 64)
-    if route.format == "in-memory":
-        return 8.0
-    group = method.group_size or tensor.row
-    scale = 16 / group
-    zero = (
-        method.bits / group
-        if route.format in ("gptq", "awq", "auto-round") or settings.get("symmetric") is False
-        else 0.0
-    )
-    return method.bits + scale + zero
-
-
-def gguf_bits(tensor: Tensor, kind: str, heads: Sequence[str]) -> float:
-    """``heads``: words in the name of what serves as output head; embeddings that do not are written as most weights."""
-    file_type = FILE_TYPES[kind]
-    if len(tensor.shape) < 2 or "norm" in tensor.name:
-        return 32
-    wanted = file_type.head if any(head in tensor.name for head in heads) else file_type.main
-    written = written_type(wanted, tensor.row)
-    mixed = tensor.linear and written == file_type.main
-    return file_type.average if mixed else BITS[written]
-
-
-def gguf_fallbacks(linears: Iterable[Tensor], settings: dict[str, Any]) -> dict[str, str]:
-    main = FILE_TYPES[settings["type"]].main
-    return {t.name: written for t in linears if (written := written_type(main, t.row)) != main}
 
 
 # --- what cannot work -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from llmopt.core import environments
 from llmopt.core.artifacts import open_model
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ModelError, StoreError, UsageError
-from llmopt.quantize import METHODS, method, preflight
+from llmopt.quantize import METHODS, method, preflight, sizes
 from llmopt.quantize.costs import COSTS, Cost
 from unit.make import decoder, weights
 
@@ -229,8 +229,10 @@ def test_what_is_no_importance_matrix_is_refused_at_once(tmp_path, content, is_o
 def test_embeddings_that_are_no_head_are_written_as_most_weights(tmp_path):
     """As llama.cpp wrote a Qwen2 with 512 columns and a head of its own: 3.61 bits in Q2_K."""
     folder = decoder(tmp_path, hidden=512, inner=1536, vocabulary=4096)
-    bits = [t for t in preflight.tensors(folder) if "embed" in t.name]
-    tied, untied = (preflight.gguf_bits(bits[0], "q2_k", heads) for heads in (preflight.EMBEDDINGS, preflight.HEADS))
+    found = sorted(sizes.tensors(folder), key=lambda t: "embed" not in t.name)
+    config = json.loads((folder / "config.json").read_text())
+    head = sizes.Tensor(name="lm_head.weight", shape=(4096, 512), elements=4096 * 512)
+    tied, untied = (sizes.gguf_bits(tensors, "q2_k", config)[0] for tensors in (found, [*found, head]))
     assert (tied, untied) == (6.5625, 2.625)
 
 
