@@ -128,7 +128,9 @@ def grouped(name: str) -> Layout | None:
             group = None if match[2] == "channel" else int(match[2]) if match[2] else usual
             if group == 0:
                 return None
-            full = name if match[2] else f"{name}-g{group}"
+            stem = name.partition("-g")[0] if match[2] else name
+            # As the table of quantizations spells it: some names carry their usual group, others do not.
+            full = stem if group == usual and stem in USUAL else f"{stem}-g{match[2] or group}"
             # GPTQ keeps the group of every input, whether it was reordered or not.
             return Layout(
                 name=full, format=format, bits=int(match[1]), group=group, symmetric=symmetric, index=32 if format == "gptq" else 0,
