@@ -76,17 +76,18 @@ def bytes_of_a_layer(text: dict[str, Any], dtype: str | None, *, latent: bool | 
         return None
     if rank := first(text, "kv_lora_rank"):
         return latent_row(text, rank, heads, latent=latent, number=number)
-    width = first(text, "head_dim") or (hidden // heads if hidden else None)
+    width = first(text, "head_dim", "kv_channels") or (hidden // heads if hidden else None)
     return 2 * kv_heads(text, heads) * width * number if width else None
 
 
 def kv_heads(text: dict[str, Any], heads: int) -> int:
     """Heads that keep keys and values."""
-    if text.get("multi_query") and not text.get("new_decoder_architecture"):
+    if text.get("multi_query") is True and not text.get("new_decoder_architecture"):
         return 1
     inner = text.get("attn_config")  # DBRX and MPT
     inner = first(inner, "kv_n_heads") if isinstance(inner, dict) else None
-    return first(text, "num_key_value_heads", "num_kv_heads") or inner or heads
+    names = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
+    return first(text, *names) or inner or heads
 
 
 def latent_row(text: dict[str, Any], rank: int, heads: int, *, latent: bool | None, number: float) -> float | None:

@@ -54,7 +54,7 @@ class Family:
         return Shape(model_type=model_type, config=self.defaults | config, tensors=tuple(tensors), tied=tied)
 
     def around(self, c: Reader, *, tied: bool) -> list[Tensor]:
-        vocabulary, hidden = c.number("vocab_size"), c.hidden
+        vocabulary, hidden = c.number("padded_vocab_size", "vocab_size"), c.hidden
         width = c.number("word_embed_proj_dim", otherwise=hidden)
         found = matrix("embed", vocabulary, width, role="embedding")
         if not tied:
@@ -242,6 +242,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "bloom": replace(GPT, outside=mixers.bloom_norm),
     "mpt": replace(GPT, attention=Attention(fused=True), mlp=mixers.MptMlp(gated=False), norm_bias=False),
+    # Of remote code, as their repositories have it.
+    "qwen": Family(attention=Attention(qkv_bias=True, fused=True), mlp=mixers.HalvedMlp()),
+    "internlm": Family(attention=Attention(qkv_bias="bias", o_bias="bias")),
+    "internlm2": Family(attention=Attention(fused=True, qkv_bias="bias", o_bias="bias")),
+    "baichuan": Family(attention=Attention(fused=True)),
+    "minicpm": Family(attention=WITH_KEY, tied=True),
+    "chatglm": Family(
+        attention=Attention(fused=True, qkv_bias="add_qkv_bias"), mlp=Mlp(width=("ffn_hidden_size",), fused=True),
+        defaults={"add_qkv_bias": True},
+    ),
     "falcon": Family(
         attention=Attention(fused=True, qkv_bias="bias", o_bias="bias"),
         mlp=Mlp(width=("ffn_hidden_size",), gated=False, four_times=True, bias="bias"),
@@ -278,6 +288,10 @@ def language_part(config: dict[str, Any], place: str) -> tuple[dict[str, Any], s
     return merged, model_type
 
 
+def is_known(model_type: str) -> bool:
+    return SAME.get(model_type, model_type) in FAMILIES
+
+
 def shape_of(config: dict[str, Any], place: str) -> Shape:
     """The tensors that the config describes. Raises ModelError for a type that is not known here, or odd numbers."""
     inner, model_type = language_part(config, place)
@@ -287,5 +301,4 @@ def shape_of(config: dict[str, Any], place: str) -> Shape:
             f"{place}: the architecture {model_type!r} is not known here",
             hint=BY_HAND,
         )
-    found = family.shape(inner, model_type, place)
-    return found if inner is config else mixers.with_vision(found, config)
+    return mixers.with_vision(family.shape(inner, model_type, place), config)

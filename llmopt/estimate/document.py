@@ -120,6 +120,10 @@ def doubts(case: Case) -> list[str]:
     found = list(case.shape.notes)
     if case.backend == "hf" and case.layout.format == "compressed-tensors" and case.layout.bits < case.layout.rest:
         found.append("transformers unpacks compressed-tensors to 16 bits before its first step: counted so")
+    if case.backend == "hf" and any(t.role == "conv" for t in case.shape.tensors):
+        found.append(
+            "recurrent layers need more without their own kernels (mamba-ssm, flash-linear-attention) in transformers"
+        )
     if case.shape.experts and case.layout.format == "bitsandbytes":
         found.append("transformers 5 keeps fused experts in 16 bits under bitsandbytes; counted as quantized")
     return found

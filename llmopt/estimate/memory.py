@@ -16,6 +16,7 @@ from llmopt.estimate.shape import Shape
 from llmopt.estimate.weights import Weights
 
 OVERHEADS = Path(__file__).with_name("overheads.toml")
+SAME_ENGINE = {"rayserve": "vllm", "triton": "vllm"}  # whose replicas are
 SPLITS_LAYERS = ("hf", "llamacpp")  # among GPUs, where others share out every layer
 EXPANDS_LATENT = ("hf",)
 RECURRENT_STATE_BYTES = 4
@@ -82,6 +83,7 @@ class Case:
 def overhead_of(backend: str, devices: Devices, utilization: float | None) -> Overhead:
     """Raises UsageError for an engine that is not known."""
     table: dict[str, Any] = tomllib.loads(OVERHEADS.read_text())
+    backend = SAME_ENGINE.get(backend, backend)
     if backend not in table or backend == "cpu":
         raise UsageError(
             f"unknown backend {backend!r}", hint=nearest(backend, [name for name in table if name != "cpu"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from llmopt.core.kv_cache import first
 from llmopt.estimate import blocks
 from llmopt.estimate.blocks import Attention, Experts, Mlp, Parts, conv, experts, matrix, mlp, norm, vector
 from llmopt.estimate.shape import Reader, Shape, Tensor
@@ -150,6 +151,13 @@ class DbrxAttention(Attention):
         return matrix("qkv", (c.heads + 2 * kv) * c.head, c.hidden) + matrix("o", c.hidden, c.hidden)
 
 
+class HalvedMlp(Mlp):
+    """The first Qwen's number is of gate and up together."""
+
+    def inner(self, c: Reader, layer: int) -> int:
+        return c.number("intermediate_size") // 2
+
+
 class MptMlp(Mlp):
     def inner(self, c: Reader, layer: int) -> int:
         return c.number("expansion_ratio", otherwise=4) * c.hidden
@@ -240,11 +248,16 @@ def with_vision(shape: Shape, config: dict[str, Any]) -> Shape:
 
 def tower_parameters(tower: dict[str, Any]) -> int | None:
     """Of a ViT with the usual names: attention, two matrices, two norms; ``None`` where a number is missing."""
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size")
-    sizes = [tower.get(name) for name in names]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
+    # Qwen2-VL names the language model's width hidden_size and its own embed_dim.
+    hidden, layers = (
+        first(tower, "embed_dim", "hidden_size", "width"),
+        first(tower, "num_hidden_layers", "depth", "layers"),
+    )
+    inner, patch = first(tower, "intermediate_size"), first(tower, "patch_size", "spatial_patch_size")
+    if inner is None and hidden is not None and (ratio := tower.get("mlp_ratio")):
+        inner = int(hidden * ratio)
+    if hidden is None or layers is None or inner is None or patch is None:
         return None
-    hidden, inner, layers, patch = (int(size or 0) for size in sizes)
     image = tower.get("image_size")
     places = (image // patch) ** 2 if isinstance(image, int) else 0
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + hidden + inner + 4 * hidden

@@ -176,12 +176,14 @@ class Reader:
     def kv_heads(self) -> int:
         if self.get("multi_query") and not self.get("new_decoder_architecture"):
             return 1
-        return self.number("num_key_value_heads", "num_kv_heads", "n_head_kv", otherwise=self.heads)
+        return self.number(
+            "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num", otherwise=self.heads
+        )
 
     @property
     def head(self) -> int:
         """Width of a head."""
-        own = self.get("head_dim", "attention_head_dim")
+        own = self.get("head_dim", "attention_head_dim", "kv_channels")
         if own is not None:
             return self.whole("head_dim", own)
         if self.hidden % self.heads:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,22 @@ from llmopt.core.errors import ModelError, UsageError, nearest
 from llmopt.core.formats import Layout, layout
 from llmopt.core.synthetic import shapes
 from llmopt.core.weights import tensors
-from llmopt.estimate.architectures import shape_of
-from llmopt.estimate.shape import LARGEST, UNKNOWN, Shape, Tensor
+from llmopt.estimate.architectures import is_known, language_part, shape_of
+from llmopt.estimate.shape import LARGEST, UNKNOWN, Role, Shape, Tensor
 from llmopt.estimate.weights import Weights, weights_of
 
 ROW = 4096  # of a model that is known by its size alone: decides the share of scales in its bits
+# Words in the names of a checkpoint's tensors → what they are.
+NAMES: tuple[tuple[tuple[str, ...], str, Role], ...] = (
+    (("embed_tokens", "wte", "word_embeddings", "embed_in"), "embed", "embedding"),
+    (("lm_head", "embed_out"), "head", "head"),
+    (("norm", ".ln_"), "norm", "norm"),
+    (("router", "mlp.gate.weight"), "router", "router"),
+    (("vision", "visual", "audio"), "vision", "vision"),
+    (("down_proj", "fc2", "4h_to_h"), "down", "linear"),
+    (("o_proj", "out_proj", "attention.dense"), "o", "linear"),
+    (("gate_proj",), "gate", "linear"),
+)
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -61,6 +75,8 @@ def open_source(name: str) -> Source:
     known = shapes()
     if name in known:
         return Source(name=name, shape=shape_of(known[name], f"the shape {name}"), stored=stored_layout(known[name]))
+    if name.count("/") == 1 and (cached := in_cache(name)) is not None:
+        return replace(open_folder(cached), name=name)
     if path.exists() or path.suffix == ".gguf":
         raise UsageError(f"{name} is no model", hint="a folder with a config.json, or a GGUF file")
     raise UsageError(
@@ -82,11 +98,12 @@ def open_folder(folder: Path) -> Source:
             hint="name a GGUF file in it" if ggufs else "fetch config.json: the weights are not needed",
         )
     config = read_config(file)
-    shape = shape_of(config, str(file))
+    entries = {name: entry for name, (_, entry) in tensors(folder).items()}
+    shape = known_shape(config, file, entries)
     found = Source(name=folder.resolve().name, shape=shape, stored=stored_layout(config))
-    if any(folder.glob("*.safetensors")):
+    if entries:
         sizes: dict[str, int] = {}
-        for _, entry in tensors(folder).values():
+        for entry in entries.values():
             first, last = entry["data_offsets"]
             sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + last - first
         total = sum(sizes.values())
@@ -94,6 +111,41 @@ def open_folder(folder: Path) -> Source:
             bits = round(total * 8 / shape.parameters, 3)
             return replace(found, weights=Weights(bytes=total, file_bytes=total, bits_per_weight=bits, types=sizes))
     return found
+
+
+def known_shape(config: dict[str, Any], file: Path, entries: dict[str, Any]) -> Shape:
+    """By the config; of an architecture that is not known by the headers of its weights, where they are plain."""
+    try:
+        return shape_of(config, str(file))
+    except ModelError:
+        inner, model_type = language_part(config, str(file))
+        if not entries or is_known(model_type) or config.get("quantization_config"):
+            raise
+        found = tuple(tensor_of(name, tuple(entry["shape"])) for name, entry in entries.items())
+        note = f"the architecture {model_type!r} is not known here: weights are those of the files, activations a plain decoder's"
+        tied = not any(t.part == "head" for t in found)
+        return Shape(model_type=model_type, config=inner, tensors=found, tied=tied, notes=(note,))
+
+
+def tensor_of(name: str, extents: tuple[int, ...]) -> Tensor:
+    """A tensor of a checkpoint by the usual words in its name."""
+    columns = extents[-1] if extents else 1
+    rows = math.prod(extents[:-1])
+    part, role = next(((p, r) for words, p, r in NAMES if any(w in name for w in words)), ("other", "linear"))
+    if len(extents) < 2:
+        part, role = "norm", "norm"
+    number = re.search(r"\.(\d+)\.", name)
+    return Tensor(part=part, role=role, rows=rows, columns=columns, layer=int(number[1]) if number else None)
+
+
+def in_cache(name: str) -> Path | None:
+    """The folder of a repository that huggingface_hub fetched before: the newest of its snapshots."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    found = sorted(
+        hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json"), key=lambda f: f.stat().st_mtime
+    )
+    return found[-1].parent if found else None
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -168,6 +168,27 @@ def test_an_estimate_takes_less_than_a_second(folder):
     assert time.monotonic() - start < 1  # 0.2 s on an idle core; the machine that tests may be busy
 
 
+def test_an_unknown_architecture_is_sized_by_its_weights_and_said_so(tmp_path):
+    folder = folder_of(tmp_path / "new", {**QWEN, "model_type": "brand_new", "num_hidden_layers": 2})
+    names = {
+        "model.embed_tokens.weight": shards.bf16(100, 64),
+        "model.layers.0.mlp.down_proj.weight": shards.bf16(64, 128),
+    }
+    shards.shard(folder / "model.safetensors", names)
+    found = document(folder)
+    assert found["memory"]["weights_bytes"] == 2 * (100 * 64 + 64 * 128)
+    assert "'brand_new' is not known" in found["doubts"][0]
+
+
+def test_a_repository_that_was_fetched_before_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    folder_of(snapshot)
+    assert document("some/model")["model"]["name"] == "some/model"
+    assert estimate("other/model").exit_code == 2
+
+
 def test_a_quantized_checkpoint_is_taken_as_it_is(tmp_path):
     config = QWEN | {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}}
     assert document(folder_of(tmp_path / "q", config))["quantization"]["name"] == "gptq-int4-g128"

@@ -101,6 +101,13 @@ def test_where_the_weights_do_not_fit_no_context_does():
     assert (found.max_context, found.max_concurrency) == (0, 0)
 
 
+def test_an_engine_of_fixed_steps_samples_for_all_that_it_may_serve():
+    """As vLLM's log says of Llama-3-8B: 1.19 GiB at its peak."""
+    llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip
+    assert memory_of(case(llama, backend="vllm")).activation_bytes / GIB == pytest.approx(1.19, rel=0.05)
+
+
 def test_what_an_engine_reserves_stands_beside_the_total():
     found = memory_of(case(backend="vllm", memory_bytes=80 * GIB))
     assert found.per_gpu_bytes == pytest.approx(0.9 * 80 * GIB, rel=0.001)
