@@ -114,6 +114,8 @@ def make_case(source: Any, *, load: dict[str, Any], quant: str | None, layout: s
     from llmopt.estimate.load import make_load
     from llmopt.estimate.memory import Case, positions
 
+    if quant == "fp8" and asked["backend"] == "hf" and source.weights is None and layout is None:
+        quant = "fp8-block"  # transformers' own FP8, which it keeps in 8 bits
     wanted, weights = source.in_layout(quant, layout)
     backend = asked["backend"] or ("llamacpp" if wanted.format == "gguf" else "hf")
     if (wanted.format == "gguf") != (backend == "llamacpp"):

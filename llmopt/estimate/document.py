@@ -111,6 +111,11 @@ def assumptions(source: Source, case: Case, memory: Memory) -> list[str]:
         f"activations: {working.words}",
         f"peak: {memory.peak}",
     ]
+    if case.backend == "hf" and case.load.prompt > 1:
+        older = case.load.sequences * case.load.prompt * case.shape.vocabulary * 6
+        found.append(
+            f"logits of the last position alone; transformers before 4.45 kept those of all: up to {show(older, 'bytes')} more"
+        )
     if case.weights.fallbacks:
         found.append(f"{case.weights.fallbacks} tensors have rows that 256 does not divide and get a wider type")
     return found

@@ -168,6 +168,13 @@ def test_an_estimate_takes_less_than_a_second(folder):
     assert time.monotonic() - start < 1  # 0.2 s on an idle core; the machine that tests may be busy
 
 
+def test_transformers_keeps_its_own_fp8_in_eight_bits(folder):
+    own = document(folder, "--quant", "fp8", "--backend", "hf")["memory"]["weights_bytes"]
+    assert own == pytest.approx(2 * 2 * 152064 * 3584 + 6_525_288_448, rel=0.001)
+    packed = document(folder, "--quant", "w8a8-int8", "--backend", "hf")["memory"]["weights_bytes"]
+    assert packed == 2 * 7_615_616_512
+
+
 def test_an_unknown_architecture_is_sized_by_its_weights_and_said_so(tmp_path):
     folder = folder_of(tmp_path / "new", {**QWEN, "model_type": "brand_new", "num_hidden_layers": 2})
     names = {
