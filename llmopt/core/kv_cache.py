@@ -8,6 +8,7 @@ than that, a recurrent one none.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -105,7 +106,7 @@ def layer_windows(text: dict[str, Any]) -> list[int | None] | None:
     if kinds is None:
         return None
     windows: list[int | None] = []
-    for kind in kinds[: len(kinds) - (text.get("num_kv_shared_layers") or 0)]:
+    for kind in kinds[: max(0, len(kinds) - (first(text, "num_kv_shared_layers") or 0))]:
         if kind in WHOLE:
             windows.append(None)
         elif kind in STATES:
@@ -124,7 +125,8 @@ def is_attention(kind: str) -> bool:
 def layer_kinds(text: dict[str, Any], layers: int) -> list[str] | None:
     """What each layer is, in the words of ``layer_types``; ``None`` for words that are not known here."""
     kinds = text.get("layer_types") or text.get("layers_block_type")
-    if not kinds and (pattern := text.get("hybrid_override_pattern")):
+    pattern = text.get("hybrid_override_pattern")
+    if not kinds and isinstance(pattern, str):
         kinds = [PATTERN_LETTERS.get(letter, letter) for letter in pattern]
     if not kinds:
         return implied_kinds(text, layers)
@@ -140,21 +142,21 @@ def implied_kinds(text: dict[str, Any], layers: int) -> list[str]:
     if kind in RECURRENT:
         return ["mamba"] * layers
     if period := first(text, "attn_layer_period"):  # Jamba
-        offset = int(text.get("attn_layer_offset") or 0)
+        offset = first(text, "attn_layer_offset") or 0
         return chosen(layers, [i for i in range(layers) if i % period == offset], "mamba")
     if "attn_layer_indices" in text or kind == "bamba":
-        return chosen(layers, text.get("attn_layer_indices") or [], "mamba")
+        return chosen(layers, listed(text, "attn_layer_indices"), "mamba")
     if "full_attn_idxs" in text:  # LFM2
-        return chosen(layers, text["full_attn_idxs"] or range(layers), "conv")
+        return chosen(layers, listed(text, "full_attn_idxs") or range(layers), "conv")
     if interval := first(text, "full_attention_interval") or (4 if kind in EVERY_FOURTH else None):
         return chosen(layers, range(interval - 1, layers, interval), "linear_attention")
     if "attn_type_list" in text or kind == "minimax":
-        listed = text.get("attn_type_list") or [i % 2 for i in range(1, layers + 1)]
-        return chosen(layers, [i for i, whole in enumerate(listed) if whole], "linear_attention")
+        whole = listed(text, "attn_type_list") or [i % 2 for i in range(1, layers + 1)]
+        return chosen(layers, [i for i, attends in enumerate(whole) if attends], "linear_attention")
     if kind == "granitemoehybrid":
         return ["mamba"] * layers
     if kind == "llama4_text":
-        rope = text.get("no_rope_layers") or [(i + 1) % 4 for i in range(layers)]
+        rope = listed(text, "no_rope_layers") or [(i + 1) % 4 for i in range(layers)]
         return chosen(layers, [i for i, turned in enumerate(rope) if not turned], "chunked_attention")
     return ["full_attention" if window is None else "sliding_attention" for window in implied_windows(text, layers)]
 
@@ -184,4 +186,11 @@ def number_width(dtype: str | None, config: dict[str, Any]) -> float | None:
 def first(config: dict[str, Any], *names: str) -> int | None:
     """The first of these that is a number other than 0; words and lists are nobody's size."""
     found = (config.get(name) for name in names)
-    return next((int(value) for value in found if isinstance(value, (int, float)) and value), None)
+    numbers = (value for value in found if isinstance(value, (int, float)) and value and math.isfinite(value))
+    return next((int(value) for value in numbers), None)
+
+
+def listed(config: dict[str, Any], name: str) -> list[Any]:
+    """A list under that name; empty for anything else."""
+    found = config.get(name)
+    return found if isinstance(found, list) else []

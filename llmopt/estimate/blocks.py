@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from llmopt.core.kv_cache import listed
 from llmopt.estimate.shape import Reader, Role, Tensor
 
 Truth = bool | str  # itself, or the key of the config that tells it
@@ -147,7 +148,7 @@ class Experts:
     def is_mixture(self, c: Reader, layer: int) -> bool:
         if self.first_dense and layer < c.count(self.first_dense):
             return False
-        if self.only_dense and layer in (c.get(self.only_dense) or []):
+        if self.only_dense and layer in listed(c.config, self.only_dense):
             return False
         if isinstance(c.get("mlp_layer_types"), list):
             return bool(c.of_layer("mlp_layer_types", layer) == "sparse")

@@ -139,7 +139,10 @@ def held_weights(case: Case) -> int:
 def cache_bytes(case: Case, tokens: int, sequences: int, block: int) -> int:
     """Of all sequences over all devices: whole blocks, and heads that each device needs for itself."""
     rounded = -(-tokens // block) * block
-    each = kv_cache_bytes(case.shape.config, rounded, case.kv_dtype, latent=case.backend not in EXPANDS_LATENT)
+    # The type that the weights are computed in, whatever the config says of the stored ones; llama.cpp's own default is f16.
+    computed = "float32" if case.layout.rest == 32 and case.backend != "llamacpp" else "float16"
+    dtype = computed if case.kv_dtype in (None, "auto") else case.kv_dtype
+    each = kv_cache_bytes(case.shape.config, rounded, dtype, latent=case.backend not in EXPANDS_LATENT)
     if each is None:
         raise UsageError(
             f"the KV cache of {case.shape.model_type!r} with type {case.kv_dtype or 'auto'} is not known here",

@@ -164,7 +164,7 @@ class Reader:
     @property
     def layers(self) -> int:
         for listed in (self.get("layers_block_type"), self.get("hybrid_override_pattern")):  # Nemotron-H has no number
-            if listed and self.get("num_hidden_layers") is None:
+            if isinstance(listed, (list, str)) and listed and self.get("num_hidden_layers") is None:
                 return len(listed)
         return self.number("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 

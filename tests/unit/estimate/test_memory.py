@@ -79,6 +79,12 @@ def test_transformers_unpacks_compressed_tensors():
     assert memory_of(case(quant="w4a16", backend="vllm")).weights_bytes < memory_of(case()).weights_bytes / 2
 
 
+def test_the_cache_has_the_type_that_is_computed_in():
+    stored = QWEN | {"torch_dtype": "float32"}
+    assert memory_of(case(stored, quant="bf16", backend="vllm")).kv_cache_bytes == 2048 * KV_OF_A_TOKEN
+    assert memory_of(case(stored, quant="fp32", backend="vllm")).kv_cache_bytes == 2 * 2048 * KV_OF_A_TOKEN
+
+
 def test_without_a_device_nothing_is_said_of_what_fits():
     found = memory_of(case())
     assert found.max_context is None

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 
 from llmopt.core.errors import ModelError
@@ -71,6 +73,25 @@ def test_an_architecture_that_is_not_known_is_refused_with_its_name():
 def test_odd_numbers_are_named(damage, words):
     with pytest.raises(ModelError, match=words):
         shape_of(QWEN | damage, "config.json")
+
+
+KEYS = (
+    "layer_types",
+    "sliding_window",
+    "head_dim",
+    "text_config",
+    "vision_config",
+    "tie_word_embeddings",
+    "layers_block_type",
+)
+JUNK = (0, -1, 1.5, "x", [], {}, [1, 2], True, 1e308, float("nan"), 2**70, {"a": 1}, ["x"] * 40)
+
+
+@pytest.mark.parametrize("key", [*QWEN, *KEYS])
+def test_no_junk_in_any_key_is_a_crash(key):
+    for junk in JUNK:
+        with contextlib.suppress(ModelError):
+            assert shape_of(QWEN | {key: junk}, "config.json").parameters > 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)
