@@ -302,7 +302,7 @@ def write_index(file: Path, files: Files, table: RunTable, without: set[str]) ->
     words = msgspec.msgpack.encode(header)
     arrays = [files.stamps[kept], files.rows[kept], table.run_ids, table.started_at]
     arrays += [*table.numbers.values(), *(table.codes[name] for name in WORDS)]
-    parts = [MAGIC, len(words).to_bytes(8, "little"), words, *map(np.ascontiguousarray, arrays)]
+    parts: list[Any] = [MAGIC, len(words).to_bytes(8, "little"), words, *arrays]
     # Not flushed to the disk: after a power cut the sum is wrong, and the index made anew.
     aside = file.with_name(f"{file.name}{PARTIAL}{os.getpid()}")
     total = 0

@@ -53,7 +53,8 @@ def rank_runs(
 
 def quality_of_record(artifact: dict[str, Any]) -> dict[str, Any] | None:
     """The quality that lies with the artifact of a run's record: it may have been measured after the run."""
-    if not Path(str(artifact.get("path") or "")).is_dir():
+    path = artifact.get("path")
+    if not path or not Path(path).is_dir():
         return None
     from llmopt.pipeline.proving import quality_of_stored
 

@@ -41,9 +41,13 @@ def named(candidates: Sequence[Candidate], wanted: str) -> Candidate:
     )
 
 
-def default_baseline(candidate: Candidate, candidates: Sequence[Candidate]) -> Candidate | None:
-    """The unquantized base on the same engine, with the options most like its own; else on another engine; else none."""
-    bases = [c for c in candidates if c.artifact.get("method") == "none" and not c.invalid]
+def bases(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The unquantized ones with a valid point."""
+    return [c for c in candidates if c.artifact.get("method") == "none" and not c.invalid]
+
+
+def default_baseline(candidate: Candidate, bases: Sequence[Candidate]) -> Candidate | None:
+    """The base on the same engine, with the options most like its own; else on another engine; else none."""
     if not bases or candidate.artifact.get("method") == "none":
         return None
 

@@ -255,28 +255,26 @@ def candidates_of(curves: Curves) -> tuple[Candidate, ...]:
 
 
 def told_apart(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """With the options in which those of one name differ."""
+    """With what those of one name differ in: options, artifact, and where that was forced, context."""
     alike: dict[str, list[Candidate]] = defaultdict(list)
     for c in candidates:
         alike[c.name].append(c)
-    found = []
+    found = list[Candidate]()
     for group in alike.values():
-        found += [replace(c, apart=difference(c, group)) for c in group] if len(group) > 1 else group
+        parts = [traits(c) for c in group]
+        differ = sorted({n for own in parts for n in own if len({other.get(n, "default") for other in parts}) > 1})
+        for c, own in zip(group, parts, strict=True):
+            words = [f"{n} {own.get(n, 'default')}" for n in differ]
+            found.append(replace(c, apart=", ".join(words)) if words else c)
     return tuple(found)
 
 
-def difference(one: Candidate, group: Sequence[Candidate]) -> str:
-    every = [c.identity["serve"] for c in group]
-    names = sorted({n for options in every for n in options if len({json.dumps(o.get(n)) for o in every}) > 1})
-    words = [f"{n} {one.identity['serve'].get(n, 'default')}" for n in names]
-    if len({json.dumps(c.identity["artifact"], sort_keys=True) for c in group}) > 1:
-        words.append(
-            f"artifact {str(one.identity['artifact'].get('key') or stable_hash(one.identity['artifact']))[:6]}"
-        )
-    context = one.identity.get("context") or {}
-    if any((c.identity.get("context") or {}) != context for c in group):
-        words += [f"{n} {v if len(v) < 20 else stable_hash(v, 6)}" for n, v in context.items()]
-    return ", ".join(words)
+def traits(candidate: Candidate) -> dict[str, str]:
+    """What can tell a configuration from one of its name, in words; long ones by a hash."""
+    identity = candidate.identity
+    artifact = {"artifact": str(identity["artifact"].get("key") or stable_hash(identity["artifact"]))[:6]}
+    context = {n: str(v) if len(str(v)) < 20 else stable_hash(v, 6) for n, v in identity.get("context", {}).items()}
+    return {n: str(v) for n, v in identity["serve"].items()} | artifact | context
 
 
 def merge(key: str, runs: Sequence[Measurement]) -> Candidate:

@@ -82,7 +82,11 @@ def recommend(
     check_filters(candidates, goal)
     placed = [choose(c, goal) for c in candidates]
     compared = baselines.named(placed, baseline) if baseline is not None else None
-    against = {c.key: compared or baselines.default_baseline(c, placed) for c in placed}
+    bases = baselines.bases(placed)
+
+    def against(c: Candidate) -> Candidate | None:
+        return compared or baselines.default_baseline(c, bases)
+
     kept, rejected = list[Candidate](), list[tuple[Candidate, tuple[str, ...]]]()
     by, passed_filters = dict[str, int](), list[Candidate]()
     for candidate in placed:
@@ -97,7 +101,7 @@ def recommend(
             kept.append(candidate)
     lines = []
     for candidate, because in sorted(rejected, key=lambda pair: (pair[0].label, pair[0].key))[:top]:
-        lines.append(line(candidate, goal, against[candidate.key], api, because=because))
+        lines.append(line(candidate, goal, against(candidate), api, because=because))
     return Ranking(
         ranked=rank(kept, goal, against, api, top),
         rejected=tuple(lines),
@@ -139,7 +143,11 @@ def objections(candidate: Candidate, goal: Goal) -> tuple[str, ...]:
 
 
 def rank(
-    kept: Sequence[Candidate], goal: Goal, against: dict[str, Candidate | None], api: Api | None, top: int | None
+    kept: Sequence[Candidate],
+    goal: Goal,
+    against: Callable[[Candidate], Candidate | None],
+    api: Api | None,
+    top: int | None,
 ) -> tuple[Recommendation, ...]:
     if not kept:
         return ()
@@ -176,14 +184,14 @@ def rank(
             everyone,
             others,
             behind[candidate.key],
-            against[candidate.key],
+            against(candidate),
             alone=len(order) == 1,
         )
         if bend is candidate:
             words = (*words, f"the knee of the front: beyond it, more {wanted[0].word} costs most {other.word}")
         found.append(
             line(
-                candidate, goal, against[candidate.key], api, reasons=words, rank=place,
+                candidate, goal, against(candidate), api, reasons=words, rank=place,
                 tie_group=groups[candidate.key], on_front=behind[candidate.key] is None, knee=bend is candidate,
                 beats_next=None if following is None else beats_next(candidate, following, wanted[0]),
             )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from llmopt.cli import app
 from llmopt.core.store import save_run
 from llmopt.serve.process import free_port
 from llmopt.serve.scripted import SERVER, running
-from unit.make import artifact, model, run
+from unit.make import QUALITY, artifact, model, run
 
 FAST_RUN = ("--requests", "6", "--concurrency", "2", "--warmup-requests", "1", "--input-tokens", "16", "--output-tokens", "4")  # fmt: skip
 
@@ -396,6 +397,18 @@ def test_recommend_as_json_is_one_document(llmopt, results):
     told = llmopt("recommend", results, "--json")
     assert [row["rank"] for row in json.loads(told.stdout)["ranked"]] == [1, 2]
     assert told.stderr == ""
+
+
+def test_quality_that_was_measured_after_the_run_counts(llmopt, tmp_path):
+    found = artifact(tmp_path / "weights")
+    record = run("nf4-dq", quality=None)
+    record = replace(record, artifact=record.artifact | {"path": found.path, "key": found.key})
+    save_run(tmp_path / "results", record, [])
+    save_run(tmp_path / "results", run("of no path", quality=None), [])
+    proof = {"key": found.key, "quality": QUALITY | {"kl_mean": 0.0123}}
+    (tmp_path / "weights" / "quality.json").write_text(json.dumps(proof))
+    rows = json.loads(llmopt("recommend", tmp_path / "results", "--json").stdout)["ranked"]
+    assert {row["label"]: row["metrics"]["kl"] for row in rows} == {"nf4-dq on hf": 0.0123, "of no path on hf": None}
 
 
 def test_a_damaged_run_is_skipped_and_named(llmopt, results):
