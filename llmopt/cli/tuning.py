@@ -46,7 +46,10 @@ def tune_command(
     ] = None,
     knob: Annotated[
         list[str] | None,
-        search("--knob", help="Serving option to search, all combinations: 'threads=1,2'; may be repeated."),
+        search(
+            "--knob",
+            help="Serving option: 'threads=1,2', all combinations, or a range to search, 'threads=1:8'; may be repeated.",
+        ),
     ] = None,
     extra_arg: Annotated[
         list[str] | None, search("--extra-arg", help="Passed to every engine as it is; may be repeated.")
@@ -101,6 +104,7 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
     from llmopt.core.units import parse_quantity
     from llmopt.pipeline.contestants import Job, usual_levels
     from llmopt.recommend.constraints import make_goal
+    from llmopt.recommend.proposals import Range
     from llmopt.recommend.space import parse_knob
 
     if "--concurrency" in given and "--rates" in given:
@@ -108,6 +112,7 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
     rates = numbers("--rates", given["--rates"]) if "--rates" in given else None
     users = numbers("--concurrency", given["--concurrency"], whole=True) if "--concurrency" in given else usual_levels()
     levels = rates or users
+    knobs = dict(map(parse_knob, given.get("--knob", [])))
     workload = make_workload(
         input_tokens=given.get("--input-tokens", "64"), output_tokens=given.get("--output-tokens", "32"),
         prefix_tokens=given.get("--prefix-tokens", 0), requests=given.get("--requests"), seed=given.get("--seed", 0),
@@ -126,7 +131,8 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
         budget_s=parse_quantity(hours(given.get("--budget", "60min")), "s"),
         quantizations=names(given.get("--quants")),
         backends=names(given.get("--backends")),
-        knobs=dict(map(parse_knob, given["--knob"])) if "--knob" in given else None,
+        knobs={name: values for name, values in knobs.items() if isinstance(values, tuple)} if knobs else None,
+        ranges={name: values for name, values in knobs.items() if isinstance(values, Range)},
         exhaustive="--exhaustive" in given,
         seed=given.get("--seed", 0),
         extra_args=tuple(given.get("--extra-arg", ())),

@@ -28,6 +28,7 @@ from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.requesting import Options, quantize_request
 from llmopt.pipeline.visiting import Contestant, at_level
 from llmopt.quantize.calibration import BUILTIN
+from llmopt.recommend.proposals import Range
 from llmopt.recommend.space import Configuration, Dropped, Engine, Space, Value, build
 from llmopt.serve.options import require_known
 from llmopt.serve.room import require_room
@@ -36,6 +37,7 @@ from llmopt.serve.room import require_room
 QUANTIZATIONS = ("gguf-q8_0", "gguf-q4_k_m", "w8a8-int8", "gptq-int4-g128", "nf4")
 LEVELS_OF_A_CPU, LEVELS_OF_A_GPU = (1.0, 2.0, 4.0, 8.0, 16.0), (1.0, 4.0, 16.0, 64.0, 128.0)
 BATCHED_TOKENS = (512, 8192)  # tried on GPUs beside the engine's own default
+MOST = 512  # configurations that are listed
 NO_ENGINES = ("scripted", "triton")  # a fake, and one that serves through another's engine: by name alone
 OF_QUALITY = {"kl": "kl_mean", "kl_p99": "kl_p99", "top1": "top1_agreement", "perplexity": "perplexity"}
 
@@ -46,7 +48,8 @@ class Job:
     ``requests``, at each, as many as the limits need where it is ``None``.
 
     ``quantizations`` and ``backends`` are empty for whatever is usual and installed; ``knobs`` is ``None`` for what each
-    engine would try; ``extra_args`` go to every engine as they are.
+    engine would try; ``ranges`` are searched beside them; ``extra_args`` go to every engine
+    as they are.
     """
 
     model: Path
@@ -58,6 +61,7 @@ class Job:
     quantizations: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
     knobs: Mapping[str, tuple[Value, ...]] | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
     text: QualityText = field(default_factory=QualityText)
     calibration: str = BUILTIN
     exhaustive: bool = False
@@ -113,7 +117,13 @@ def space_of(job: Job) -> Space:
     engines = [engine_of(job, name) for name in wanted]
     if not job.backends:  # what nobody asked for is not told to be missing, unless there is nothing else
         engines = [engine for engine in engines if not engine.lacking] or engines
-    return build(job.names, engines, lambda engine, name: refusal(job, engine, name), job.knobs)
+    space = build(job.names, engines, lambda engine, name: refusal(job, engine, name), job.knobs)
+    if (count := len(space.configurations)) > MOST:
+        raise UsageError(
+            f"{count:,} configurations are too many to measure each",
+            hint="fewer values of each --knob, or a range that is searched: --knob threads=1:8",
+        )
+    return space
 
 
 def refusal(job: Job, engine: str, name: str) -> str | None:
@@ -151,9 +161,14 @@ def engine_of(job: Job, name: str) -> Engine:
 
 @dataclass(kw_only=True)
 class Field:
-    """The contestants by their label, and what was dropped; ``reference``: what quality is measured against."""
+    """The contestants by their label, and what was dropped; ``reference``: what quality is measured against.
+
+    ``artifacts``: by quantization, with the quality that was proven.
+    """
 
     contestants: dict[str, Contestant] = field(default_factory=dict)
+    configurations: dict[str, Configuration] = field(default_factory=dict)
+    artifacts: dict[str, tuple[Artifact, dict[str, Any] | None]] = field(default_factory=dict)
     dropped: list[Dropped] = field(default_factory=list)
     reference: str = ""
 
@@ -178,9 +193,9 @@ def contestants_of(job: Job, folder: Path, report: Reporter, time_left: Callable
                 found.dropped.append(Dropped(label=name, reason="there was no time left to make it"))
                 continue
             try:
-                artifact, quality = made(job, name, folder, report, shared)
+                found.artifacts[name] = made(job, name, folder, report, shared)
                 for configuration in own:
-                    add(found, job, configuration, artifact, quality, folder, report, shared)
+                    enter(found, job, configuration, folder, report, shared)
             except Interrupted:
                 raise
             except LlmoptError as error:
@@ -225,11 +240,11 @@ def made(job: Job, name: str, folder: Path, report: Reporter, shared: Path) -> t
     return artifact, prove(artifact, proof, report, log_folder=logs, shared=shared)
 
 
-def add(
-    found: Field, job: Job, configuration: Configuration, artifact: Artifact, quality: dict[str, Any] | None,
-    folder: Path, report: Reporter, shared: Path,
-) -> None:  # fmt: skip
+def enter(
+    found: Field, job: Job, configuration: Configuration, folder: Path, report: Reporter, shared: Path | None = None
+) -> None:
     """One configuration to the field, or to what is dropped."""
+    artifact, quality = found.artifacts[configuration.quantization]
     label, options = configuration.label, configuration.options
     try:
         require_known(serve.backend(options.backend), options)
@@ -248,6 +263,7 @@ def add(
     if reasons := screened(job, artifact, quality):
         found.dropped.append(Dropped(label=label, reason="; ".join(reasons)))
         return
+    found.configurations[label] = configuration
     found.contestants[label] = Contestant(
         label=label, case=case, workloads=job.loads, quality=quality, traits=configuration.traits
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,8 @@ from llmopt.pipeline.contestants import Field, Job, contestants_of, no_room, spa
 from llmopt.pipeline.measuring import RunOptions, engine_version
 from llmopt.pipeline.plans import rank_runs
 from llmopt.pipeline.reporter import Reporter
-from llmopt.pipeline.visiting import Contestant, Outcome, around, enough, judged, objective, visit
+from llmopt.pipeline.searching import Searching
+from llmopt.pipeline.visiting import Contestant, Outcome, around, disturbed, enough, judged, objective, visit
 from llmopt.recommend.racing import Race, Standing
 from llmopt.recommend.space import Dropped
 from llmopt.serve.options import command_words
@@ -77,7 +78,7 @@ def tune(job: Job, folder: Path, report: Watcher) -> dict[str, Any]:
     found = contestants_of(job, folder, report, lambda: budget.left > job.budget_s * MEASURING)
     if not found.contestants:
         raise nothing_left(found.dropped)
-    racing = Racing(job, found.contestants, folder, report, budget)
+    racing = Racing(job, found, folder, report, budget)
     return document_of(racing, found, racing.run())
 
 
@@ -92,6 +93,7 @@ def tune_document(job: Job) -> dict[str, Any]:
         "levels": list(job.levels),
         "workload": asdict(job.workload),
         "budget_s": job.budget_s,
+        "searched": {name: asdict(found) for name, found in job.ranges.items()},
         "configurations": [
             {"name": c.label, "quantization": c.quantization, "options": " ".join(command_words(c.options))}
             for c in space.configurations
@@ -113,18 +115,19 @@ def nothing_left(dropped: Sequence[Dropped]) -> LlmoptError:
 class Racing:
     """Rounds of visits until the race is settled or the time is up."""
 
-    def __init__(
-        self, job: Job, contestants: Mapping[str, Contestant], folder: Path, report: Watcher, budget: Budget
-    ) -> None:
-        self.job, self.contestants, self.report, self.budget = job, contestants, report, budget
+    def __init__(self, job: Job, field: Field, folder: Path, report: Watcher, budget: Budget) -> None:
+        self.job, self.contestants, self.report, self.budget = job, field.contestants, report, budget
         self.results, self.state = folder / "results", folder / STATE
         self.metric, self.statistic, better = objective(job.goal, video=bool(this_machine().gpus))
-        traits = {label: contestant.traits for label, contestant in contestants.items()}
-        self.race = Race(list(contestants), better=better, traits=traits, seed=job.seed)
+        traits = {label: contestant.traits for label, contestant in self.contestants.items()}
+        self.race = Race(list(self.contestants), better=better, traits=traits, seed=job.seed)
         self.runs: list[Measurement] = []
-        self.failures = read_state(self.state)
+        self.failures, proposed = read_state(self.state)
         self.outcomes: dict[str, Outcome] = {}
         self.visits = 0
+        self.put_off: dict[str, tuple[int, Outcome]] = {}
+        self.searching = Searching(job, field, folder, report, better, proposed) if job.ranges else None
+        self.join(self.searching.taken_up if self.searching else ())
 
     def run(self) -> str:
         """Why it ended, in words."""
@@ -140,6 +143,7 @@ class Racing:
             if not whole and self.race.round == 1 and not self.job.exhaustive:
                 self.round_of(self.race.last_round())
                 break
+        self.settle()
         return self.race.standing().settled or self.why_ended()
 
     def why_ended(self) -> str:
@@ -149,6 +153,8 @@ class Racing:
 
     def round_of(self, arms: Sequence[str]) -> bool:
         """Whether there was time for all of it."""
+        if not arms:
+            return True
         self.report.say(f"round {self.race.round}: {len(arms)} of {len(self.contestants)} configurations")
         for label in arms:
             if not self.affordable():
@@ -158,9 +164,16 @@ class Racing:
         return True
 
     def next_round(self) -> list[str]:
+        if self.searching and self.budget.affords():
+            self.join(self.searching.more())
+            self.save()
         if self.job.exhaustive:
             return self.race.whole_round() if self.race.round < EXHAUSTIVE_ROUNDS else []
         return self.race.next_round(self.budget.runs)
+
+    def join(self, labels: Iterable[str]) -> None:
+        for label in labels:
+            self.race.add(label, self.contestants[label].traits)
 
     def affordable(self) -> bool:
         """Whether there is time for one more; in the first round a last one is kept in reserve."""
@@ -226,11 +239,27 @@ class Racing:
         return own if before is None or self.job.exhaustive else around(own, before.place)
 
     def judge(self, round: int, label: str, runs: Sequence[Measurement]) -> None:
+        """What a visit says goes into the race, once it is put off: where something else disturbed its run."""
         outcome = judged(runs, self.job.goal)
-        self.race.record(round, label, outcome.value, failure=outcome.failure)
         if outcome.value is not None:
-            place = self.place_of(label, runs[outcome.place])
-            self.outcomes[label] = replace(outcome, place=place)
+            self.outcomes[label] = replace(outcome, place=self.place_of(label, runs[outcome.place]))
+        decisive = runs if outcome.value is None else [runs[outcome.place]]
+        if any(map(disturbed, decisive)) and label not in self.put_off:
+            self.put_off[label] = round, outcome
+            self.report.say(f"{label}: the client or the machine was disturbed: measured again in the next round")
+            return
+        self.record(round, label, outcome)
+
+    def record(self, round: int, label: str, outcome: Outcome) -> None:
+        self.race.record(round, label, outcome.value, failure=outcome.failure)
+        if self.searching:
+            self.searching.tell(label, outcome.value)
+
+    def settle(self) -> None:
+        """Who was put off and not measured again has what it has."""
+        for label, (round, outcome) in self.put_off.items():
+            if label not in self.race.values and label not in self.race.failed:
+                self.record(round, label, outcome)
 
     def place_of(self, label: str, run: Measurement) -> int:
         """Which of the configuration's loads a run had."""
@@ -239,9 +268,15 @@ class Racing:
     def fail(self, round: int, label: str, reason: str) -> None:
         """A crash is not tried again by the next start, either."""
         self.race.record(round, label, failure=reason)
+        if self.searching:
+            self.searching.tell(label, None)
         self.failures[label] = {"round": round, "key": self.contestants[label].case.key, "reason": reason}
-        write_atomic(self.state, json.dumps({"failures": self.failures}, indent=1).encode())
+        self.save()
         self.report.say(f"{label}: {reason}")
+
+    def save(self) -> None:
+        proposed = self.searching.state() if self.searching else []
+        write_atomic(self.state, json.dumps({"failures": self.failures, "proposed": proposed}, indent=1).encode())
 
     def show(self, doing: str | None = None) -> None:
         self.report.stands(self.document(self.race.standing()) | {"doing": doing, "left_s": max(0.0, self.budget.left)})
@@ -270,11 +305,12 @@ def keys_of(contestant: Contestant) -> list[str]:
     return [replace(contestant.case, workload=w).key for w in contestant.workloads]
 
 
-def read_state(file: Path) -> dict[str, dict[str, Any]]:
-    """Failures of earlier starts; empty where there is no file that can be read."""
+def read_state(file: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Failures and proposals of earlier starts; empty where there is no file that can be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return dict(json.loads(file.read_text())["failures"])
-    return {}
+        kept = json.loads(file.read_text())
+        return dict(kept["failures"]), list(kept["proposed"])
+    return {}, []
 
 
 def document_of(racing: Racing, found: Field, ended: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ WORTH_MORE_LOAD = 1.05  # of the best throughput so far: a closed loop that give
 IN_A_ROW = 2
 SPARE = 5  # requests above what a percentile needs
 REQUESTS, REQUESTS_PER_USER = 64, 4  # 64 suffice for a 95th percentile; four of each user for a steady window
+# What was not the server's doing: such a run says little about the configuration.
+DISTURBANCES = {"client_saturated", "throttled", "shared_gpu", "other_traffic"}
 ZERO = 1e-9  # stands for a divergence of nothing: the race compares logarithms
 AXES = {
     "throughput": ("output_tps", None),
@@ -139,6 +141,10 @@ def useless(runs: Sequence[Measurement], goal: Goal) -> bool:
     rates = [rate for run in runs if (rate := throughput(run)) is not None]
     closed = curve.points[last].workload["load"] == "closed"
     return closed and len(rates) > 1 and rates[-1] < WORTH_MORE_LOAD * max(rates[:-1])
+
+
+def disturbed(run: Measurement) -> bool:
+    return any(doubt.code in DISTURBANCES for doubt in run.verdict.reasons)
 
 
 def throughput(run: Measurement) -> float | None:

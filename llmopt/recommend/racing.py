@@ -151,6 +151,12 @@ class Race:
         self.round += 1
         return self.shuffled(wanted[:at_most])
 
+    def add(self, arm: str, traits: Sequence[str] = ()) -> None:
+        """One more, from the next round on; nothing changes where it is there already."""
+        if arm not in self.arms:
+            self.arms = (*self.arms, arm)
+            self.traits[arm] = traits
+
     def last_round(self) -> list[str]:
         """The leader and whoever of those that were measured is the likeliest to be better; nobody where there is no choice."""
         standing = self.standing()

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmopt.core.domain import ServeOptions
 from llmopt.core.errors import UsageError, nearest
+from llmopt.recommend.proposals import Range
 
 # The options that may be searched; the others change what is asked, not how it is served.
 KNOBS = ("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill", "kv_cache_dtype",
@@ -44,7 +45,6 @@ class Configuration:
     def label(self) -> str:
         """Unique within a space."""
         return ", ".join([f"{self.quantization} on {self.options.backend}", *(words(n, v) for n, v in self.changed)])
-
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -123,8 +123,8 @@ def words(name: str, value: Value) -> str:
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
-def parse_knob(text: str) -> tuple[str, tuple[Value, ...]]:
-    """``threads=1,2`` → ("threads", (1, 2)), in the types of ServeOptions. Raises UsageError."""
+def parse_knob(text: str) -> tuple[str, tuple[Value, ...] | Range]:
+    """``threads=1,2`` → ("threads", (1, 2)), ``threads=1:8`` → a range, in the types of ServeOptions. Raises UsageError."""
     name, equals, listed = text.partition("=")
     name = name.strip().replace("-", "_").removeprefix("__")
     if name not in KNOBS:
@@ -133,6 +133,11 @@ def parse_knob(text: str) -> tuple[str, tuple[Value, ...]]:
     if not equals or not values:
         raise UsageError(f"--knob {text!r} names no values", hint=f"--knob {name}=VALUE,VALUE")
     kind = next(str(f.type) for f in fields(ServeOptions) if f.name == name)
+    if len(values) == 1 and ":" in values[0] and name in NUMERIC:
+        low, high = (parse_value(name, word, kind) for word in values[0].split(":", 1))
+        if not 0 < float(low) < float(high):
+            raise UsageError(f"--knob {text!r} is no range", hint=f"--knob {name}=LOW:HIGH, both more than 0")
+        return name, Range(low=float(low), high=float(high), whole=kind.startswith("int"))
     return name, tuple(dict.fromkeys(parse_value(name, word, kind) for word in values))
 
 

@@ -162,6 +162,8 @@ def print_race(document: dict[str, Any]) -> None:
 
 def print_space(document: dict[str, Any]) -> None:
     """What a dry run would measure and what not."""
+    for name, found in document["searched"].items():
+        print(f"searched: {name} from {found['low']:g} to {found['high']:g}")
     for row in document["configurations"]:
         print(f"{row['name']}: {row['options']}")
     for row in document["not_measured"]:

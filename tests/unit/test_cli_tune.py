@@ -7,6 +7,18 @@ from llmopt import demo
 from llmopt.cli import app
 from llmopt.cli.tuning import job_of
 
+NUMBERS = ",".join(map(str, range(1, 40)))
+MANY = [
+    "--backends",
+    "llamacpp",
+    "--quants",
+    "gguf-q8_0",
+    "--knob",
+    f"threads={NUMBERS}",
+    "--knob",
+    f"max_num_seqs={NUMBERS}",
+]
+
 
 def refused(*arguments):
     found = CliRunner().invoke(app, ["tune", *arguments])
@@ -39,6 +51,7 @@ def test_rates_make_an_open_loop():
         (["builtin", "--quants", "q9", "--dry-run"], "unknown quantization 'q9'"),
         (["builtin", "--backends", "vlm", "--dry-run"], "unknown backend 'vlm'"),
         (["builtin", "--knob", "thread=1"], "no knob 'thread'"),
+        (["builtin", "--dry-run", *MANY], "configurations are too many"),
         (["builtin", "--slo", "tfft_p95<1s"], "unknown metric"),
         (["builtin", "--optimize", "speed"], "unknown objective"),
         (["recipes/demo.yaml", "--budget", "1min", "-o", "x"], "--budget would not be heard"),

@@ -1,6 +1,7 @@
 import pytest
 
 from llmopt.core.errors import UsageError
+from llmopt.recommend.proposals import Range
 from llmopt.recommend.space import Dropped, Engine, build, parse_knob
 
 LLAMACPP = Engine(
@@ -70,9 +71,18 @@ def test_knobs_are_read_in_the_types_of_their_options(text, found):
     assert parse_knob(text) == found
 
 
+def test_two_ends_make_a_range_that_is_searched():
+    assert parse_knob("threads=1:8") == ("threads", Range(low=1, high=8, whole=True))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("thread=1", "no knob 'thread'"), ("threads", "names no values"), ("threads=many", "no value of it")],
+    [
+        ("threads=8:1", "is no range"),
+        ("thread=1", "no knob 'thread'"),
+        ("threads", "names no values"),
+        ("threads=many", "no value of it"),
+    ],
 )
 def test_a_wrong_knob_is_refused(text, message):
     with pytest.raises(UsageError, match=message):
