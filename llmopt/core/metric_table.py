@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from operator import sub
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ class Metric:
     source: Literal["request", "run", "telemetry", "server", "quality", "price"] = "run"
     of_request: Callable[[RequestTrace], float | None] | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
         return f"{self.name}_s" if self.unit == "s" and not self.name.endswith("_s") else self.name
 

@@ -45,18 +45,17 @@ class Candidate:
     def point(self) -> Point:
         return self.points[self.at]
 
-    @property
+    @cached_property
     def configuration(self) -> int:
         return int(self.curves.configuration[self.point.number])
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.curves.table.vocabulary["configuration"][self.configuration])
-        return found
+        return self.curves.identity(self.configuration)
 
     @cached_property
     def key(self) -> str:
-        return stable_hash(self.identity)
+        return self.curves.key(self.configuration)
 
     @property
     def name(self) -> str:
@@ -66,14 +65,13 @@ class Candidate:
     def label(self) -> str:
         return self.name + (f", {self.apart}" if self.apart else "")
 
-    @property
+    @cached_property
     def backend(self) -> str:
         return str(self.identity["serve"].get("backend"))
 
-    @cached_property
+    @property
     def artifact(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.curves.table.word("artifact", self.point.newest))
-        return found
+        return self.curves.artifact(int(self.curves.table.codes["artifact"][self.point.newest]))
 
     @property
     def evidence(self) -> Evidence:
@@ -262,7 +260,8 @@ def told_apart(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     found = list[Candidate]()
     for group in alike.values():
         parts = [traits(c) for c in group]
-        differ = sorted({n for own in parts for n in own if len({other.get(n, "default") for other in parts}) > 1})
+        names = sorted({n for own in parts for n in own})
+        differ = [n for n in names if len({own.get(n, "default") for own in parts}) > 1]
         for c, own in zip(group, parts, strict=True):
             words = [f"{n} {own.get(n, 'default')}" for n in differ]
             found.append(replace(c, apart=", ".join(words)) if words else c)

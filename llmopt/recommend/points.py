@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llmopt.core.domain import Doubt, Evidence, Measurement, Verdict
+from llmopt.core.domain import Doubt, Evidence, Measurement, Verdict, stable_hash
 from llmopt.core.load_level import level_words, past_saturation
 from llmopt.core.metrics import METRICS, Metric
 from llmopt.core.run_table import QUALITY, STATS, RunTable
@@ -58,7 +58,24 @@ class Curves:
         self.configuration = table.codes["configuration"][self.members[self.starts]]
         self.invalid = ~self._word("status", self.members[self.starts], "invalid", unequal=True)
         self._medians: dict[str, list[float]] = {}
+        self._identities: dict[int, dict[str, Any]] = {}
+        self._artifacts: dict[int, dict[str, Any]] = {}
         self._proofs: NDArray[np.int64] | None = None
+
+    def identity(self, configuration: int) -> dict[str, Any]:
+        """What makes a configuration: ``name``, ``artifact``, ``serve``, and where unlike runs were forced together ``context``."""
+        if configuration not in self._identities:
+            self._identities[configuration] = json.loads(self.table.vocabulary["configuration"][configuration])
+        return self._identities[configuration]
+
+    def key(self, configuration: int) -> str:
+        return stable_hash(self.table.vocabulary["configuration"][configuration])
+
+    def artifact(self, code: int) -> dict[str, Any]:
+        """As its runs record it."""
+        if code not in self._artifacts:
+            self._artifacts[code] = json.loads(self.table.vocabulary["artifact"][code])
+        return self._artifacts[code]
 
     def proof_row(self, configuration: int) -> int | None:
         """The newest run of a configuration that knows its quality."""

@@ -82,7 +82,7 @@ def recommend(
     check_filters(candidates, goal)
     placed = [choose(c, goal) for c in candidates]
     compared = baselines.named(placed, baseline) if baseline is not None else None
-    bases = baselines.bases(placed)
+    bases = baselines.bases(placed) if compared is None else []
 
     def against(c: Candidate) -> Candidate | None:
         return compared or baselines.default_baseline(c, bases)
