@@ -134,7 +134,6 @@ def make_case(source: Any, *, load: dict[str, Any], quant: str | None, layout: s
 
 def make_devices(gpu: str | None, vram: str | None, gpus: int | None, tensor_parallel: int | None) -> Any:
     from llmopt.core.units import parse_quantity, show
-    from llmopt.estimate.hardware import device
     from llmopt.estimate.memory import Devices
 
     count = gpus or tensor_parallel or 1
@@ -142,7 +141,11 @@ def make_devices(gpu: str | None, vram: str | None, gpus: int | None, tensor_par
         raise UsageError(
             f"--tensor-parallel-size {tensor_parallel} does not divide --gpus {count}", hint=f"--gpus {tensor_parallel}"
         )
-    found = device(gpu) if gpu else None
+    found = None
+    if gpu:
+        from llmopt.estimate.hardware import device
+
+        found = device(gpu)
     memory = int(parse_quantity(vram, "bytes")) if vram else found.memory_bytes if found else None
     if memory is not None and memory <= 0:
         raise UsageError("--vram must be more than 0", hint="--vram 24GiB")

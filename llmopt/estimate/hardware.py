@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,4 +58,5 @@ def device(name: str) -> Device:
 
 
 def plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    """Letters and digits alone, 80 GB and 80g as one."""
+    return re.sub(r"(\d+)gi?b?$", r"\1g", "".join(letter for letter in name.lower() if letter.isalnum()))

@@ -79,6 +79,12 @@ def test_transformers_unpacks_compressed_tensors():
     assert memory_of(case(quant="w4a16", backend="vllm")).weights_bytes < memory_of(case()).weights_bytes / 2
 
 
+def test_llama_cpp_keeps_a_step_beside_the_window():
+    windowed = QWEN | {"layer_types": ["sliding_attention"] * 28, "sliding_window": 1024}
+    found = memory_of(case(windowed, quant="gguf-q4_k_m", backend="llamacpp", prompt=8192)).kv_cache_bytes
+    assert found == 1536 * KV_OF_A_TOKEN  # its log of Gemma 3: 1,536 cells
+
+
 def test_the_cache_has_the_type_that_is_computed_in():
     stored = QWEN | {"torch_dtype": "float32"}
     assert memory_of(case(stored, quant="bf16", backend="vllm")).kv_cache_bytes == 2048 * KV_OF_A_TOKEN
