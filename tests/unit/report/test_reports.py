@@ -7,6 +7,7 @@ from rich.console import Console
 
 from llmopt.core.domain import Doubt, Verdict
 from llmopt.core.store import pretty
+from llmopt.recommend.candidates import comparable
 from llmopt.recommend.constraints import make_goal
 from llmopt.recommend.rank import recommend
 from llmopt.report.document import ranking_document
@@ -14,7 +15,7 @@ from llmopt.report.markdown import ranking_markdown
 from llmopt.report.progress import Reporter
 from llmopt.report.table import columns
 from llmopt.report.terminal import conclusion, print_points, print_ranking, print_run
-from unit.make import MACHINE, WORKLOAD, candidate, metrics, run
+from unit.make import MACHINE, WORKLOAD, candidate, curve, metrics, run
 
 FAST = candidate("fast", throughput=200, latency_s=2.0)
 QUICK = candidate("quick", throughput=100, latency_s=0.5)
@@ -118,6 +119,67 @@ def test_unknown_figures_are_dashes():
     row = table_rows(ranking_markdown(document(candidate(memory=None))))[-1]
     assert "–" in row
     assert "None" not in " ".join(row)
+
+
+def of_runs(runs, *, price=None, **goal):
+    goal = make_goal(**{"slos": [], "price_per_hour": price} | goal)
+    group = comparable(runs, price_per_hour=price)
+    found = recommend(group.candidates, goal)
+    return ranking_document(
+        goal, found.ranked, found.rejected, machine={"gpus": [], "cpu": MACHINE.cpu, "logical_cores": 4},
+        workload=group.workload, base="some model", left_out=group.left_out, rejected_by=found.rejected_by,
+        relaxation=found.relaxation,
+    )  # fmt: skip
+
+
+CURVES = [*curve("nf4", u1=(50, 0.05), u4=(150, 0.1), u8=(200, 0.6)), *curve("bf16", u1=(40, 0.05), u4=(100, 0.2))]
+
+
+def test_a_load_curve_marks_the_point_that_all_limits_are_judged_at():
+    text = ranking_markdown(of_runs(CURVES, slos=["ttft_p95<500ms"]))
+    assert "## Load curve of nf4 on hf" in text
+    (marked, *_) = (row for row in table_rows(text) if row[-1] == "◀")
+    assert marked[:2] == ["4 users", "150 tok/s"]
+    assert "closed loop, 1 user to 8 users" in text
+
+
+def test_every_load_of_a_curve_is_in_the_document():
+    row = next(r for r in of_runs(CURVES)["ranked"] if r["label"] == "nf4 on hf")
+    assert [(p["level"], p["metrics"]["output_tps"]) for p in row["curve"]] == [(1, 50), (4, 150), (8, 200)]
+    assert [p["chosen"] for p in row["curve"]] == [False, False, True]
+
+
+def test_every_number_says_its_interval_its_evidence_and_its_load():
+    found = of_runs(CURVES, slos=["ttft_p95<500ms"])["ranked"][0]["numbers"]
+    assert found["ttft_p95"] == {
+        "value": 0.1, "unit": "s", "low": None, "high": None, "over": None, "evidence": "measured", "at": "4 users",
+    }  # fmt: skip
+    assert found["kl"]["at"] is None
+
+
+def test_what_must_give_is_told():
+    text = printed(of_runs(CURVES, slos=["ttft_p95<10ms"]))
+    assert "rejects, of all: ttft_p95<10ms 2 of 2" in text
+    assert "ttft_p95<10ms relaxed to 50.0 ms (400% more) alone would let nf4 on hf at 1 user through" in text
+    assert "## What must give" in ranking_markdown(of_runs(CURVES, slos=["ttft_p95<10ms"]))
+
+
+def test_cost_and_the_baseline_are_told():
+    text = printed(of_runs(CURVES, price=3.6, slos=["ttft_p95<500ms"]))
+    assert "cost at 4 users: 6.667 per 1M output tokens" in text
+    assert "against bf16 on hf: throughput ×1.50" in text
+
+
+def test_ties_show_the_places_that_they_leave_open():
+    rows = table_rows(ranking_markdown(document(candidate("a", 100), candidate("b", 99), candidate("c", 50))))
+    place = rows[0].index("ties")
+    assert [row[place] for row in rows[2:]] == ["1–2", "1–2", ""]
+
+
+def test_names_with_bars_and_line_breaks_stay_in_their_cell():
+    text = ranking_markdown(document(candidate("od|d\n# heading")))
+    assert "od\\|d # heading" in text
+    assert "\n# heading" not in text
 
 
 def test_the_terminal_shows_ranked_and_rejected():
