@@ -140,7 +140,7 @@ class Racing:
             if not arms:
                 break
             whole = self.round_of(arms)
-            if not whole and self.race.round == 1 and not self.job.exhaustive:
+            if not whole and self.race.round == 1 and not self.job.exhaustive and self.budget.affords(LAST_ROUND):
                 self.round_of(self.race.last_round())
                 break
         self.settle()
@@ -222,11 +222,14 @@ class Racing:
         self.show(doing=label)
         try:
             runs = visit(
-                contestant, workloads, self.job.goal, options, self.report, there=there, saved=self.runs.append
-            )
+                contestant, workloads, self.job.goal, options, self.report,
+                there=there, saved=self.runs.append, time_left_s=lambda: self.budget.left,
+            )  # fmt: skip
         except Interrupted:
             raise
         except LlmoptError as error:
+            if self.budget.left <= 0:  # it was not given the time that it needs: that says nothing about it
+                return
             self.fail(round, label, error.message + (f"; {error.hint}" if error.hint else ""))
         else:
             self.judge(round, label, runs)

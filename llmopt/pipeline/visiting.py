@@ -9,6 +9,7 @@ taken as it is.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from llmopt.recommend.constraints import broken, of_the_load
 
 WORTH_MORE_LOAD = 1.05  # of the best throughput so far: a closed loop that gives less than that more is saturated
 IN_A_ROW = 2
+LONGEST_START_S = 180.0  # below it the time left is shorter than what a server is given
 SPARE = 5  # requests above what a percentile needs
 REQUESTS, REQUESTS_PER_USER = 64, 4  # 64 suffice for a 95th percentile; four of each user for a steady window
 # What was not the server's doing: such a run says little about the configuration.
@@ -86,23 +88,26 @@ def visit(
     *,
     there: Sequence[Measurement] = (),
     saved: Callable[[Measurement], None] = lambda run: None,
+    time_left_s: Callable[[], float] = lambda: math.inf,
 ) -> list[Measurement]:
     """The runs of one round, by rising load. ``there``: those of this round that an earlier start left.
 
+    No load is begun, and no start of a server awaited, longer than there is time left.
     Raises ServerError and the like for a server that does not start, dies or answers nothing; Interrupted.
     """
     runs = list[Measurement]()
     with contextlib.ExitStack() as stack:
         subject = None
         for workload in workloads:
-            if runs and enough(runs, goal):
+            if runs and (enough(runs, goal) or time_left_s() <= 0):
                 break
             case = replace(contestant.case, workload=workload)
             known = next((run for run in there if run.case_key == case.key), None)
             if known is None:
                 warm = subject is not None
                 if subject is None:
-                    serving = serving_case(contestant.case, report, results=options.results)
+                    patience = time_left_s() if time_left_s() < LONGEST_START_S else None
+                    serving = serving_case(contestant.case, report, results=options.results, ready_timeout_s=patience)
                     subject = replace(stack.enter_context(serving), quality=contestant.quality)
                 known = measure_and_save(
                     subject, workload, options, report, warm=warm, word=f"{contestant.label}, {workload.shape}",

@@ -117,3 +117,24 @@ def test_ranges_are_searched_and_taken_up(tmp_path: Path) -> None:
     assert (
         again["race"]["survivors"][0]["arm"] == "bf16 on scripted"
     )  # served with four: nothing that was proposed is better
+
+
+def test_the_budget_ends_a_curve_between_two_loads(tmp_path: Path) -> None:
+    slow = (
+        "--quants",
+        "bf16",
+        "--backends",
+        "scripted",
+        "--concurrency",
+        "1,2,4,8",
+        "--requests",
+        "60",
+        "--budget",
+        "6s",
+    )
+    started = time.monotonic()
+    told = tune(tmp_path / "out", *slow, *[*SPEED, "--extra-arg=--tpot-ms", "--extra-arg=4"], "--json")
+    assert time.monotonic() - started < 25
+    document = json.loads(told.stdout)
+    assert document["ended"] == "one is left" or document["ended"] == "the budget ended"
+    assert len(document["ranking"]["ranked"][0]["curve"]) < 4
