@@ -68,10 +68,9 @@ def peak_of(config: dict[str, Any], model_type: str, prompt: int, new: int, batc
 
 def main(names: list[str]) -> None:
     from llmopt.core.formats import layout
-    from llmopt.estimate.activations import CUBLAS_WORKSPACE
     from llmopt.estimate.architectures import shape_of
     from llmopt.estimate.load import Load
-    from llmopt.estimate.memory import Case, memory_of
+    from llmopt.estimate.memory import Case, Devices, memory_of
     from llmopt.estimate.weights import weights_of
 
     warnings.filterwarnings("ignore")
@@ -81,9 +80,16 @@ def main(names: list[str]) -> None:
             shape, plain = shape_of(config, name), layout("bf16")
             load = Load(prompt=prompt, output=new, sequences=batch)
             memory = memory_of(
-                Case(shape=shape, layout=plain, weights=weights_of(shape, plain), backend="hf", load=load)
+                Case(
+                    shape=shape,
+                    layout=plain,
+                    weights=weights_of(shape, plain),
+                    backend="hf",
+                    load=load,
+                    devices=Devices(kind="cpu"),
+                )
             )
-            found = memory.kv_cache_bytes + memory.activation_bytes - CUBLAS_WORKSPACE
+            found = memory.kv_cache_bytes + memory.activation_bytes
             print(
                 f"{name:<12} {batch} x {prompt}+{new}: measured {measured / 2**20:8.1f} MiB, estimated {found / 2**20:8.1f}"
                 f" ({found / measured - 1:+.1%}), {memory.peak}", flush=True,

@@ -19,7 +19,7 @@ from llmopt.estimate.shape import Shape, Tensor
 ALIVE = 4  # rows of the hidden width
 CUBLAS_WORKSPACE = 8_519_680  # torch's :4096:2:16:8, 8.125 MiB; on Hopper 32 MiB
 UBATCH = 512  # llama.cpp's -ub
-# vLLM's max_num_batched_tokens for a server: on a GPU of 70 GiB or more, and on others (EngineArgs, 0.32).
+# vLLM's max_num_batched_tokens for a server: on a GPU of 70 GiB or more, and on others and processors (EngineArgs, 0.32).
 STEP_TOKENS, SMALL_STEP_TOKENS, LARGE_MEMORY = 8192, 2048, 70 << 30
 AWQ_DEQUANTIZES_FROM = 1024  # tokens: below that AutoAWQ's kernel multiplies packed weights
 MASKS = 3  # booleans
@@ -40,21 +40,23 @@ class Activations:
     words: str
 
 
-def activations(shape: Shape, layout: Layout, load: Load, backend: str, memory_bytes: int | None = None) -> Activations:
-    """``memory_bytes``: of one device, by which engines choose their steps."""
+def activations(
+    shape: Shape, layout: Layout, load: Load, backend: str, *, memory_bytes: int | None = None, cpu: bool = False
+) -> Activations:
+    """``memory_bytes``: of one device, by which engines choose their steps; ``cpu``: it is no GPU."""
     if backend == "llamacpp":
         return of_llamacpp(shape, load)
     if backend in STEPWISE:
-        return of_stepwise(shape, load, memory_bytes)
-    return of_hf(shape, layout, load)
+        return of_stepwise(shape, load, small=cpu or (memory_bytes or LARGE_MEMORY) < LARGE_MEMORY)
+    return of_hf(shape, layout, load, cpu=cpu)
 
 
-def of_hf(shape: Shape, layout: Layout, load: Load) -> Activations:
+def of_hf(shape: Shape, layout: Layout, load: Load, *, cpu: bool) -> Activations:
     """transformers: prefill of all prompts at once, logits of each last position."""
     number = 4 if layout.rest == 32 else 2
     tokens = load.sequences * load.prompt
     logits = load.sequences * shape.vocabulary * 4 * LOGIT_COPIES
-    standing = workspace(shape, layout) + CUBLAS_WORKSPACE
+    standing = 0 if cpu else workspace(shape, layout) + CUBLAS_WORKSPACE
     live = tokens * ALIVE * shape.hidden * number + mask_bytes(shape, load)
     widest = max(
         mlp_bytes(shape, layout, tokens, number),
@@ -134,9 +136,8 @@ def workspace(shape: Shape, layout: Layout) -> int:
     return 2 * largest_linear(shape) if layout.format in ("gptq", "auto-round") and layout.bits == 4 else 0
 
 
-def of_stepwise(shape: Shape, load: Load, memory_bytes: int | None) -> Activations:
+def of_stepwise(shape: Shape, load: Load, *, small: bool) -> Activations:
     """Engines that take a step's tokens at most: fused gate and up, their product, two rows of the residual."""
-    small = memory_bytes is not None and memory_bytes < LARGE_MEMORY
     tokens = load.step_tokens or (SMALL_STEP_TOKENS if small else STEP_TOKENS)
     sequences = max(load.sequences, STEP_SEQUENCES)
     kept = tokens * shape.hidden * 2

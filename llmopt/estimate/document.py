@@ -7,8 +7,7 @@ from typing import Any
 
 from llmopt.core.formats import Layout
 from llmopt.core.units import show
-from llmopt.estimate.activations import activations
-from llmopt.estimate.memory import Case, Memory, memory_of
+from llmopt.estimate.memory import Case, Memory, memory_of, working_of
 from llmopt.estimate.source import Source
 from llmopt.estimate.weights import Weights
 
@@ -102,7 +101,7 @@ def assumptions(source: Source, case: Case, memory: Memory) -> list[str]:
         if exact
         else f"{case.shape.parameters:,} parameters by the config, {bits:g} bits each"
     )
-    working = activations(case.shape, case.layout, case.load, case.backend, case.devices.memory_bytes)
+    working = working_of(case)
     found = [
         f"weights: {basis}",
         f"KV cache: {case.load.sequences} × {case.load.context:,} tokens, all sequences at their full length"

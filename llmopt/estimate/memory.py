@@ -81,6 +81,14 @@ class Case:
     utilization: float | None = None
 
 
+def working_of(case: Case, load: Load | None = None) -> Activations:
+    """What the engine holds while it computes, on each device."""
+    return activations(
+        case.shape, case.layout, load or case.load, case.backend,
+        memory_bytes=case.devices.memory_bytes, cpu=case.devices.kind == "cpu",
+    )  # fmt: skip
+
+
 def overhead_of(backend: str, devices: Devices, utilization: float | None) -> Overhead:
     """Raises UsageError for an engine that is not known."""
     table: dict[str, Any] = tomllib.loads(OVERHEADS.read_text())
@@ -103,7 +111,7 @@ def overhead_of(backend: str, devices: Devices, utilization: float | None) -> Ov
 def memory_of(case: Case) -> Memory:
     """Raises UsageError where the engine is not known, or the config does not tell the size of its cache."""
     overhead = overhead_of(case.backend, case.devices, case.utilization)
-    working = activations(case.shape, case.layout, case.load, case.backend, case.devices.memory_bytes)
+    working = working_of(case)
     needed, kv, active, peak = at_peak(case, working, overhead)
     devices = case.devices.count
     reserved = 0
@@ -204,7 +212,7 @@ def fits(case: Case, overhead: Overhead, *, prompt: int, sequences: int) -> bool
     load = replace(case.load, prompt=prompt, output=min(case.load.output, max(0, prompt - 1)), sequences=sequences)
     load = replace(load, prompt=prompt - load.output)
     asked = replace(case, load=load)
-    working = activations(case.shape, case.layout, load, case.backend, case.devices.memory_bytes)
+    working = working_of(case, load)
     _, kv, active, _ = at_peak(asked, working, overhead)
     return held_weights(case) + kv + active <= (room(case, overhead) or 0)
 
