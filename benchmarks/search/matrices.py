@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ class Kind:
     truth: Callable[[np.random.Generator], Truth]
     tail: int | None = None
     drift: float = 0.0
+    recorded: bool = False
 
 
 def factorial(draw: np.random.Generator) -> Truth:
@@ -35,10 +37,13 @@ def factorial(draw: np.random.Generator) -> Truth:
     return np.asarray((main + draw.normal(0, 0.04, (4, 2, 3))).ravel())
 
 
+def rows() -> list[dict[str, Any]]:
+    """Of the recorded matrix: the traits of each configuration, and what its runs read."""
+    return list(json.loads(RECORDED.read_text())["configurations"])
+
+
 def recorded(draw: np.random.Generator) -> Truth:
-    """Means of the runs of a real machine, in an order of their own."""
-    rows = json.loads(RECORDED.read_text())["configurations"]
-    return np.asarray([math.log(float(np.median(row["values"]))) for row in rows])
+    return np.log([float(np.median(row["values"])) for row in rows()])
 
 
 KINDS = {
@@ -57,7 +62,9 @@ KINDS = {
     "drift": Kind(title="factorial, passes shifted by 10 %", truth=factorial, drift=0.1),
 }  # fmt: skip
 if RECORDED.exists():
-    KINDS["recorded"] = Kind(title="real runs of one machine (recorded.json)", truth=recorded)
+    KINDS["recorded"] = Kind(
+        title="real runs of one machine (recorded.json), with their own noise", truth=recorded, recorded=True
+    )
 
 
 class Machine:
@@ -66,13 +73,17 @@ class Machine:
     def __init__(self, kind: Kind, between: float, within: float, seed: int) -> None:
         self.kind, self.between, self.within = kind, between, within
         self.draw = np.random.default_rng(seed)
-        order = np.random.default_rng(seed + 1_000_000).permutation(COUNT)
-        self.truth = kind.truth(self.draw)[order]
+        truth = kind.truth(self.draw)
+        order = np.random.default_rng(seed + 1_000_000).permutation(len(truth))
+        self.truth = truth[order]
         self.places = [int(place) for place in order]
+        self.rows = rows() if kind.recorded else []
         self.shift, self.runs = 0.0, 0
 
     def traits(self) -> dict[str, tuple[str, ...]]:
         """By the number of the arm; of a matrix without structure the traits say nothing about the speed."""
+        if self.rows:
+            return {str(arm): tuple(self.rows[place]["traits"]) for arm, place in enumerate(self.places)}
         return {
             str(arm): (f"quantization {place // 6}", f"engine {place // 3 % 2}", f"setting {place % 3}")
             for arm, place in enumerate(self.places)
@@ -84,6 +95,8 @@ class Machine:
     def run(self, arm: int) -> float:
         """The logarithm that a run reads."""
         self.runs += 1
+        if self.rows:
+            return math.log(self.draw.choice(self.rows[self.places[arm]]["values"]))
         self.shift += float(self.draw.normal(0, self.kind.drift / 10)) if self.kind.drift else 0.0
         between = self.draw.normal(0, 1)
         if self.kind.tail is not None:  # scaled to the same standard deviation
