@@ -35,6 +35,7 @@ QUANTIZATIONS = {"bf16": 1.0, "fp8": 1.4, "w8a8-int8": 1.45, "gptq-int4-g128": 1
 ENGINES = {"hf": 1.0, "vllm": 3.0, "llamacpp": 1.2, "sglang": 2.9, "tgi": 2.5}
 SEQUENCES, USERS = (4, 8, 16, 32), (1, 2, 4, 8, 16, 32)
 NOISE = 0.03
+REPEATS = 5  # of each configuration, in the store that has many
 PANDAS_RUNS = 5_000
 LIMITS = ("--slo", "ttft_p95<500ms", "--slo", "tpot_p50<1s", "--top", "50", "--json")
 
@@ -62,8 +63,8 @@ def measured_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def make_store(folder: Path, record: dict[str, Any], runs: int, *, alone: bool) -> None:
-    """``alone``: every run has an option of its own."""
+def make_store(folder: Path, record: dict[str, Any], runs: int, *, many: bool) -> None:
+    """``many``: only so many runs share an option of the server."""
     rng, text = random.Random(0), json.dumps(record)
     base = json.loads(text)["metrics"]
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -84,7 +85,7 @@ def make_store(folder: Path, record: dict[str, Any], runs: int, *, alone: bool) 
             "method": "none" if name == "bf16" else "other",
             "key": name,
         }
-        made["serve"] = {"backend": engine, "max_num_seqs": sequences} | ({"block_size": n} if alone else {})
+        made["serve"] = {"backend": engine, "max_num_seqs": sequences} | ({"block_size": n // REPEATS} if many else {})
         made["workload"]["concurrency"] = users
         made["metrics"] |= {
             "output_tps": base["output_tps"] * speed * busy**0.7,
@@ -114,9 +115,9 @@ def pandas_seconds(folder: Path, runs: int) -> float:
     return (time.perf_counter() - started) / len(files)
 
 
-def measure(folder: Path, record: dict[str, Any], runs: int, repeats: int, *, alone: bool) -> list[tuple[str, float]]:
-    make_store(folder, record, runs, alone=alone)
-    kind = "every run another configuration" if alone else "200 configurations at 6 loads"
+def measure(folder: Path, record: dict[str, Any], runs: int, repeats: int, *, many: bool) -> list[tuple[str, float]]:
+    make_store(folder, record, runs, many=many)
+    kind = f"{runs // REPEATS:,} configurations" if many else "200 configurations at 6 loads"
     timed(folder)  # the files come into the memory of the system
     (folder / INDEX).unlink()
     rows = [(f"{kind}: no index yet", timed(folder))]
@@ -126,7 +127,7 @@ def measure(folder: Path, record: dict[str, Any], runs: int, repeats: int, *, al
         fresh = json.loads(file.read_bytes()) | {"run_id": f"{file.stem}-new"}
         file.with_name(f"{file.stem}-new.json").write_bytes(pretty(fresh))
     rows.append((f"{kind}: and 100 new runs", timed(folder)))
-    if not alone:
+    if not many:
         seconds = pandas_seconds(folder, min(runs, PANDAS_RUNS)) * runs
         rows.append((f"pandas: reading the records to a table alone, from {min(runs, PANDAS_RUNS):,} of them", seconds))
     return rows
@@ -143,8 +144,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="llmopt-speed-", dir=wanted.folder) as scratch:
         record = measured_record(Path(scratch) / "one")
         rows = []
-        for alone in (False, True):
-            rows += measure(Path(scratch) / str(alone), record, wanted.runs, wanted.repeats, alone=alone)
+        for many in (False, True):
+            rows += measure(Path(scratch) / str(many), record, wanted.runs, wanted.repeats, many=many)
     machine = this_machine()
     lines = [
         "<!-- Written by speed.py --write. -->",

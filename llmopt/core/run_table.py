@@ -358,14 +358,16 @@ def joined(tables: Sequence[RunTable]) -> RunTable:
     )
 
 
-def shares_and_signs() -> dict[str, tuple[float, float]]:
-    """What each figure can be at all: no size, time or rate is below nothing, no share above all."""
+OF_ALL = ("error_rate", "slo_attainment", "top1")  # shares that are counted, not told by an engine: never above 1
+
+
+def limits_of_figures() -> dict[str, tuple[float, float]]:
+    """What each figure can be at all: no size, time or rate is below nothing."""
     bounds = {}
     for name in NUMBERS:
-        metric = METRICS.get(name) or next((m for m in SPREAD if name.startswith(f"{m.key}.")), None)
+        metric = METRICS.get(name) or next((m for m in METRICS.values() if name.partition(".")[0] == m.key), None)
         if metric is not None and metric.name != "kl":
-            high = 1.0 if metric.unit == "share" and metric.name != "gpu_util" else float("inf")
-            bounds[name] = (0.0, high)
+            bounds[name] = (0.0, 1.0 + 1e-9 if metric.name in OF_ALL else math.inf)
     return bounds
 
 
@@ -374,7 +376,7 @@ def impossible(table: RunTable) -> dict[int, str]:
     import numpy as np
 
     found: dict[int, str] = {}
-    for name, (low, high) in shares_and_signs().items():
+    for name, (low, high) in limits_of_figures().items():
         column = table.numbers.get(name)
         if column is None:
             continue

@@ -51,11 +51,11 @@ def default_baseline(candidate: Candidate, bases: Sequence[Candidate]) -> Candid
     if not bases or candidate.artifact.get("method") == "none":
         return None
 
-    def unlike(base: Candidate) -> tuple[bool, int, str]:
+    def unlike(base: Candidate) -> tuple[int, str]:
         own, other = candidate.identity["serve"], base.identity["serve"]
-        return base.backend != candidate.backend, sum(own.get(n) != other.get(n) for n in {*own, *other}), base.label
+        return sum(own.get(n) != other.get(n) for n in {*own, *other}), base.label
 
-    return min(bases, key=unlike)
+    return min([c for c in bases if c.backend == candidate.backend] or bases, key=unlike)
 
 
 def against(baseline: Candidate, candidate: Candidate) -> dict[str, Any]:

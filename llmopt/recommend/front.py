@@ -82,22 +82,22 @@ def axes(candidates: Sequence[Candidate], goal: Goal | None = None) -> dict[str,
 def dominators(candidates: Sequence[Candidate], axes: Sequence[Axis]) -> dict[str, Candidate | None]:
     """For each, by key, somebody of the front who is at least as good on every axis and better on one; else ``None``.
 
-    An estimate is no reason against a measurement.  Whoever is behind anyone is behind somebody of the front, so each is
-    compared with the front alone, best first.
+    An estimate is no reason against a measurement.  Nobody is behind one that comes later in the order of the first axis, so
+    the first that is left stands on the front, and all whom it is ahead of go with it.
     """
     import numpy as np
 
-    costs = {c.key: [float(EVIDENCE.index(c.evidence)), *(a.cost(c) for a in axes)] for c in candidates}
+    costs = {c.key: (EVIDENCE.index(c.evidence), *(a.cost(c) for a in axes)) for c in candidates}
+    order = sorted(candidates, key=lambda c: (costs[c.key], c.label))
+    rows = np.array([costs[c.key] for c in order], np.float64).reshape(len(order), len(axes) + 1)
     found: dict[str, Candidate | None] = {}
-    front: list[Candidate] = []
-    rows = np.empty((0, len(axes) + 1))
-    for candidate in sorted(candidates, key=lambda c: (costs[c.key], c.label)):
-        own = np.array(costs[candidate.key])
-        behind = np.flatnonzero((rows <= own).all(axis=1) & (rows[:, 1:] < own[1:]).any(axis=1))
-        found[candidate.key] = front[behind[0]] if len(behind) else None
-        if not len(behind):
-            front.append(candidate)
-            rows = np.vstack([rows, own])
+    left = np.arange(len(order))
+    while len(left):
+        first, rest = left[0], left[1:]
+        found[order[first].key] = None
+        behind = (rows[first] <= rows[rest]).all(axis=1) & (rows[first, 1:] < rows[rest, 1:]).any(axis=1)
+        found |= {order[place].key: order[first] for place in rest[behind]}
+        left = rest[~behind]
     return found
 
 
