@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -13,7 +14,7 @@ from llmopt.core.errors import UsageError, nearest
 from llmopt.core.limits import meets, parse_limit
 from llmopt.core.metrics import METRICS, metric_names, parse_metric
 from llmopt.core.statistics import MIN_SAMPLES
-from llmopt.core.units import show
+from llmopt.core.units import parse_quantity, show
 from llmopt.recommend.candidates import Candidate
 from llmopt.recommend.cost import COSTS, check_price
 
@@ -42,6 +43,7 @@ def make_goal(
     check_price(price_per_hour)
     for name in optimize.split(","):
         check_objective(name.strip())
+    check_directions(slos)
     limits = [parse_limit(text) for text in slos]
     if max_memory is not None:
         limits.append(replace(parse_limit(f"peak_rss_bytes<={max_memory}"), text=f"{MEMORY_LIMIT}{max_memory}"))
@@ -78,8 +80,11 @@ def check_objective(name: str) -> None:
         parse_metric(name)
     except UsageError as error:
         if error.message.startswith("unknown metric"):
-            known = [*OBJECTIVES, *metric_names()]
-            raise UsageError(f"unknown objective {name!r}", hint=nearest(name, known)) from None
+            known = nearest(name, [*OBJECTIVES, *metric_names()])
+            close = f": {known}" if known.startswith("did") else ""
+            raise UsageError(
+                f"unknown objective {name!r}", hint=f"{', '.join(OBJECTIVES)}, or a metric{close}"
+            ) from None
         raise
 
 
@@ -96,6 +101,22 @@ def score_limit(text: str) -> Limit:
     return Limit(
         metric="task_score", statistic=task.strip(), comparison=comparison, bound=value, text=text.replace(" ", "")
     )
+
+
+def check_directions(slos: Sequence[str]) -> None:
+    """Raise UsageError for two limits on one figure that leave nothing between them."""
+    bounds: dict[str, dict[str, tuple[float, str]]] = {}
+    for text in slos:
+        match = re.fullmatch(r"\s*(\w+)\s*([<>])=?\s*(\S.*?)\s*", text)
+        if match is None:
+            continue  # parse_limit says what is wrong with it
+        metric, _ = parse_metric(match[1])
+        bounds.setdefault(match[1], {})[match[2]] = parse_quantity(match[3], metric.unit), text
+        both = bounds[match[1]]
+        if len(both) == 2 and both["<"][0] <= both[">"][0]:
+            raise UsageError(
+                f"{both['<'][1]!r} and {both['>'][1]!r} contradict each other: nothing is both", hint="drop one"
+            )
 
 
 def check_possible(limits: Sequence[Limit]) -> None:

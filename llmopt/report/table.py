@@ -123,7 +123,9 @@ def title(document: dict[str, Any]) -> str:
     points = [p for row in (*document.get("ranked", ()), *document.get("rejected", ())) for p in row["curve"]]
     levels = {p["level"]: p["load"] for p in points if p["level"] is not None}
     line = workload_line(w)
-    if len(levels) > 1:
+    if document.get("forced"):
+        line = "unlike workloads, forced together"
+    elif len(levels) > 1:
         single = Workload(**{f.name: w[f.name] for f in fields(Workload) if f.name in w}).shape
         loop = f"{'closed' if w.get('load', 'closed') == 'closed' else 'open'} loop, {levels[min(levels)]} to {levels[max(levels)]}"
         line = workload_line(w | {"requests": None, "duration_s": None, "until": ""}).replace(single, loop)

@@ -1,6 +1,9 @@
+import statistics
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmopt.core.domain import Doubt, Verdict
 from llmopt.core.errors import Inconclusive
@@ -195,6 +198,29 @@ def test_counts_of_other_slos_are_not_mixed():
 def test_a_measurement_takes_the_place_of_an_estimate():
     found = only([run(throughput=900, evidence="estimated", started_at="2026-01-01"), run(throughput=100)])
     assert (found.evidence, found.value("output_tps")) == ("measured", 100)
+
+
+FIGURE = st.one_of(st.none(), st.floats(0.1, 1e6))
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([1, 4]), FIGURE, FIGURE), min_size=1, max_size=12))
+def test_figures_are_those_of_the_runs_one_by_one(rows):
+    """The medians of columns against the definition: steady rates of the runs that have one, others only where all do."""
+    runs = [
+        run(name, run_id=f"{n:02}", intervals={}, workload=WORKLOAD | {"concurrency": users},
+            metrics=metrics() | {"output_tps": rate, "load_s": load})
+        for n, (name, users, rate, load) in enumerate(rows)
+    ]  # fmt: skip
+    found = {
+        (c.artifact["quantization"], p.level): (p.value("output_tps"), p.value("load_s"))
+        for c in comparable(runs).candidates
+        for p in c.points
+    }
+    for key in {(name, users) for name, users, *_ in rows}:
+        rates = [r for name, users, r, _ in rows if (name, users) == key and r is not None]
+        loads = [x for name, users, _, x in rows if (name, users) == key]
+        wanted = statistics.median(rates) if rates else None, None if None in loads else statistics.median(loads)
+        assert found[key] == wanted
 
 
 def test_many_runs_are_not_noisy_for_being_many():

@@ -60,6 +60,7 @@ def test_an_unknown_objective_names_the_nearest():
     [
         ({"slos": ["ttft_p95<0ms"]}, "contradicts itself"),
         ({"slos": ["error_rate<0"]}, "contradicts itself"),
+        ({"slos": ["ttft_p95<300ms", "ttft_p95>=400ms"]}, "contradict each other"),
         ({"slos": ["slo_attainment>1"]}, "contradicts itself"),
         ({"slos": [], "max_cost": 1.0}, "needs the price"),
         ({"slos": ["cost_blended<1"]}, "needs the price"),
