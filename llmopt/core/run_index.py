@@ -23,7 +23,8 @@ import msgspec
 from llmopt.core.domain import Measurement, stable_hash
 from llmopt.core.errors import StoreError
 from llmopt.core.files import PARTIAL
-from llmopt.core.run_table import NUMBERS, WORDS, Row, RunTable, assemble, impossible, joined, read_row
+from llmopt.core.run_row import NUMBERS, WORDS, Row, read_row
+from llmopt.core.run_table import RunTable, assemble, impossible, joined
 from llmopt.core.store import read_run
 
 if TYPE_CHECKING:

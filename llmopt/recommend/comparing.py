@@ -1,0 +1,103 @@
+"""Who is better than whom in one thing, how surely, and the order that follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmopt.core.metrics import METRICS
+from llmopt.recommend.candidates import Candidate
+from llmopt.recommend.front import Axis
+from llmopt.recommend.points import EVIDENCE
+from llmopt.recommend.ties import FEWEST_RUNS, SURE, beats, beats_by_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beats:
+    """P(one is better than the next), and over what that was found; ``None`` where only the figures are known."""
+
+    probability: float
+    over: str | None
+
+    @property
+    def sure(self) -> bool:
+        return self.probability >= SURE
+
+
+def in_order(
+    candidates: Sequence[Candidate], wanted: Sequence[Axis], last: Callable[[Candidate], tuple[Any, ...]]
+) -> list[Candidate]:
+    """By the first objective; those that tie in it by the second, and so on. Measurements before estimates."""
+    axis, *rest = wanted
+    order = sorted(candidates, key=lambda c: (EVIDENCE.index(c.evidence), axis.cost(c), *last(c)))
+    if not rest:
+        return order
+    groups = tie_groups(order, axis)
+    found: list[Candidate] = []
+    for number in dict.fromkeys(groups[c.key] for c in order):
+        found += in_order([c for c in order if groups[c.key] == number], rest, last)
+    return found
+
+
+def tie_groups(candidates: Sequence[Candidate], axis: Axis) -> dict[str, int | None]:
+    """Best first, those that the leader of their group does not surely beat are one group: the data does not tell them apart.
+
+    A candidate whose objective is unknown ties with nobody: its group is ``None``; nor does an estimate with a measurement.
+    """
+    groups: dict[str, int | None] = {}
+    leader: Candidate | None = None
+    number = 0
+    for c in sorted(candidates, key=lambda c: (EVIDENCE.index(c.evidence), axis.cost(c), c.label, c.key)):
+        if not math.isfinite(axis.cost(c)):
+            groups[c.key] = None
+            continue
+        if leader is None or leader.evidence != c.evidence or probability(leader, c, axis).sure:
+            leader, number = c, number + 1
+        groups[c.key] = number
+    return groups
+
+
+def probability(one: Candidate, other: Candidate, axis: Axis) -> Beats:
+    """P(one is better): over runs where both have three, else from the intervals within them, else by the figures alone."""
+    lower = axis.lower_is_better
+    if METRICS[axis.metric].source != "quality":
+        values = [c.point.values(axis.metric, axis.statistic) for c in (one, other)]
+        if min(map(len, values)) >= FEWEST_RUNS:
+            return Beats(probability=beats(*values, lower_is_better=lower), over="runs")
+    figures = [c.value(axis.metric, axis.statistic) for c in (one, other)]
+    bounds = [interval_of(c, axis) for c in (one, other)]
+    if figures[0] is not None and figures[1] is not None and bounds[0] and bounds[1]:
+        p = beats_by_interval(
+            figures[0],
+            (bounds[0]["low"], bounds[0]["high"]),
+            figures[1],
+            (bounds[1]["low"], bounds[1]["high"]),
+            lower_is_better=lower,
+        )
+        over = " and ".join(sorted({b["over"] for b in bounds if b}))
+        return Beats(probability=p, over=f"{over} within the run" if over == "blocks" else over)
+    costs = axis.cost(one), axis.cost(other)
+    return Beats(probability=0.5 if costs[0] == costs[1] else float(costs[0] < costs[1]), over=None)
+
+
+def interval_of(c: Candidate, axis: Axis) -> dict[str, Any] | None:
+    if axis.metric != "task_score":
+        return c.interval(axis.name)
+    value, error = c.task_scores.get(axis.statistic or "", (None, None))
+    if value is None or error is None:
+        return None
+    return {"low": value - 1.96 * error, "high": value + 1.96 * error, "over": "questions"}
+
+
+def beats_next(one: Candidate, other: Candidate, axis: Axis) -> dict[str, Any] | None:
+    if not math.isfinite(axis.cost(one)) or not math.isfinite(axis.cost(other)) or one.evidence != other.evidence:
+        return None
+    found = probability(one, other, axis)
+    return {
+        "label": other.label,
+        "in": axis.name,
+        "probability": found.probability if found.over else None,
+        "over": found.over,
+    }
