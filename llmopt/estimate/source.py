@@ -14,11 +14,13 @@ from llmopt import demo
 from llmopt.core.errors import ModelError, UsageError, nearest
 from llmopt.core.formats import Layout, layout
 from llmopt.core.synthetic import shapes
-from llmopt.core.weights import tensors
+from llmopt.core.weights import INDEX, tensors
 from llmopt.estimate.architectures import is_known, language_part, shape_of
 from llmopt.estimate.shape import LARGEST, UNKNOWN, Role, Shape, Tensor
 from llmopt.estimate.weights import Weights, weights_of
 
+STORED = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+WHOLE = 0.9  # of the size by the config: less is a download that is not finished
 ROW = 4096  # of a model that is known by its size alone: decides the share of scales in its bits
 # Words in the names of a checkpoint's tensors → what they are.
 NAMES: tuple[tuple[tuple[str, ...], str, Role], ...] = (
@@ -101,16 +103,32 @@ def open_folder(folder: Path) -> Source:
     entries = {name: entry for name, (_, entry) in tensors(folder).items()}
     shape = known_shape(config, file, entries)
     found = Source(name=folder.resolve().name, shape=shape, stored=stored_layout(config))
-    if entries:
-        sizes: dict[str, int] = {}
-        for entry in entries.values():
-            first, last = entry["data_offsets"]
-            sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + last - first
-        total = sum(sizes.values())
-        if total:
-            bits = round(total * 8 / shape.parameters, 3)
-            return replace(found, weights=Weights(bytes=total, file_bytes=total, bits_per_weight=bits, types=sizes))
-    return found
+    exact = stored_weights(folder, shape, entries)
+    if exact is not None and found.stored.format == "plain":  # the files know their type better than the config
+        main = max(exact.types, key=lambda kind: exact.types[kind])
+        found = replace(found, stored=layout(STORED[main]) if main in STORED else found.stored)
+    if exact is not None and exact.bytes < WHOLE * weights_of(shape, found.stored).bytes:
+        note = f"{folder} lacks a part of its weights: sized by the config"
+        return replace(found, shape=replace(shape, notes=(*shape.notes, note)))
+    return replace(found, weights=exact)
+
+
+def stored_weights(folder: Path, shape: Shape, entries: dict[str, Any]) -> Weights | None:
+    """As the headers tell, or the index, which knows of shards that are not here; ``None`` without either."""
+    sizes: dict[str, int] = {}
+    for entry in entries.values():
+        first, last = entry["data_offsets"]
+        sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + last - first
+    index = folder / INDEX
+    said = read_config(index).get("metadata") if index.exists() else None
+    declared = said.get("total_size") if isinstance(said, dict) else None
+    if isinstance(declared, int) and declared > sum(sizes.values()):
+        sizes = {"stored": declared}
+    total = sum(sizes.values())
+    if not total:
+        return None
+    bits = round(total * 8 / shape.parameters, 3)
+    return Weights(bytes=total, file_bytes=total, bits_per_weight=bits, types=sizes)
 
 
 def known_shape(config: dict[str, Any], file: Path, entries: dict[str, Any]) -> Shape:

@@ -187,6 +187,27 @@ def test_an_unknown_architecture_is_sized_by_its_weights_and_said_so(tmp_path):
     assert "'brand_new' is not known" in found["doubts"][0]
 
 
+def test_the_index_alone_tells_the_size_of_the_weights(folder):
+    index = {"metadata": {"total_size": 15_231_233_024}, "weight_map": {}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert document(folder)["memory"]["weights_bytes"] == 15_231_233_024
+
+
+def test_the_files_know_their_type_better_than_the_config(tmp_path):
+    config = {**QWEN, "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64,
+              "vocab_size": 20000, "tie_word_embeddings": True, "torch_dtype": "float32"}  # fmt: skip
+    folder = folder_of(tmp_path / "tiny", config)
+    shards.shard(folder / "model.safetensors", {"model.embed_tokens.weight": shards.bf16(20000, 64)})
+    assert document(folder)["quantization"]["name"] == "bf16"
+
+
+def test_a_download_that_is_not_finished_is_sized_by_the_config(folder):
+    shards.shard(folder / "model-00001-of-00004.safetensors", {"model.norm.weight": shards.bf16(3584)})
+    found = document(folder)
+    assert found["memory"]["weights_bytes"] == 2 * 7_615_616_512
+    assert "lacks a part of its weights" in found["doubts"][0]
+
+
 def test_a_repository_that_was_fetched_before_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / "abc"
