@@ -88,17 +88,14 @@ def open_source(name: str) -> Source:
 
 
 def open_folder(folder: Path) -> Source:
-    file = folder / "config.json"
-    if not file.exists():
-        ggufs = sorted(folder.glob("*.gguf"))
-        if len(ggufs) == 1:
-            from llmopt.estimate.gguf import open_gguf
+    file, ggufs = folder / "config.json", sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1 and not any(folder.glob("*.safetensors")):
+        from llmopt.estimate.gguf import open_gguf
 
-            return open_gguf(ggufs[0])
-        raise ModelError(
-            f"{folder} has no config.json",
-            hint="name a GGUF file in it" if ggufs else "fetch config.json: the weights are not needed",
-        )
+        return replace(open_gguf(ggufs[0]), name=folder.resolve().name)
+    if not file.exists():
+        hint = "name a GGUF file in it" if ggufs else "fetch config.json: the weights are not needed"
+        raise ModelError(f"{folder} has no config.json", hint=hint)
     config = read_config(file)
     entries = {name: entry for name, (_, entry) in tensors(folder).items()}
     shape = known_shape(config, file, entries)

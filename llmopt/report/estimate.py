@@ -9,14 +9,15 @@ from llmopt.core.units import show
 
 PARTS = (("weights_bytes", "weights"), ("kv_cache_bytes", "KV cache"), ("activation_bytes", "activations"))
 BAR = 24
+ACTIVE = 0.9  # share of a mixture that is called all of it
 
 
 def print_estimate(document: dict[str, Any]) -> None:
     model, memory, load = document["model"], document["memory"], document["load"]
     quantization = document["quantization"]
-    size = f"{model['parameters'] / 1e9:.2f} B parameters"
-    if model["active_parameters"] < 0.9 * model["parameters"]:
-        size += f", {model['active_parameters'] / 1e9:.2f} B of them active"
+    size = f"{count(model['parameters'])} parameters"
+    if model["active_parameters"] < ACTIVE * model["parameters"] and model["experts"]:
+        size += f", {count(model['active_parameters'])} of them active"
     print(f"{model['name']} ({model['model_type']}, {size}) as {quantization['name']} on {document['backend']}")
     print(
         f"{load['sequences']} × {load['input_tokens']:,} + {load['output_tokens']:,} tokens; all figures are estimated"
@@ -45,6 +46,10 @@ def print_estimate(document: dict[str, Any]) -> None:
         print(f"  {line}")
     for line in document["doubts"]:
         print(f"! {line}")
+
+
+def count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 def print_size(document: dict[str, Any]) -> None:

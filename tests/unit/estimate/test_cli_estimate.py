@@ -97,6 +97,13 @@ def test_a_gguf_file_is_read_exactly(tmp_path):
     assert found["backend"] == "llamacpp"
 
 
+def test_a_folder_with_one_gguf_is_that(tmp_path):
+    shards.gguf(folder_of(tmp_path / "artifact") / "model.gguf", TENSORS, said=TOLD)
+    found = document(tmp_path / "artifact")
+    assert found["backend"] == "llamacpp"
+    assert found["model"]["name"] == "artifact"
+
+
 def test_a_gguf_that_tells_nothing_of_its_model_is_refused(tmp_path):
     found = estimate(shards.gguf(tmp_path / "model.gguf", TENSORS))
     assert found.exit_code == 1
