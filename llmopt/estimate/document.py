@@ -41,7 +41,8 @@ def estimate_document(source: Source, case: Case) -> dict[str, Any]:
         "evidence": EVIDENCE,
         "model": {
             "name": source.name, "model_type": shape.model_type, "parameters": shape.parameters,
-            "active_parameters": shape.active_parameters, "layers": shape.layers, "experts": shape.experts or None, "vision_parameters": shape.vision or None,
+            "active_parameters": shape.active_parameters, "layers": shape.layers, "experts": shape.experts or None,
+            "vision_parameters": shape.vision or None,
         },
         "quantization": {
             "name": case.layout.name, "format": case.layout.format, "bits_per_weight": case.weights.bits_per_weight,
