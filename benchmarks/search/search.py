@@ -6,7 +6,7 @@ Searches: **exhaustive** (three interleaved rounds of all, the best mean), **ran
 those runs allow, three runs each), **plain halving** (single look: 24 runs, the best 6, the best 2, judged by the last pass
 alone), **racing** (``llmopt.recommend.racing``, with at most 45 % of the exhaustive runs), **racing, settled** (the same
 until the race itself says that it is over, or has taken 75 % of the runs of the exhaustive search), and racing with
-predictions: right but for an error of 17 % (at most 35 %), and misleading ones (at most 45 %): shuffled over the
+predictions: right but for an error of 17 % (at most 35 %, or until it is settled), and misleading ones (at most 45 %): shuffled over the
 configurations, reversed, half of them 40 % too low.  Predictions always claim an error of 17 %.
 Every race knows which arms share a quantization, an engine and a setting; in a matrix that was not made of these it is
 told the same, and it means nothing.  Runs cost the same; noise is drawn anew for every run and every seed.
@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matrices import KINDS, Machine
 
-from llmopt.recommend.racing import Prior, Race
+from llmopt.recommend.beliefs import Prior
+from llmopt.recommend.racing import Race
 
-TABLE = Path(__file__).with_name("table.md")
+TABLE, RESULTS = Path(__file__).with_name("table.md"), Path(__file__).with_name("results.json")
 NOISES = ((0.03, 0.01), (0.05, 0.02))
 ROUNDS = 3
 PRIOR_ERROR = 0.17
@@ -108,6 +109,7 @@ SEARCHES: dict[str, Search] = {
     "racing": racing(SHARE),
     "racing, settled": racing(None),
     "with estimates": racing(SHARE_WITH_PRIOR, good),
+    "estimates, settled": racing(None, good),
     "estimates shuffled": racing(SHARE, shuffled),
     "estimates reversed": racing(SHARE, reversed_),
     "estimates half low": racing(SHARE, half_low),
@@ -128,24 +130,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2000)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--write", action="store_true", help=f"put the table into {TABLE.name}")
+    parser.add_argument("--searches", default=";".join(SEARCHES), help="with semicolons between them")
+    parser.add_argument(
+        "--write", action="store_true", help=f"keep the cells in {RESULTS.name}, and write {TABLE.name}"
+    )
     asked = parser.parse_args()
-    started, lines = time.monotonic(), []
+    cells: dict[str, str] = json.loads(RESULTS.read_text()) if asked.write and RESULTS.exists() else {}
+    searches = asked.searches.split(";")
+    for noise in NOISES:
+        for kind in asked.kinds.split(","):
+            for name in searches:
+                cells[key_of(noise, kind, name)] = found = cell(kind, noise, SEARCHES[name], asked.seeds)
+                print(f"{noise[0]:.0%} {kind}: {name} {found}", flush=True)
+    if asked.write:
+        RESULTS.write_text(json.dumps(cells, indent=1) + "\n")
+        TABLE.write_text(table(cells, asked.seeds))
+
+
+def key_of(noise: tuple[float, float], kind: str, name: str) -> str:
+    return f"{noise[0]:.0%} {noise[1]:.0%}: {kind}: {name}"
+
+
+def table(cells: dict[str, str], seeds: int) -> str:
+    lines = [
+        f"Written by search.py on {datetime.date.today()}: {seeds:,} seeds a cell.",
+        "Chance to end within 2 % of the best, and mean runs as a share of the exhaustive ones.",
+        "",
+        *(f"- **{name}**: {kind.title}" for name, kind in KINDS.items()),
+    ]
     for noise in NOISES:
         lines += [f"\nNoise of a run: {noise[0]:.0%} from run to run, {noise[1]:.0%} within a run.\n"]
         lines += ["| matrix | " + " | ".join(SEARCHES) + " |", "|---|" + "---:|" * len(SEARCHES)]
-        for kind in asked.kinds.split(","):
-            cells = [cell(kind, noise, search, asked.seeds) for search in SEARCHES.values()]
-            lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-            print(lines[-1], flush=True)
-    head = [
-        f"Written by search.py on {datetime.date.today()}: {asked.seeds:,} seeds a cell, {time.monotonic() - started:.0f} s.",
-        "Chance to end within 2 % of the best, and mean runs as a share of the exhaustive ones.",
-        "",
-        *(f"- **{name}**: {KINDS[name].title}" for name in asked.kinds.split(",")),
-    ]
-    if asked.write:
-        TABLE.write_text("\n".join([*head, *lines]) + "\n")
+        for kind in KINDS:
+            row = (cells.get(key_of(noise, kind, name), "–") for name in SEARCHES)
+            lines.append(f"| {kind} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

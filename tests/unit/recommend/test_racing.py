@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from llmopt.recommend.racing import Prior, Race, least_likely, student_tail
+from llmopt.recommend.beliefs import Prior, student_tail
+from llmopt.recommend.racing import Race, least_likely
 
 TRUTH = {f"c{place}": 100 * 0.94**place for place in range(24)}
 
