@@ -188,7 +188,7 @@ class Racing:
                 self.race.record(failure["round"], label, failure=failure["reason"])
         for (round, label), runs in sorted(self.stored().items()):
             self.runs += runs
-            if len(runs) == runs[0].race["loads"] or enough(runs, self.job.goal):
+            if len(runs) == runs[0].race.get("loads") or enough(runs, self.job.goal):
                 self.judge(round, label, runs)
             elif label not in self.race.failed:
                 unfinished.append((round, label))
