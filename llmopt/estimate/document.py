@@ -105,11 +105,14 @@ def assumptions(source: Source, case: Case, memory: Memory) -> list[str]:
     working = working_of(case)
     found = [
         f"weights: {basis}",
-        f"KV cache: {case.load.sequences} × {case.load.context:,} tokens, all sequences at their full length"
-        if memory.peak == "decode" or case.backend != "hf"
-        else f"KV cache: {case.load.sequences} × {case.load.prompt:,} tokens, for the peak is at the end of the prefill",
+        f"KV cache: {case.load.sequences} × {case.load.context:,} tokens, all sequences at their full length",
         f"activations: {working.words}",
-        f"peak: {memory.peak}",
+        f"peak: {memory.peak}"
+        + (
+            f", when the KV cache held {case.load.prompt:,} tokens: activations are what comes on top of the whole cache"
+            if memory.peak == "prefill" and case.backend == "hf"
+            else ""
+        ),
     ]
     if case.backend == "hf" and case.load.prompt > 1:
         older = case.load.sequences * case.load.prompt * case.shape.vocabulary * 6

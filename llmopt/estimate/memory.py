@@ -126,15 +126,19 @@ def memory_of(case: Case) -> Memory:
 
 
 def at_peak(case: Case, working: Activations, overhead: Overhead) -> tuple[int, int, int, str]:
-    """(needed on one device, KV cache, activations, "prefill" or "decode") at the larger of the two moments."""
+    """(needed on one device, KV cache, activations, "prefill" or "decode") at the larger of the two moments.
+
+    The KV cache is that of the whole context; where the peak comes before it is full, what was still free of it is taken
+    off the activations, so that the parts are the peak together.
+    """
     devices = case.devices.count
     grown = cache_bytes(case, case.load.context, case.load.sequences, overhead.block)
     # Engines that reserve their cache hold all of it from the start; transformers' grows with the tokens.
     first = cache_bytes(case, case.load.prompt, case.load.sequences, 1) if case.backend == "hf" else grown
     moments = [("prefill", first, working.prefill * devices), ("decode", grown, working.decode * devices)]
-    peak, kv, active = max(moments, key=lambda moment: moment[1] + moment[2])
-    needed = -(-(held_weights(case) + kv + active) // devices) + overhead.context + overhead.graphs
-    return needed, kv, active, peak
+    most, peak = max((kv + active, name) for name, kv, active in moments)
+    needed = -(-(held_weights(case) + most) // devices) + overhead.context + overhead.graphs
+    return needed, grown, most - grown, peak
 
 
 def held_weights(case: Case) -> int:

@@ -31,6 +31,14 @@ def test_the_peak_is_at_the_end_when_the_answer_is_long():
     assert found.kv_cache_bytes == 16016 * KV_OF_A_TOKEN
 
 
+def test_the_cache_is_that_of_the_whole_context_when_the_peak_is_before_it_is_full():
+    found = memory_of(case(prompt=6144, output=2048))
+    assert found.peak == "prefill"
+    assert found.kv_cache_bytes == 8192 * KV_OF_A_TOKEN
+    shorter = memory_of(case(prompt=6144, output=1))  # the same prefill, and so the same peak
+    assert shorter.total_bytes == found.total_bytes
+
+
 def test_every_gpu_has_its_own_activations():
     one, three = memory_of(case(count=1)), memory_of(case(count=3))
     assert three.activation_bytes == 3 * one.activation_bytes
