@@ -73,8 +73,9 @@ def make_store(folder: Path, record: dict[str, Any], runs: int, *, many: bool) -
     quantizations, engines = list(QUANTIZATIONS), list(ENGINES)
     made = json.loads(text)
     for n in range(runs):
-        name, engine = quantizations[n % 10], engines[n // 10 % 5]
-        sequences, users = SEQUENCES[n // 50 % 4], USERS[n // 200 % 6]
+        place_of = n // REPEATS if many else n
+        name, engine = quantizations[place_of % 10], engines[place_of // 10 % 5]
+        sequences, users = SEQUENCES[place_of // 50 % 4], USERS[place_of // 200 % 6]
         speed = QUANTIZATIONS[name] * ENGINES[engine] * rng.gauss(1, NOISE)
         busy = min(users, sequences)
         made |= {"run_id": f"20260101T000000-{n:08x}", "case_key": f"{n % 1200:016x}"}
@@ -85,7 +86,7 @@ def make_store(folder: Path, record: dict[str, Any], runs: int, *, many: bool) -
             "method": "none" if name == "bf16" else "other",
             "key": name,
         }
-        made["serve"] = {"backend": engine, "max_num_seqs": sequences} | ({"block_size": n // REPEATS} if many else {})
+        made["serve"] = {"backend": engine, "max_num_seqs": sequences} | ({"block_size": place_of} if many else {})
         made["workload"]["concurrency"] = users
         made["metrics"] |= {
             "output_tps": base["output_tps"] * speed * busy**0.7,
