@@ -267,17 +267,21 @@ def calibrate_command(
     seconds: Annotated[float, typer.Option("--seconds", min=2, max=120, help="How long to measure.")] = 8.0,
     json: Json = False,
 ) -> None:
-    """Measure what the load client can take on this machine, against a null server, and keep it for every verdict."""
+    """Measure what the load client can take on this machine, for every verdict, and its processor's peaks, for estimates."""
     from dataclasses import asdict
 
     from llmopt.bench.calibrate import calibrate
+    from llmopt.estimate.peak import measure
     from llmopt.report.terminal import print_ceiling
     from llmopt.serve.scripted import running
 
     report = reporter(quiet=json)
     with report.task("measuring the client"), running() as base_url:
         ceiling = calibrate(base_url, seconds, report.say)
+    with report.task("measuring the processor"):
+        peak = measure()
     document = asdict(ceiling) | {"reads_per_s": ceiling.reads_per_s, "requests_per_s": ceiling.requests_per_s}
+    document["processor"] = asdict(peak)
     print_json(document) if json else print_ceiling(document)
 
 

@@ -1,7 +1,8 @@
-"""``llmopt estimate``: what a model needs before anything is loaded."""
+"""``llmopt estimate``: what a model needs and gives before anything is loaded."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,8 @@ import typer
 from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json
 from llmopt.core.errors import GoalNotMet, UsageError
 
-LOAD, DEVICE = "Load", "Device"
+LOAD, DEVICE, SPEED = "Load", "Device", "Speed and cost"
+THIS = "this"
 
 
 @app.command("estimate", cls=GroupedCommand)
@@ -37,6 +39,7 @@ def estimate_command(
     max_num_batched_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of one step (llama.cpp: -ub).", rich_help_panel=LOAD)
     ] = None,
+    rate: Annotated[float | None, typer.Option(help="Open loop: requests per second.", rich_help_panel=LOAD)] = None,
     kv_cache_dtype: Annotated[
         str | None, typer.Option(help="Number type of the KV cache: fp8, q8_0.", rich_help_panel=LOAD)
     ] = None,
@@ -44,7 +47,8 @@ def estimate_command(
         str | None, typer.Option(help="hf: sdpa, flash_attention_2 or eager.", rich_help_panel=LOAD)
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", help="GPU by name; 'list' names all.", rich_help_panel=DEVICE)
+        str | None,
+        typer.Option("--gpu", help="GPU by name; 'list' names all, 'this' is this machine's.", rich_help_panel=DEVICE),
     ] = None,
     vram: Annotated[
         str | None, typer.Option("--vram", help="Memory of one GPU: 24GiB.", rich_help_panel=DEVICE)
@@ -56,13 +60,47 @@ def estimate_command(
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Share of it that may be taken.", rich_help_panel=DEVICE)
     ] = None,
+    bandwidth: Annotated[
+        str | None, typer.Option("--bandwidth", help="Of its memory, a second: 1008GB.", rich_help_panel=DEVICE)
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option("--flops", help="16-bit operations a second, dense: 165e12.", rich_help_panel=DEVICE)
+    ] = None,
+    num_speculative_tokens: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Tokens that a draft proposes each step.", rich_help_panel=SPEED)
+    ] = None,
+    acceptance_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Chance that such a token is kept; unknown: bounds alone.", rich_help_panel=SPEED
+        ),
+    ] = None,
+    draft_parameters: Annotated[
+        float | None,
+        typer.Option(min=0, help="Size of the draft model in 16 bits: 0.5e9; none for n-grams.", rich_help_panel=SPEED),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of the whole machine, for the cost of a token.", rich_help_panel=SPEED)
+    ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option("--prices", help="Prices of GPUs, as TOML: [h100] on_demand = 2.5.", rich_help_panel=SPEED),
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--results",
+            help="Folder of run records that correct the figures, may be repeated; default: results and those of demo and tune.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
     parameters: Annotated[
         float | None, typer.Option(help="Size of a model that is not known here, for weights alone: 7e9.")
     ] = None,
     fits: Annotated[bool, typer.Option("--fits", help="List which quantizations and contexts fit.")] = False,
     json: Json = False,
 ) -> None:
-    """Estimate memory from the config or the files' headers alone: no GPU, no weights, under a second."""
+    """Estimate memory and speed from the config or the files' headers alone: no GPU, no weights, under a second."""
     if gpu == "list":
         list_devices(json)
         return
@@ -91,6 +129,12 @@ def estimate_command(
         print_json(document) if json else print_fits(document)
         return
     document = estimate_document(source, case)
+    document["speed"] = speed_of(
+        case, document["fits"],
+        device={"gpu": gpu, "vram": vram, "bandwidth": bandwidth, "flops": flops}, results=results, rate=rate,
+        draft={"tokens": num_speculative_tokens, "acceptance": acceptance_rate, "parameters": draft_parameters},
+        price={"price_per_hour": price_per_hour, "prices": prices},
+    )  # fmt: skip
     print_json(document) if json else print_estimate(document)
     if document["fits"] is False:
         raise GoalNotMet(
@@ -142,7 +186,11 @@ def make_devices(gpu: str | None, vram: str | None, gpus: int | None, tensor_par
             f"--tensor-parallel-size {tensor_parallel} does not divide --gpus {count}", hint=f"--gpus {tensor_parallel}"
         )
     found = None
-    if gpu:
+    if gpu == THIS:
+        from llmopt.estimate.peak import this_device
+
+        found = this_device()
+    elif gpu:
         from llmopt.estimate.hardware import device
 
         found = device(gpu)
@@ -157,6 +205,76 @@ def make_devices(gpu: str | None, vram: str | None, gpus: int | None, tensor_par
         name=name,
         kind=found.kind if found else "gpu",
     )
+
+
+def speed_of(
+    case: Any, fits: bool | None, *, device: dict[str, Any], results: list[Path] | None, rate: float | None,
+    draft: dict[str, Any], price: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The part of the document that is about speed. Raises UsageError for options that say nothing together."""
+    from llmopt.estimate.calibration_runs import knowledge_of
+    from llmopt.estimate.memory import memory_of
+    from llmopt.estimate.speed import question, speed_document
+
+    if rate is not None and (not 0 < rate < float("inf") or not case.load.output):
+        raise UsageError(
+            "--rate needs requests per second, and the length of an answer",
+            hint="--rate 2 --input-tokens 512 --output-tokens 128",
+        )
+    peak, drafted, paid = make_peak(**device), make_draft(**draft), make_price(case, **price)
+    if peak is None:
+        return {
+            "unknown_because": "of the device its memory alone is known",
+            "hint": "--bandwidth 1008GB --flops 165e12",
+        }
+    return speed_document(
+        question(
+            case, peak, memory_of(case), knowledge=knowledge_of(results, peak), rate=rate, draft=drafted,
+            price=paid(peak),
+        )
+    )  # fmt: skip
+
+
+def make_peak(gpu: str | None, vram: str | None, bandwidth: str | None, flops: float | None) -> Any:
+    """``None`` where only its memory was told."""
+    from llmopt.core.units import parse_quantity
+    from llmopt.estimate.peak import named_peak, peak_of, this_peak
+
+    if (bandwidth is None) != (flops is None):
+        raise UsageError("a device needs --bandwidth and --flops together", hint="--bandwidth 1008GB --flops 165e12")
+    if bandwidth is not None and flops is not None:
+        reading = parse_quantity(bandwidth, "bytes")
+        if not (reading > 0 and 0 < flops < float("inf")):
+            raise UsageError("--bandwidth and --flops must be more than 0", hint="--bandwidth 1008GB --flops 165e12")
+        return named_peak(reading, flops, gpu or f"a GPU of {bandwidth}/s")
+    if gpu and gpu != THIS:
+        from llmopt.estimate.hardware import device
+
+        return peak_of(device(gpu))
+    return None if vram else this_peak()
+
+
+def make_draft(tokens: int | None, acceptance: float | None, parameters: float | None) -> Any:
+    from llmopt.estimate.speed import Draft
+
+    if tokens is None:
+        if acceptance is not None or parameters is not None:
+            raise UsageError(
+                "a draft is known by how many tokens it proposes",
+                hint="--num-speculative-tokens 4 --acceptance-rate 0.7",
+            )
+        return None
+    return Draft(tokens=tokens, acceptance=acceptance, bytes=2 * (parameters or 0.0))
+
+
+def make_price(case: Any, price_per_hour: float | None, prices: Path | None) -> Any:
+    """From a peak to its price, or to ``None``."""
+    from llmopt.estimate.prices import given_price, price_of
+
+    if price_per_hour is not None:
+        given = given_price(price_per_hour)
+        return lambda peak: given
+    return lambda peak: price_of(peak.key, prices)
 
 
 def list_devices(json: bool) -> None:

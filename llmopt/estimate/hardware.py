@@ -17,7 +17,11 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """``kind``: gpu, shared (one memory for processor and GPU) or cpu; ``tflops``: dense, by number type."""
+    """``kind``: gpu, shared (one memory for processor and GPU) or cpu; ``tflops``: dense, by number type.
+
+    ``link_bytes_per_s``: to others of its kind, in one direction; ``checked``: when the figures were looked up, empty for
+    those from memory.
+    """
 
     key: str
     name: str
@@ -25,9 +29,11 @@ class Device:
     memory_bytes: int
     bandwidth_bytes_per_s: float
     tflops: dict[str, float] = field(default_factory=dict)
+    link_bytes_per_s: float | None = None
     aliases: tuple[str, ...] = ()
     source: str = ""
     date: str = ""
+    checked: str = ""
 
 
 @functools.cache
@@ -39,6 +45,7 @@ def devices() -> dict[str, Device]:
             key=key, name=row["name"], kind=row["kind"], memory_bytes=int(row["memory_gib"] * GIB),
             bandwidth_bytes_per_s=row["bandwidth_gbs"] * 1e9, tflops=dict(row["tflops"]),
             aliases=tuple(row.get("aliases", ())), source=row["source"], date=row["date"],
+            link_bytes_per_s=row["link_gbs"] * 1e9 if "link_gbs" in row else None, checked=row.get("checked") or "",
         )
         for key, row in rows.items()
     }  # fmt: skip

@@ -42,18 +42,39 @@ class Weights:
     fallbacks: int = 0
 
 
+def sizes_of(shape: Shape, layout: Layout) -> list[tuple[Tensor, str, float]]:
+    """Each tensor with its type and its bytes; llama.cpp keeps a vision tower in another file."""
+    if layout.format != "gguf":
+        return [(t, *plain_size(t, layout)) for t in shape.tensors]
+    tensors = [t for t in shape.tensors if t.role != "vision"]
+    if layout.gguf not in FILE_TYPES:  # of a file that does not tell it
+        return [(t, layout.name, t.elements * layout.bits / 8) for t in tensors]
+    types = gguf_mix.tensor_types(
+        [as_quantized(t) for t in tensors], layout.gguf, traits(shape), matrix=FILE_TYPES[layout.gguf].needs_imatrix
+    )
+    return [(t, kind, t.elements * BITS[kind] / 8) for t, kind in zip(tensors, types, strict=True)]
+
+
+def plain_size(tensor: Tensor, layout: Layout) -> tuple[str, float]:
+    linear = tensor.role in QUANTIZED
+    bits = layout.linear_bits(tensor.columns, tensor.rows) if linear else layout.rest
+    if layout.format == "in-memory" and tensor.role == "head":
+        bits = layout.bits  # torch's dynamic quantization takes every nn.Linear
+    return layout.name if linear else f"{layout.rest}-bit", tensor.elements * bits / 8
+
+
+def by_type(sizes: list[tuple[Tensor, str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for _, kind, size in sizes:
+        found[kind] = found.get(kind, 0.0) + size
+    return found
+
+
 def weights_of(shape: Shape, layout: Layout, backend: str = "") -> Weights:
     """From the shape alone."""
     if layout.format == "gguf":
         return gguf_weights(shape, layout)
-    sizes: dict[str, float] = {}
-    for tensor in shape.tensors:
-        linear = tensor.role in QUANTIZED
-        bits = layout.linear_bits(tensor.columns, tensor.rows) if linear else layout.rest
-        if layout.format == "in-memory" and tensor.role == "head":
-            bits = layout.bits  # torch's dynamic quantization takes every nn.Linear
-        kind = layout.name if linear else f"{layout.rest}-bit"
-        sizes[kind] = sizes.get(kind, 0.0) + tensor.elements * bits / 8
+    sizes = by_type(sizes_of(shape, layout))
     quantized = sum(t.stack for t in shape.tensors if t.role in QUANTIZED)
     if layout.double:
         sizes[layout.name] = sizes.get(layout.name, 0.0) + NESTED_BYTES * quantized
@@ -67,12 +88,9 @@ def weights_of(shape: Shape, layout: Layout, backend: str = "") -> Weights:
 
 def gguf_weights(shape: Shape, layout: Layout) -> Weights:
     """As llama.cpp's quantizer would write them, with the file's header."""
-    tensors = [t for t in shape.tensors if t.role != "vision"]
+    found = sizes_of(shape, layout)
+    tensors, sizes = [tensor for tensor, _, _ in found], by_type(found)
     seen = [as_quantized(t) for t in tensors]
-    types = gguf_mix.tensor_types(seen, layout.gguf, traits(shape), matrix=FILE_TYPES[layout.gguf].needs_imatrix)
-    sizes: dict[str, float] = {}
-    for tensor, kind in zip(tensors, types, strict=True):
-        sizes[kind] = sizes.get(kind, 0.0) + tensor.elements * BITS[kind] / 8
     total = round(sum(sizes.values()))
     main = FILE_TYPES[layout.gguf].main
     narrow = sum(written_type(main, t.row) != main for t in seen if t.category != gguf_mix.KEPT)

@@ -41,11 +41,72 @@ def print_estimate(document: dict[str, Any]) -> None:
         print(
             f"longest context: {memory['max_context']:,} tokens; most sequences of this length: {memory['max_concurrency']:,}"
         )
+    print_speed(document.get("speed"))
     print()
     for line in document["assumptions"]:
         print(f"  {line}")
     for line in document["doubts"]:
         print(f"! {line}")
+
+
+FIGURES = (
+    ("ttft_s", "TTFT", "s"), ("itl_s", "ITL", "s"), ("tps", "one user", "tps"), ("e2e_s", "whole answer", "s"),
+    ("output_tps", "all users", "tps"), ("requests_per_s", "requests", "rps"), ("prefill_tps", "prompts", "tps"),
+    ("usd_per_million_output_tokens", "1M tokens", "price"),
+    ("usd_per_million_output_tokens_at_best_batch", "at best batch", "price"),
+)  # fmt: skip
+
+
+def print_speed(speed: dict[str, Any] | None) -> None:
+    """Figures with their intervals, throughput along the number of sequences, and what they rest on."""
+    if speed is None:
+        return
+    print()
+    if speed.get("unknown_because"):
+        print(f"no speed: {speed['unknown_because']}" + (f" ({speed['hint']})" if speed.get("hint") else ""))
+        return
+    load = f"{speed['rate']:g} requests/s" if speed["rate"] is not None else f"{speed['sequences']} at once"
+    print(f"on {speed['device']}, {load}, {speed['interval']:.0%} intervals; bound by {speed['bound']}")
+    for key, title, unit in FIGURES:
+        figure = speed[key]
+        if figure["low"] is not None:
+            print(
+                f"  {title:<14} {show(figure['value'], unit):>12}   {show(figure['low'], unit)} to {show(figure['high'], unit)}"
+            )
+    print_curve(speed)
+    for line in speed["refused"]:
+        print(f"! {line}")
+    if price := speed["price"]:
+        print(f"  price: {price['per_hour']:g} an hour, {price['source']}")
+        if price["spot"]:
+            print(f"  spot: {price['spot']['low']:g} to {price['spot']['high']:g} an hour; {price['spot']['note']}")
+    print(f"  {evidence_words(speed)}")
+
+
+def print_curve(speed: dict[str, Any]) -> None:
+    top, best = max(row["output_tps"] for row in speed["curve"]), speed["best_batch"]["value"]
+    print()
+    rows = [("at once", "all users", "ITL", "TTFT", "")]
+    for row in speed["curve"]:
+        rows.append((
+            str(row["batch"]), show(row["output_tps"], "tps"), show(row["itl_s"], "s"), show(row["ttft_s"], "s"),
+            "█" * max(1, round(row["output_tps"] / top * BAR)) + (" best batch" if row["batch"] == best else ""),
+        ))  # fmt: skip
+    print_table(rows, left=(4,))
+
+
+def evidence_words(speed: dict[str, Any]) -> str:
+    """What the figures were corrected by, and how far off that was where it was left out."""
+    found, errors = speed["calibration"], speed["calibration"]["left_out_error"]
+    device = f"peaks: {speed['device_source']}"
+    if not found["of_this_engine"]:
+        return f"{device}; no run of this engine on it is known: by the table alone"
+    named = [
+        f"{word} {errors[key]:.1%}"
+        for key, word in (("itl_s", "ITL"), ("output_tps", "throughput"))
+        if errors[key] is not None
+    ]
+    return f"{device}; corrected by {found['of_this_engine']} measured configurations, leave-one-out error {', '.join(named)}"
 
 
 def count(number: int) -> str:
