@@ -212,7 +212,7 @@ def speed_of(
     draft: dict[str, Any], price: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The part of the document that is about speed. Raises UsageError for options that say nothing together."""
-    from llmopt.estimate.calibration_runs import knowledge_of
+    from llmopt.estimate.knowledge import knowledge_of
     from llmopt.estimate.memory import memory_of
     from llmopt.estimate.speed import question, speed_document
 

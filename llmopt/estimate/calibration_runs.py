@@ -5,41 +5,29 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llmopt.core.errors import LlmoptError, UsageError
+from llmopt.core.domain import ServeOptions
+from llmopt.core.errors import LlmoptError
+from llmopt.core.load_level import whole
 from llmopt.core.machine import available_cores
-from llmopt.estimate.calibration import Observation, calibrated
-from llmopt.estimate.efficiency import Knowledge, group_of
+from llmopt.estimate.calibration import Observation
+from llmopt.estimate.efficiency import group_of
 from llmopt.estimate.load import Load
 from llmopt.estimate.memory import Case, Devices
 from llmopt.estimate.peak import engine_cores, gpu_peak
 from llmopt.estimate.roofline import Peak, demand_of, work_of
 from llmopt.estimate.source import Source, open_source
 
-USUAL = ("results", "llmopt-demo/results", "llmopt-tune/results")  # where bench, demo and tune write by default
 MOST = 300  # records that are read, the newest: a moment's work
 PAGE = "machine.json"
 OTHER_QUESTIONS = ("images", "adapters", "prefix_tokens")  # of a workload, that the model says nothing of
 MOST_CACHED = 0.05
+DEFAULTS = asdict(ServeOptions(backend=""))  # of records that were written before an option was there
 
 source_of = functools.cache(open_source)
-
-
-def folders(named: Sequence[Path] | None) -> list[Path]:
-    """Those that were named, else those that llmopt writes into by default and that are there."""
-    return list(named) if named is not None else [Path(name) for name in USUAL if Path(name).is_dir()]
-
-
-def knowledge_of(named: Sequence[Path] | None, peak: Peak) -> Knowledge:
-    """What the runs of this device teach; nothing where there are none. Raises UsageError for a folder that is none."""
-    for folder in named or ():
-        if not folder.is_dir():
-            raise UsageError(f"no results at {folder}", hint="measure something first: llmopt bench, or llmopt demo")
-    places = folders(named)
-    return calibrated(observations(places, peak)) if places else Knowledge()
 
 
 def observations(places: Sequence[Path], peak: Peak) -> list[Observation]:
@@ -90,7 +78,7 @@ def of_device(folder: Path, peak: Peak) -> bool:
 
 def observed(record: dict[str, Any], peak: Peak) -> Observation | None:
     """``None`` for a run that this model says nothing of. Raises what a record of another making raises."""
-    workload, serve, metrics = record["workload"], record["serve"], record["metrics"]
+    workload, serve, metrics = whole(record["workload"]), DEFAULTS | record["serve"], record["metrics"]
     users = at_once(workload, serve, metrics)
     if users is None or record["verdict"]["status"] == "invalid" or unlike(workload, metrics):
         return None

@@ -1,22 +1,30 @@
-"""What the estimate says of a configuration before anything is made: whether it can fit at all."""
+"""What the estimate says of configurations before they are measured: which cannot fit, and how fast the others should be."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from llmopt import serve
 from llmopt.core.domain import Goal, Quantization, ServeOptions, Workload
 from llmopt.core.errors import ModelError, UsageError
 from llmopt.core.machine import this_machine
 from llmopt.core.units import show
+from llmopt.estimate.knowledge import USUAL
 from llmopt.estimate.load import Load
 from llmopt.estimate.memory import Case, Devices, memory_of
+from llmopt.estimate.prior import best_of, prior, without_certainty
 from llmopt.estimate.source import Source, open_source
+from llmopt.pipeline.visiting import Contestant
+from llmopt.recommend.beliefs import Prior
 from llmopt.recommend.constraints import MEMORY_LIMIT
 from llmopt.serve.room import free_bytes
 
 ERROR = 0.15  # nine of ten estimates are within a tenth: what is above a limit by more than this cannot keep it
+
+SUREST, TOO_UNSURE = 0.1, 0.35  # standard deviations, as shares: what is less sure spares no measurement
 
 source_of = functools.cache(open_source)
 
@@ -61,3 +69,28 @@ def cannot_fit(
         if limit.text.startswith(MEMORY_LIMIT) and least > limit.bound:
             return f"{words}, above {limit.text}"
     return None
+
+
+def priors(
+    model: Path, contestants: Mapping[str, Contestant], metric: str, better: Literal["higher", "lower"], results: Path
+) -> dict[str, Prior]:
+    """What the race may expect of each; nothing unless the estimate is sure enough of all: then runs of this machine taught it.
+
+    ``results``: of earlier starts, read beside the folders where llmopt usually writes.
+    """
+    asked = {
+        label: [(c.case.artifact.quantization, c.case.serve, workload) for workload in c.workloads]
+        for label, c in contestants.items()
+    }
+    folders = [folder for folder in (results, *map(Path, USUAL)) if folder.is_dir()]
+    if not folders:
+        return {}
+    every = iter(prior(model, [one for own in asked.values() for one in own], metric, folders))
+    found = {}
+    for label, own in asked.items():
+        best = best_of([next(every) for _ in own], higher=better == "higher")
+        if best is None or best.error > TOO_UNSURE:
+            return {}
+        best = without_certainty(best, SUREST)
+        found[label] = Prior(value=best.value, error=best.error)
+    return found

@@ -23,6 +23,7 @@ from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import load_runs, with_quality
 from llmopt.pipeline.contestants import Field, Job, contestants_of, no_room, space_of
+from llmopt.pipeline.expecting import priors
 from llmopt.pipeline.measuring import RunOptions, engine_version
 from llmopt.pipeline.plans import rank_runs
 from llmopt.pipeline.reporter import Reporter
@@ -120,7 +121,10 @@ class Racing:
         self.results, self.state = folder / "results", folder / STATE
         self.metric, self.statistic, better = objective(job.goal, video=bool(this_machine().gpus))
         traits = {label: contestant.traits for label, contestant in self.contestants.items()}
-        self.race = Race(list(self.contestants), better=better, traits=traits, seed=job.seed)
+        expected = (
+            {} if job.exhaustive else priors(job.model, self.contestants, self.metric, better, folder / "results")
+        )
+        self.race = Race(list(self.contestants), better=better, prior=expected, traits=traits, seed=job.seed)
         self.runs: list[Measurement] = []
         self.failures, proposed = read_state(self.state)
         self.outcomes: dict[str, Outcome] = {}
