@@ -6,9 +6,9 @@ The order of the imports is the order of the commands in ``--help``.
 from __future__ import annotations
 
 from llmopt.cli.shell import app  # isort: skip
-from llmopt.cli import making, proving, serving, benching, estimating, deciding, tuning, environments  # isort: skip
+from llmopt.cli import making, proving, serving, benching, estimating, deciding, reporting, tuning, environments  # isort: skip
 
-__all__ = ["app", "benching", "deciding", "environments", "estimating", "main", "making", "proving", "serving", "tuning"]
+__all__ = ["app", "benching", "deciding", "environments", "estimating", "main", "making", "proving", "reporting", "serving", "tuning"]
 
 
 def main() -> None:

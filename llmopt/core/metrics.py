@@ -247,22 +247,30 @@ def _distribution(metric: Metric, run: Columns) -> dict[str, Any] | None:
     return distribution(known, missing=int((~run.ok).sum()), worst=metric.worst) if len(known) else None
 
 
-def _gaps(run: Columns) -> dict[str, Any]:
-    """``icl`` and ``itl``: the gaps between the chunks of the good requests, pooled; NaN tokens where not all are counted."""
+def gaps(run: Columns) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """In seconds, the gaps between the chunks of the good requests, pooled, and those between tokens.
+
+    The second is ``None`` where the tokens of a chunk are not all counted.
+    """
     import numpy as np
 
     good = np.repeat(run.ok, run.chunks)
     owner = np.repeat(np.arange(len(run.traces)), run.chunks)
     inside = good[1:] & (owner[1:] == owner[:-1])
-    gaps = np.diff(run.chunks_ns)[inside] * NS
-    if not len(gaps):
-        return {"icl_s": None, "itl_s": None}
-    itl = None
-    if all(t.chunk_tokens for t in run.traces if t.ok and len(t.chunks_ns) > 1):
-        tokens = run.chunk_tokens[1:][inside].astype(np.int64)
-        each = np.repeat(gaps / np.maximum(tokens, 1), tokens)
-        itl = distribution(each) if len(each) else None
-    return {"icl_s": distribution(gaps), "itl_s": itl}
+    found = np.diff(run.chunks_ns)[inside] * NS
+    if not len(found) or not all(t.chunk_tokens for t in run.traces if t.ok and len(t.chunks_ns) > 1):
+        return found, None
+    tokens = run.chunk_tokens[1:][inside].astype(np.int64)
+    return found, np.repeat(found / np.maximum(tokens, 1), tokens)
+
+
+def _gaps(run: Columns) -> dict[str, Any]:
+    """``icl`` and ``itl`` as distributions."""
+    chunks, tokens = gaps(run)
+    return {
+        "icl_s": distribution(chunks) if len(chunks) else None,
+        "itl_s": distribution(tokens) if tokens is not None and len(tokens) else None,
+    }
 
 
 def _met(run: Columns, slo: str) -> NDArray[np.bool_]:

@@ -1,0 +1,182 @@
+"""``llmopt report``: what was found, drawn for a terminal, a pull request, a spreadsheet or a browser."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmopt.cli.deciding import no_runs, require_report, say_skipped
+from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json
+from llmopt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmopt.core.domain import Goal
+
+DRAWN = 8  # configurations whose timelines are read: as many as the page shows at once
+
+form = functools.partial(typer.Option, rich_help_panel="Forms")
+wish = functools.partial(typer.Option, rich_help_panel="What is ranked, as of recommend")
+
+
+@app.command("report", cls=GroupedCommand)
+@for_people
+def report_command(
+    results: Annotated[
+        Path,
+        typer.Argument(help="Folder of run records, one record, or what recommend, tune or run printed with --json."),
+    ] = Path("results"),
+    html: Annotated[
+        Path | None, form("--html", help="One file for a browser, that needs nothing else: llmopt[html].")
+    ] = None,
+    md: Annotated[Path | None, form("--md", help="Markdown, for a pull request.")] = None,
+    csv: Annotated[Path | None, form("--csv", help="One row a configuration and load, units in the names.")] = None,
+    slo: Annotated[list[str] | None, wish("--slo", help="Kept at one load: 'ttft_p95<500ms'; may be repeated.")] = None,
+    max_memory: Annotated[str | None, wish("--max-memory", help="Peak memory limit, e.g. 2GiB.")] = None,
+    max_kl: Annotated[float | None, wish("--max-kl", help="Largest mean KL divergence to the base.")] = None,
+    optimize: Annotated[
+        str, wish("--optimize", help="throughput, latency, memory, quality, cost, or any metric.")
+    ] = "throughput",
+    baseline: Annotated[str | None, wish("--baseline", help="What to compare with, by label or key.")] = None,
+    price_per_hour: Annotated[
+        float | None, wish("--price-per-hour", help="What this machine costs an hour, in any currency.")
+    ] = None,
+    force: Annotated[bool, wish("--force", help="Rank unlike runs together.")] = False,
+    top: Annotated[int, wish("--top", min=0, help="Rows that are shown; 0 for all.")] = 0,
+    timelines: Annotated[
+        Path | None, typer.Option("--results", help="Where the runs of a saved document lie, for their timelines.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Draw what was measured: on the terminal, or as one HTML file, Markdown, CSV."""
+    from llmopt.core.files import write_atomic
+    from llmopt.recommend.constraints import make_goal
+
+    for file, check in ((html, require_page), (md, require_report), (csv, require_table)):
+        if file is not None:
+            check(file)
+    goal = make_goal(
+        slo or [], max_memory=max_memory, max_kl=max_kl, optimize=optimize, price_per_hour=price_per_hour
+    )  # fmt: skip
+    document, empty = document_of(results, goal, force=force, top=top or None, baseline=baseline)
+    for file, make in ((html, page_maker(timelines or results)), (md, markdown), (csv, table)):
+        if file is not None:
+            write_atomic(file, make(document))
+            print(f"{file} ({file.stat().st_size / 1e3:,.0f} kB)", file=sys.stderr if json else sys.stdout)
+    if json:
+        print_json(document)
+    elif html is md is csv is None and empty is None:
+        show(document)
+    if empty is not None:
+        raise empty
+
+
+def document_of(
+    results: Path, goal: Goal, *, force: bool, top: int | None, baseline: str | None
+) -> tuple[dict[str, Any], Exception | None]:
+    """The document, and where there is no run at all the error that says so: it is drawn, and said. Raises LlmoptError."""
+    saved = saved_document(results)
+    if saved is not None:
+        return saved, None
+    from dataclasses import asdict
+
+    from llmopt.core.run_index import read_store
+    from llmopt.pipeline import ranking
+    from llmopt.report.document import ranking_document
+
+    stored = read_store(results)
+    say_skipped(stored.skipped)
+    skipped = [asdict(s) for s in stored.skipped]
+    if not len(stored.table):
+        nothing = ranking_document(
+            goal, [], [], machine={}, workload={}, base="", left_out={}, skipped=skipped
+        )  # fmt: skip
+        return nothing, no_runs(results, stored.skipped)
+    stored.table.fill_quality(ranking.quality_of_record)
+    return ranking.rank_runs(
+        stored.table, goal, force=force, top=top, baseline=baseline, skipped=stored.skipped, copies=stored.copies
+    ), None
+
+
+def saved_document(file: Path) -> dict[str, Any] | None:
+    """What ``--json`` of another command printed; ``None`` for a folder and for a run. Raises UsageError."""
+    import msgspec
+
+    if not file.is_file():
+        return None
+    try:
+        found: Any = msgspec.json.decode(file.read_bytes())
+    except msgspec.DecodeError as error:
+        raise UsageError(
+            f"{file} is no JSON document: {error}", hint="llmopt recommend --json > ranking.json"
+        ) from None
+    if not isinstance(found, dict) or "run_id" in found:
+        return None
+    document: dict[str, Any] = found
+    if document.get("kind") == "tune" and "ranking" in document:
+        document = document["ranking"]
+    if document.get("kind") not in ("ranking", "steps") or document.get("schema") != 1:
+        raise UsageError(
+            f"{file} has kind {document.get('kind')!r} and schema {document.get('schema')!r}; a report draws a ranking or steps of schema 1",
+            hint="llmopt recommend --json, llmopt tune --json and llmopt run --json print them",
+        )
+    return document
+
+
+def page_maker(results: Path) -> Callable[[dict[str, Any]], bytes]:
+    def make(document: dict[str, Any]) -> bytes:
+        from llmopt.report.page import page
+        from llmopt.report.page_timelines import timelines_of
+
+        rows: Sequence[dict[str, Any]] = [*document.get("ranked", ()), *document.get("rejected", ())][:DRAWN]
+        return page(document, timelines_of(results, rows))
+
+    return make
+
+
+def markdown(document: dict[str, Any]) -> bytes:
+    from llmopt.report.markdown import ranking_markdown
+    from llmopt.report.steps import steps_markdown
+
+    if document["kind"] == "ranking" and not document["machine"]:
+        return b"# Recommendation\n\nThere is no run to rank.\n"
+    return (steps_markdown if document["kind"] == "steps" else ranking_markdown)(document).encode()
+
+
+def table(document: dict[str, Any]) -> bytes:
+    from llmopt.report.csv_table import csv_of
+
+    return csv_of(document)
+
+
+def show(document: dict[str, Any]) -> None:
+    from llmopt.report.steps import print_steps
+    from llmopt.report.terminal import print_ranking
+
+    (print_steps if document["kind"] == "steps" else print_ranking)(document)
+
+
+def require_page(file: Path) -> None:
+    from llmopt.report.page import MARK
+
+    require_own(file, MARK in head(file), "report.html")
+
+
+def require_table(file: Path) -> None:
+    from llmopt.report.csv_table import HEADS
+
+    require_own(file, head(file).startswith(HEADS), "report.csv")
+
+
+def head(file: Path) -> bytes:
+    return file.read_bytes()[:200] if file.is_file() else b""
+
+
+def require_own(file: Path, own: bool, other: str) -> None:
+    """Refuse to write over a file that is none of ours. Raises UsageError."""
+    if file.exists() and not own:
+        raise UsageError(f"{file} is no report of llmopt and is not overwritten", hint=f"name another file, as {other}")

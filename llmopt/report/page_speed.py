@@ -1,0 +1,154 @@
+"""Throughput against what is paid for it, and latency against load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmopt.core.metrics import parse_metric, value_of
+from llmopt.core.units import show
+from llmopt.report.page_chart import (
+    WORDS,
+    Chart,
+    Spec,
+    about,
+    axis_title,
+    colour_of_rows,
+    quantitative,
+    scaled,
+    short,
+    spec,
+    standing,
+)
+from llmopt.report.page_rows import identity
+
+
+def front_chart(rows: Sequence[dict[str, Any]]) -> Chart:
+    """Throughput against what is paid for it; the line joins those that nobody beats in the two things drawn."""
+    against = ("e2e_p50", "ttft_p95", "peak_vram_bytes", "peak_rss_bytes", "kl", "cost")
+    variants = {}
+    for name in against:
+        points = front_points(rows, name, "output_tps")
+        if points:
+            variants[WORDS[name]] = front_spec(points, name, "output_tps")
+    return Chart(
+        name="front", title="Pareto front", wide=True,
+        caption="Up is faster, left is less. Filled: on the front of throughput, latency, memory and quality; hollow: behind"
+        " it; ✕: rejected by a limit. ◆ is the knee. The line joins those that nobody beats in the two things drawn here."
+        " Bars are 95 % intervals.",
+        alt=f"Scatter plot of {len(rows)} configurations, output throughput against what is paid for it.",
+        variants=variants, why="No configuration has both a throughput and a latency.",
+    )  # fmt: skip
+
+
+def front_points(rows: Sequence[dict[str, Any]], x: str, y: str) -> list[dict[str, Any]]:
+    found = []
+    for row in rows:
+        across, up = row["numbers"].get(x), row["numbers"].get(y)
+        if across is None or up is None:
+            continue
+        point = {"row": identity(row), "standing": standing(row), "knee": bool(row.get("knee")),
+                 "engine": str(row["case"]["serve"]["backend"]), "rank": row.get("rank")}  # fmt: skip
+        for axis, name, number in (("x", x, across), ("y", y, up)):
+            point |= {
+                axis + end: scaled(name, number[key])
+                for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+            }
+        point["about"] = about(row, *(f"{WORDS[n]} {show(v['value'], v['unit'])}" for n, v in ((y, up), (x, across))))
+        found.append(point)
+    edge = undominated([p for p in found if p["standing"] != "rejected"])
+    return [point | {"edge": id(point) in edge} for point in found]
+
+
+def undominated(points: Sequence[dict[str, Any]]) -> set[int]:
+    """Of lower x and higher y."""
+    best, found = float("-inf"), set()
+    for point in sorted(points, key=lambda p: (p["x"], -p["y"])):
+        if point["y"] > best:
+            best = point["y"]
+            found.add(id(point))
+    return found
+
+
+def front_spec(points: Sequence[dict[str, Any]], x: str, y: str) -> Spec:
+    order = ["on the front", "behind the front", "rejected"]
+    across, up = quantitative("x", axis_title(x)), quantitative("y", axis_title(y))
+    thin: Spec = {"type": "rule", "color": "var(--muted)", "opacity": 0.45}
+    mark: Spec = {"type": "point", "size": 110, "strokeWidth": 2, "opacity": 1}
+    shared: Spec = {"field": "standing", "title": None, "legend": {"orient": "bottom"}}
+    shape = shared | {"scale": {"domain": order, "range": ["circle", "circle", "cross"]}}
+    colour = shared | {"scale": {"domain": order, "range": ["var(--c1)", "var(--c8)", "var(--c2)"]}}
+    fill = shared | {"scale": {"domain": order, "range": ["var(--c1)", "var(--panel)", "var(--c2)"]}}
+    return spec(
+        points,
+        {"transform": [{"filter": "datum.edge"}], "mark": {"type": "line", "interpolate": "step-after", "color": "var(--c1)",
+         "strokeDash": [5, 4], "opacity": 0.7}, "encoding": {"x": across, "y": up, "order": {"field": "x"}}},
+        {"transform": [{"filter": "isValid(datum.y_low)"}], "mark": thin,
+         "encoding": {"x": across, "y": up | {"field": "y_low"}, "y2": {"field": "y_high"}}},
+        {"transform": [{"filter": "isValid(datum.x_low)"}], "mark": thin,
+         "encoding": {"y": up, "x": across | {"field": "x_low"}, "x2": {"field": "x_high"}}},
+        {"mark": mark, "encoding": {"x": across, "y": up, "shape": shape, "stroke": colour, "fill": fill,
+         "tooltip": {"field": "about"}}},
+        {"transform": [{"filter": "datum.knee"}], "mark": {"type": "text", "text": "◆ knee", "dy": -16, "color": "var(--ink)",
+         "fontWeight": 600}, "encoding": {"x": across, "y": up}},
+        {"transform": [{"filter": "isValid(datum.rank) && datum.rank <= 9"}], "mark": {"type": "text", "dx": 12, "dy": 4,
+         "align": "left", "color": "var(--ink)"}, "encoding": {"x": across, "y": up, "text": {"field": "rank"}}},
+        height=360,
+    )  # fmt: skip
+
+
+def load_chart(rows: Sequence[dict[str, Any]]) -> Chart:
+    """A line a configuration over the loads that were measured; the one it is judged at is large."""
+    curved = [row for row in rows if len(row["curve"]) > 1]
+    names = ("ttft_p95", "ttft_p50", "tpot_p50", "e2e_p50", "output_tps", "requests_per_s")
+    variants = {
+        WORDS[n]: load_spec(points, n, axis) for n in names for points, axis in [load_points(curved, n)] if points
+    }
+    return Chart(
+        name="load", title="Latency against load", by_row=True,
+        caption="Large: the load at which a configuration is judged. Hollow: its runs are suspect or invalid; ✕: past"
+        " saturation, where latency depends on how long one waits.",
+        alt="Line chart of latency over load, one line for each configuration that was measured at several loads.",
+        variants=variants,
+        why="Every configuration was measured at one load: llmopt bench … --sweep measures a curve.",
+    )  # fmt: skip
+
+
+def load_points(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[dict[str, Any]], str]:
+    metric, statistic = parse_metric(name)
+    found = []
+    for row in rows:
+        for point in row["curve"]:
+            value = value_of(point["metrics"], metric, statistic)
+            if value is None or point["level"] is None:
+                continue
+            words = (point["load"], f"{WORDS[name]} {show(value, metric.unit)}",
+                     f"{point['evidence']}, {point['runs']} run(s), {point['status']}",
+                     "past saturation" if point["saturated"] else "")  # fmt: skip
+            found.append(
+                {"row": identity(row), "level": point["level"], "y": scaled(name, value),
+                 "chosen": point["chosen"], "good": point["status"] == "valid", "saturated": point["saturated"],
+                 "about": "\n".join([short(row), *(w for w in words if w)])}
+            )  # fmt: skip
+    users = any(point["load"].endswith(("user", "users")) for row in rows for point in row["curve"])
+    return found, "users at once" if users else "requests/s asked for"
+
+
+def load_spec(points: Sequence[dict[str, Any]], name: str, axis: str) -> Spec:
+    levels: Spec = {"type": "log", "base": 2, "nice": False, "padding": 14}
+    across = quantitative("level", axis, scale=levels, axis={"tickCount": 6, "format": "~g"})
+    up = quantitative("y", axis_title(name), scale={"zero": True})
+    colour = colour_of_rows()
+    silent = colour | {"legend": None}
+    points_encoding: Spec = {
+        "x": across, "y": up, "stroke": silent, "tooltip": {"field": "about"},
+        "fill": {"condition": {"test": "!datum.good", "value": "var(--panel)"}} | silent,
+        "shape": {"condition": {"test": "datum.saturated", "value": "cross"}, "value": "circle"},
+        "size": {"condition": {"test": "datum.chosen", "value": 190}, "value": 60},
+    }  # fmt: skip
+    return spec(
+        points,
+        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": across, "y": up, "color": colour}},
+        {"mark": {"type": "point", "strokeWidth": 2, "opacity": 1}, "encoding": points_encoding},
+        resolve={"legend": {"color": "independent"}},
+    )

@@ -1,0 +1,114 @@
+"""The page of a report without a browser: what is in the file, what is escaped, and that everything can be drawn."""
+
+import json
+import re
+
+import pytest
+
+from llmopt.core.errors import UsageError
+from llmopt.recommend.constraints import make_goal
+from llmopt.recommend.rank import recommend
+from llmopt.report.document import ranking_document
+from llmopt.report.page import page
+from unit.make import MACHINE, WORKLOAD, candidate
+
+HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>\u202e\x00\x1b[31m"\'&lt; ünïcødé 🦙'
+
+
+def document(*candidates, skipped=(), **goal):
+    goal = make_goal(**{"slos": []} | goal)
+    found = recommend(candidates, goal)
+    machine = {"gpus": [], "cpu": MACHINE.cpu, "logical_cores": 4}
+    return ranking_document(
+        goal, found.ranked, found.rejected, machine=machine, workload=WORKLOAD, base="some model", left_out={},
+        skipped=skipped,
+    )  # fmt: skip
+
+
+def html(*candidates, **options):
+    return page(document(*candidates, **options)).decode()
+
+
+def without_library(text):
+    return re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+
+
+def charts(text):
+    return json.loads(re.search(r'id="drawn">(.*?)</script>', text, re.DOTALL)[1])["charts"]
+
+
+FAST = candidate("fast", throughput=200, latency_s=2.0)
+QUICK = candidate("quick", throughput=100, latency_s=0.5)
+FAR = candidate("far", kl=0.9)
+
+
+def test_every_configuration_has_a_row_and_its_reasons():
+    text = without_library(html(FAST, QUICK, FAR))
+    assert text.count("<tr data-row=") == text.count('<details class="panel card"') == 3
+
+
+def test_every_number_says_its_evidence():
+    row = re.search(r"<tr data-row=.*?</tr>", html(FAST), re.DOTALL)[0]
+    numbers = [
+        cell for cell in re.findall(r'<td class="num".*?</td>', row, re.DOTALL) if "tok/s" in cell or " ms" in cell
+    ]
+    assert numbers
+    assert all("measured" in cell for cell in numbers)
+
+
+def test_nothing_is_asked_from_elsewhere():
+    text = without_library(html(FAST, QUICK))
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    assert "default-src 'none'" in text
+
+
+def test_the_library_is_embedded_once_and_ends_no_script():
+    text = html(FAST)
+    assert text.count("vegaEmbed=") == 1
+    assert len(re.findall("</script", text)) == len(re.findall("<script", text)) == 3
+
+
+def test_the_page_is_small():
+    assert len(html(FAST, QUICK)) < 1_500_000
+
+
+def test_hostile_names_stay_text():
+    text = html(candidate(HOSTILE), QUICK)
+    assert "<img src=x" not in text
+    assert "alert(&#34;x&#34;)" in text
+    assert "\x00" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "ünïcødé 🦙" in text
+
+
+def test_the_front_names_who_is_on_it():
+    (first, *_) = charts(html(FAST, QUICK, candidate("slow", throughput=50, latency_s=3.0)))["front"].values()
+    assert {v["rank"]: v["standing"] for v in first["data"]["values"]} == {
+        1: "on the front", 2: "on the front", 3: "behind the front"}  # fmt: skip
+
+
+def test_a_chart_without_figures_says_why():
+    text = html(FAST, QUICK)
+    assert "load" not in charts(text)
+    assert "llmopt bench … --sweep measures a curve" in text
+
+
+def test_a_skipped_file_is_named_with_its_reason():
+    text = html(FAST, skipped=[{"file": "old.json", "reason": "it has schema 0, and this llmopt reads 1"}])
+    assert "it has schema 0, and this llmopt reads 1" in text
+
+
+def test_nothing_to_rank_is_drawn_too():
+    empty = ranking_document(make_goal([]), [], [], machine={}, workload={}, base="", left_out={})
+    assert "There is no run to rank." in page(empty).decode()
+
+
+def test_when_nothing_passes_the_page_says_what_must_give():
+    text = html(FAST, slos=["ttft_p50<1us"])
+    assert "No configuration meets the goal." in text
+
+
+def test_a_document_of_another_kind_is_refused():
+    with pytest.raises(UsageError, match="sweep"):
+        page({"kind": "sweep"})
