@@ -16,6 +16,7 @@ import json
 import random
 import statistics
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from llmopt.estimate import peak as peaks
 from llmopt.estimate.architectures import shape_of
 from llmopt.estimate.calibration import Observation, calibrated
 from llmopt.estimate.efficiency import Knowledge, group_of
+from llmopt.estimate.hardware import device
 from llmopt.estimate.load import Load
 from llmopt.estimate.memory import Case, Devices
 from llmopt.estimate.roofline import Peak, demand_of, times, work_of
 from llmopt.estimate.weights import weights_of
 
+PUBLISHED, MODELS = (Path(__file__).with_name(name) for name in ("speed_known.toml", "known.toml"))
 RECORDED, TABLE = Path(__file__).with_name("speed.json"), Path(__file__).with_name("speed.md")
 SIZES = {
     "random 31 M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 9},
@@ -55,6 +58,7 @@ def record() -> None:
     from llmopt.report.progress import Reporter
 
     report, rows = Reporter(), []
+    peaks.measure()
     with tempfile.TemporaryDirectory(prefix="llmopt-speed-") as name:
         folder = Path(name)
         models = {"bundled 9 M": demo.MODEL}
@@ -194,11 +198,58 @@ def table(recorded: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+# --- published speeds ---------------------------------------------------------------------------------------------------
+
+
+def published() -> dict[str, list[Observation]]:
+    """By engine, of GPUs that nobody has here."""
+    shapes = {n: row["config"] for n, row in tomllib.loads(MODELS.read_text())["models"].items()}
+    found: dict[str, list[Observation]] = {}
+    for title, page in tomllib.loads(PUBLISHED.read_text()).items():
+        peak = peaks.peak_of(device(page["gpu"]))
+        for engine in ("vllm", "hf"):
+            for model, prompts in page[engine].items():
+                shape = shape_of(shapes[model], model)
+                for prompt, rates in prompts.items():
+                    for name, rate in zip(page["quantizations"], rates, strict=True):
+                        kind = layout(name)
+                        case = Case(
+                            shape=shape, layout=kind, weights=weights_of(shape, kind), backend=engine,
+                            load=Load(prompt=int(prompt), output=page["output_tokens"]),
+                        )  # fmt: skip
+                        one = Observation(
+                            group=group_of(engine, kind, "gpu"), peak=peak, demand=demand_of(work_of(case), 1),
+                            measured={"output_tps": rate}, key=f"{title} {model} {name} {prompt}",
+                        )  # fmt: skip
+                        found.setdefault(engine, []).extend([one] if rate else [])
+    return found
+
+
+def print_published() -> None:
+    """How far off the table alone is, and what it should say for these."""
+    for engine, every in published().items():
+        for word, knowledge in (("by the table", Knowledge()), ("fitted", calibrated(every))):
+            off = [
+                times(o.demand, o.peak.bandwidth, o.peak.computing(o.group.layout), knowledge.factors(o.group)).output_tps
+                / o.measured["output_tps"] - 1 for o in every
+            ]  # fmt: skip
+            own = sorted(map(abs, off))
+            print(
+                f"{engine}, {word}: {len(own)} readings, median error {statistics.median(own):.1%}, 90 % {own[int(0.9 * len(own))]:.1%}"
+            )
+            for group in dict.fromkeys(o.group for o in every):
+                print(f"  {group.layout}: {knowledge.factors(group)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--published", action="store_true", help="compare with published speeds of GPUs, and end")
     asked = parser.parse_args()
+    if asked.published:
+        print_published()
+        return
     if asked.record:
         record()
     text = table(json.loads(RECORDED.read_text()))

@@ -116,7 +116,7 @@ def predictor(o: Observation, places: Sequence[Coordinate]) -> Callable[[Vector]
 
     def predict(unknowns: Vector) -> Times:
         values = {n: shifted(n, v, unknowns[i] + (0.0 if j is None else unknowns[j])) for n, v, i, j in of}
-        return times(demand, bandwidth, flops, Factors(**values))
+        return times(demand, bandwidth, flops, Factors(**values, hides_launches=prior.hides_launches))
 
     return predict
 

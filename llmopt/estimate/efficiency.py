@@ -15,8 +15,8 @@ from llmopt.estimate.memory import SAME_ENGINE
 from llmopt.estimate.roofline import Factors
 
 TABLE = Path(__file__).with_name("efficiency.toml")
-NAMES = tuple(f.name for f in fields(Factors))
-OF_A_FORMAT = ("bandwidth", "decode", "prefill")
+NAMES = tuple(f.name for f in fields(Factors) if f.name != "hides_launches")
+OF_A_FORMAT = ("bandwidth", "decode", "prefill", "layer_s")
 
 
 @functools.cache
@@ -51,7 +51,8 @@ def prior_factors(group: Group) -> Factors:
     """Before anything was measured."""
     row = table()[group.engine][group.kind]
     changed = table()["format"][group.kind].get(group.format, {})
-    return Factors(**{name: row[name] * changed.get(name, 1.0) for name in NAMES})
+    values = {name: row[name] * changed.get(name, 1.0) for name in NAMES}
+    return Factors(**values, hides_launches=row.get("hides_launches", False))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,17 +52,21 @@ class Peak:
 class Factors:
     """``bandwidth``: share of the peak that a decoding step reads at; ``decode``, ``prefill``: shares of the operations.
 
-    ``step_s``, ``token_s``, ``request_s``: what each step, each sequence's token of it, and each request cost besides;
-    ``interleave``: the share of other requests' prompts that is read while one's own answer is written, not before it.
+    ``step_s``, ``layer_s``, ``token_s``, ``request_s``: what a step, each layer in it, each sequence's token, and each request
+    cost besides (transformers takes a millisecond a layer on a GPU, whatever lies in it);
+    ``interleave``: the share of other requests' prompts that is read while one's own answer is written, not before it;
+    ``hides_launches``: the processor launches layers while the device still works on those before.
     """
 
     bandwidth: float
     decode: float
     prefill: float
     step_s: float
+    layer_s: float
     token_s: float
     request_s: float
     interleave: float
+    hides_launches: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,7 @@ class Demand:
     prompt_bytes: float
     prompt_flops: float
     prompt_steps: int
+    layers: int = 0
     step_link_s: float = 0.0
     prompt_link_s: float = 0.0
     tokens_per_step: float = 1.0
@@ -103,14 +108,17 @@ class Times:
 def times(demand: Demand, bandwidth: float, flops: float, f: Factors) -> Times:
     """``bandwidth`` and ``flops`` are the device's peaks."""
     reading, computing = demand.step_bytes / (bandwidth * f.bandwidth), demand.step_flops / (flops * f.decode)
-    besides = f.step_s + demand.batch * f.token_s + demand.step_link_s
-    step = (max(reading, computing) + besides) / demand.tokens_per_step
+    launching = demand.layers * f.layer_s
+    hidden, beside = (launching, 0.0) if f.hides_launches else (0.0, launching)
+    besides = f.step_s + beside + demand.batch * f.token_s + demand.step_link_s
+    step = (max(reading, computing, hidden) + besides) / demand.tokens_per_step
+    prompt = demand.prompt_flops / (flops * f.prefill), demand.prompt_bytes / (bandwidth * f.bandwidth)
     prefill = (
-        max(demand.prompt_flops / (flops * f.prefill), demand.prompt_bytes / (bandwidth * f.bandwidth))
-        + demand.prompt_steps * f.step_s
-        + demand.prompt_link_s
+        max(*prompt, demand.prompt_steps * hidden) + demand.prompt_steps * (f.step_s + beside) + demand.prompt_link_s
     )
-    bound = max(("bandwidth", reading), ("compute", computing), ("overhead", besides), key=lambda pair: pair[1])[0]
+    bound = max(
+        ("bandwidth", reading), ("compute", computing), ("overhead", besides + hidden), key=lambda pair: pair[1]
+    )[0]
     others, more = (demand.batch - 1) * prefill, max(0, demand.output - 1)
     interleave = f.interleave if more else 0.0
     whole = f.request_s + demand.batch * prefill + more * step
@@ -181,6 +189,7 @@ def demand_of(work: Work, batch: int, link: float | None = None) -> Demand:
         prompt_bytes=chunks * work.read(first) / sharing,
         prompt_flops=(2 * (body * load.prompt + work.head) + prompt_attention_flops(shape, load.prompt)) / sharing,
         prompt_steps=chunks,
+        layers=shape.layers,
         step_link_s=reduced * all_reduce_s(batch * shape.hidden * 2, sharing, link),
         prompt_link_s=reduced * chunks * all_reduce_s(first * shape.hidden * 2, sharing, link),
     )  # fmt: skip
