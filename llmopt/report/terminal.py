@@ -223,6 +223,13 @@ def print_ceiling(document: dict[str, Any], console: Console | None = None) -> N
         markup=False,
         soft_wrap=True,
     )
+    if peak := document.get("processor"):
+        console.print(
+            f"its processor, with {peak['threads']} thread{'s' if peak['threads'] > 1 else ''}: {peak['bandwidth'] / 1e9:.1f} GB/s,"
+            f" {peak['flops'] / 1e9:,.0f} GFLOP/s",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def conformance_document(rows: Sequence[Any]) -> dict[str, Any]:
