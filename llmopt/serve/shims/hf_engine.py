@@ -1,7 +1,7 @@
 """The process that runs the model for hf_server.py: transformers, with continuous or with static batching.
 
 It turns ("add" | "cancel", …) from its pipe into ("tokens", [News, …]) until the pipe closes.  Before it says ("ready",
-…) it answers a request of its own: kernels are chosen, packed weights unpacked, and memory is where it will be.
+…) it answers requests of its own, a full batch: kernels are chosen, packed weights unpacked, and memory is where it will be.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ else:
 DEFAULT_CONTEXT = 1024
 WARM_UP, WARM_UP_TOKENS = "warm-up", 64
 WARM_UP_LIMIT_S = 3600.0
+MOST_WARM_UPS = 16  # as many as are served at once, for what a full batch holds is in the account too, but no more
 
 
 def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
@@ -44,15 +45,18 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
     engine: Any = way(model, arguments, context, outbox.deliver)
     before = reset_peak(model)
     longest = arguments.max_num_batched_tokens if on_gpu(model) else WARM_UP_TOKENS
-    prompt = [0] * max(1, min(longest, context - 2))
-    engine.add(WARM_UP, prompt, 2, [-1])
+    length = max(1, min(longest, context - 2))
+    together = min(arguments.max_num_seqs, MOST_WARM_UPS)
+    outbox.awaited = together
+    for number in range(together):  # each a prompt of its own: nothing is found in a cache
+        engine.add(f"{WARM_UP}-{number}", [number] * length, 2, [-1])
     outbox.wait_until_warm()
     facts = {
         "baseline_bytes": baseline,
         # What torch packs for its dynamic kernels is no parameter any more.
         "weights_bytes": None if arguments.dynamic_int8 else weights_bytes(model),
         **engine.facts(),
-        "activation_bytes": activation_bytes(model, before, engine.bytes_per_token * (len(prompt) + 2)),
+        "activation_bytes": activation_bytes(model, before, engine.bytes_per_token * (length + 2) * together),
     }
     try:
         pipe.send(("ready", (context, facts)))
@@ -86,12 +90,13 @@ class Outbox:
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.lock = pipe, threading.Lock()
-        self.warm, self.failed = threading.Event(), list[str]()
+        self.warm, self.failed, self.awaited = threading.Event(), list[str](), 1
 
     def deliver(self, news: list[News]) -> None:
         if not self.warm.is_set():
             self.failed.extend(one.error for one in news if one.error)
-            if any(one.finished for one in news):
+            self.awaited -= sum(one.finished or one.error is not None for one in news)
+            if self.awaited <= 0:
                 self.warm.set()
             return
         with self.lock, contextlib.suppress(OSError):
@@ -101,7 +106,7 @@ class Outbox:
         """Ends this process where the warm-up fails: the generating thread would keep it alive."""
         if not self.warm.wait(WARM_UP_LIMIT_S) or self.failed:
             why = self.failed or "no answer"
-            print(f"RuntimeError: the model's first request failed: {why}", file=sys.stderr, flush=True)
+            print(f"RuntimeError: the model's first requests failed: {why}", file=sys.stderr, flush=True)
             os._exit(1)
 
 
