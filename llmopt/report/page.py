@@ -58,7 +58,9 @@ def ranking_parts(document: dict[str, Any], timelines: Mapping[str, Timeline]) -
     return {
         "kind": "ranking",
         "heading": document["base"] or "No runs",
-        "subtitle": title(document) if document["machine"] else "nothing was measured",
+        "subtitle": title(document).removeprefix(f"{document['base']} · ")
+        if document["machine"]
+        else "nothing was measured",
         "goal": goal_line(document),
         "columns": columns,
         "rows": rows,

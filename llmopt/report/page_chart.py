@@ -62,7 +62,7 @@ def quantitative(name: str, heading: str, **more: Any) -> Spec:
 
 def colour_of_rows() -> Spec:
     """Each row a colour, in the order of the table."""
-    legend: Spec = {"columns": 1, "orient": "bottom", "labelLimit": 420}
+    legend: Spec = {"columns": 1, "orient": "bottom"}
     return {
         "field": "label",
         "type": "nominal",
@@ -87,3 +87,9 @@ def standing(row: dict[str, Any]) -> str:
 def about(row: dict[str, Any], *words: str) -> str:
     verdict = row["verdict"]["status"]
     return "\n".join([short(row), *words, f"{row['evidence']}, {row['runs']} run(s), {verdict}", standing(row)])
+
+
+def drawn_of(rows: Sequence[dict[str, Any]], what: str, drawn: set[str]) -> str:
+    """Says how many could not be drawn; empty where all were."""
+    missing = len(rows) - len(drawn)
+    return f"{len(drawn)} of {len(rows)} configurations are drawn: {missing} have no {what}." if missing else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmopt.report.page_chart import Chart
@@ -14,8 +15,9 @@ from llmopt.report.page_timelines import Timeline
 
 
 def ranking_charts(document: dict[str, Any], timelines: Mapping[str, Timeline]) -> list[Chart]:
+    """Those that have something to draw first; two stand beside each other, and one that is left takes the whole width."""
     rows = rows_of(document)
-    return [
+    found = [
         front_chart(rows),
         load_chart(rows),
         spread_chart(rows, timelines),
@@ -24,3 +26,7 @@ def ranking_charts(document: dict[str, Any], timelines: Mapping[str, Timeline]) 
         cost_chart(rows),
         timeline_chart(rows, timelines),
     ]
+    halves = [chart for chart in found if chart.variants and not chart.wide]
+    if len(halves) % 2:
+        found[found.index(halves[-1])] = replace(halves[-1], wide=True)
+    return found

@@ -47,21 +47,22 @@ def spread_spec(values: Sequence[dict[str, Any]], heading: str) -> Spec:
 
 
 def timeline_chart(rows: Sequence[dict[str, Any]], timelines: Mapping[str, Timeline]) -> Chart:
-    variants = {}
-    for row in rows:
-        found = timelines.get(row["key"])
-        if found is not None and found.requests:
-            variants[short(row)] = timeline_spec(found)
-    lines = [f"{short(row)}: run {t.run_id}, {len(t.requests)} of {t.requests_in_all} requests drawn, {t.stalls_in_all} stalls"
-             + (f" over {show(t.stall_s, 's')}" if t.stall_s else "")
-             for row in rows if (t := timelines.get(row["key"])) is not None]  # fmt: skip
+    found = [(row, timelines[row["key"]]) for row in rows if row["key"] in timelines]
     return Chart(
         name="timeline", title="Timeline of one run", wide=True,
-        caption=f"A line a request of the newest run at the load judged: waiting, until the first token, tokens. A stall is a gap"
-        f" of more than {STALL:g} times the median gap of the run. " + "; ".join(lines),
+        caption="A line a request of the newest run at the load judged: waiting, until the first token, tokens; purple: stalls."
+        f" A stall is a gap of more than {STALL:g} times the median gap of the run.",
         alt="Every request of one run over time, with the stalls in its token streams.",
-        variants=variants, why="No stored timelines lie beside these records.",
+        variants={short(row): timeline_spec(timeline) | {"usermeta": {"about": about_run(timeline)}} for row, timeline in found},
+        why="No stored timelines lie beside these records.",
     )  # fmt: skip
+
+
+def about_run(found: Timeline) -> str:
+    drawn = f"{len(found.requests)} of {found.requests_in_all} requests drawn"
+    stalls = f"{found.stalls_in_all} stalls" + (f" of more than {show(found.stall_s, 's')}" if found.stall_s else "")
+    hidden = found.stalls_in_all - len(found.stalls)
+    return f"Run {found.run_id}: {drawn}, {stalls}" + (f", the longest {len(found.stalls)} drawn." if hidden else ".")
 
 
 def timeline_spec(found: Timeline) -> Spec:

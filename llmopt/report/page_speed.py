@@ -14,6 +14,7 @@ from llmopt.report.page_chart import (
     about,
     axis_title,
     colour_of_rows,
+    drawn_of,
     quantitative,
     scaled,
     short,
@@ -30,7 +31,8 @@ def front_chart(rows: Sequence[dict[str, Any]]) -> Chart:
     for name in against:
         points = front_points(rows, name, "output_tps")
         if points:
-            variants[WORDS[name]] = front_spec(points, name, "output_tps")
+            words = drawn_of(rows, f"throughput with {WORDS[name]}", {point["row"] for point in points})
+            variants[WORDS[name]] = front_spec(points, name, "output_tps") | {"usermeta": {"about": words}}
     return Chart(
         name="front", title="Pareto front", wide=True,
         caption="Up is faster, left is less. Filled: on the front of throughput, latency, memory and quality; hollow: behind"
@@ -72,7 +74,7 @@ def undominated(points: Sequence[dict[str, Any]]) -> set[int]:
 
 def front_spec(points: Sequence[dict[str, Any]], x: str, y: str) -> Spec:
     order = ["on the front", "behind the front", "rejected"]
-    across, up = quantitative("x", axis_title(x)), quantitative("y", axis_title(y))
+    across, up = (quantitative(n, axis_title(of), scale={"zero": True, "nice": True}) for n, of in (("x", x), ("y", y)))
     thin: Spec = {"type": "rule", "color": "var(--muted)", "opacity": 0.45}
     mark: Spec = {"type": "point", "size": 110, "strokeWidth": 2, "opacity": 1}
     shared: Spec = {"field": "standing", "title": None, "legend": {"orient": "bottom"}}

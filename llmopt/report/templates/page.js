@@ -65,8 +65,8 @@
   const ticked = () => new Set(rows.filter((row) => one(".draw", row)?.checked).map((row) => row.dataset.row));
   const axis = { labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--grid)", domainColor: "var(--line)",
     tickColor: "var(--line)", labelFontSize: 11.5, titleFontSize: 12, titleFontWeight: 500, titlePadding: 8, labelPadding: 5,
-    labelOverlap: "greedy" };
-  const config = { background: null, font: "system-ui, sans-serif", view: { stroke: null }, axis, text: { fontSize: 12 },
+    labelOverlap: "greedy", labelSeparation: 8 };
+  const config = { background: null, font: "system-ui, sans-serif", view: { stroke: null }, axis, axisX: { tickCount: { expr: "ceil(width / 110)" } }, text: { fontSize: 12 },
     legend: { labelColor: "var(--ink)", titleColor: "var(--muted)", labelFontSize: 12, symbolStrokeWidth: 2 } };
   // What a name says stays text: nothing of it is read as HTML.
   const handler = (_, event, item, value) => {
@@ -85,17 +85,22 @@
       const wanted = ticked();
       spec.data.values = spec.data.values.filter((value) => wanted.has(value.row));
     }
+    if (spec.height.step) spec.height = spec.height.step * new Set(spec.data.values.map((value) => value.label)).size;
     return spec;
   }
   async function draw(plot) {
-    const spec = specOf(plot), empty = plot.nextElementSibling;
+    const spec = specOf(plot), empty = one(".empty", plot.parentElement), about = one(".about", plot.parentElement);
     live.get(plot)?.finalize();
     live.delete(plot);
     plot.replaceChildren();
     plot.hidden = spec.data.values.length === 0;
     empty.hidden = !plot.hidden;
+    about.textContent = spec.usermeta?.about ?? "";
+    about.hidden = plot.hidden || !about.textContent;
+    spec.description = plot.dataset.alt; // Vega makes it the label of what it draws
     if (plot.hidden) return;
-    live.set(plot, await vegaEmbed(plot, spec, { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: handler, logLevel: 1, config }));
+    const width = plot.clientWidth, legend = { ...config.legend, labelLimit: width - 110, columns: Math.max(1, Math.floor(width / 170)) };
+    live.set(plot, await vegaEmbed(plot, spec, { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: handler, logLevel: 1, config: { ...config, legend } }));
   }
   const plots = all(".plot");
   const drawAll = async (which) => { for (const plot of which) await draw(plot); };

@@ -1,0 +1,119 @@
+"""``llmopt report`` as it is typed: forms, refusals, and what it says of folders and documents that hold nothing."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llmopt.cli import app
+from llmopt.core.store import save_run
+from llmopt.report.csv_table import csv_of
+from unit.make import closed_loop, curve
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    for name in ("=cmd()", "plain"):
+        for run in curve(name, u1=(100.0, 0.1), u4=(300.0, 0.2)):
+            save_run(folder, replace(run, run_id=run.run_id.replace("=cmd()", "x")), closed_loop())
+    return folder
+
+
+def report(*arguments):
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def test_csv_has_a_row_for_each_configuration_and_load(results, tmp_path):
+    file = tmp_path / "report.csv"
+    assert report(results, "--csv", file).exit_code == 0
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert sorted((row["quantization"], row["load"]) for row in rows) == [
+        ("'=cmd()", "1 user"), ("'=cmd()", "4 users"), ("plain", "1 user"), ("plain", "4 users")]  # fmt: skip
+    assert {float(row["ttft_s_p50"]) for row in rows} == {0.1, 0.2}
+    assert sum(row["chosen"] == "true" for row in rows) == 2
+
+
+def test_what_is_not_known_is_an_empty_cell(results, tmp_path):
+    file = tmp_path / "report.csv"
+    report(results, "--csv", file)
+    assert {row["peak_vram_bytes"] for row in csv.DictReader(file.read_text().splitlines())} == {""}
+
+
+def test_the_page_has_the_stored_timelines(results, tmp_path):
+    pytest.importorskip("vl_convert")
+    file = tmp_path / "report.html"
+    assert report(results, "--html", file).exit_code == 0
+    assert "64 of 64 requests drawn" in file.read_text()
+
+
+def test_markdown_and_the_terminal_say_the_same_goal(results, tmp_path):
+    file = tmp_path / "report.md"
+    assert report(results, "--md", file).exit_code == 0
+    assert "Goal: best throughput" in file.read_text()
+    assert "goal: best throughput" in report(results).stdout
+
+
+def test_json_prints_the_document_and_nothing_else(results, tmp_path):
+    done = report(results, "--json", "--csv", tmp_path / "report.csv")
+    assert json.loads(done.stdout)["kind"] == "ranking"
+
+
+def test_a_saved_document_is_drawn_again(results, tmp_path):
+    saved = tmp_path / "ranking.json"
+    saved.write_text(report(results, "--json").stdout)
+    file = tmp_path / "report.csv"
+    assert report(saved, "--csv", file).exit_code == 0
+    assert file.read_bytes() == csv_of(json.loads(saved.read_text()))
+
+
+def test_the_ranking_inside_a_tune_document_is_drawn(results, tmp_path):
+    saved = tmp_path / "tune.json"
+    saved.write_text(json.dumps({"kind": "tune", "ranking": json.loads(report(results, "--json").stdout)}))
+    assert "goal: best throughput" in report(saved).stdout
+
+
+@pytest.mark.parametrize("text", ['{"kind": "sweep", "schema": 1}', '{"kind": "ranking", "schema": 7}', "{", "[1]"])
+def test_a_document_that_is_none_of_ours_is_refused_in_a_line(tmp_path, text):
+    file = tmp_path / "other.json"
+    file.write_text(text)
+    done = report(file)
+    assert done.exit_code in (1, 2, 4)
+    assert done.stderr.count("error:") == done.stderr.count("hint:") == 1
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(results, tmp_path):
+    for option, name in (("--html", "a.html"), ("--csv", "a.csv"), ("--md", "a.md")):
+        file = tmp_path / name
+        file.write_text("mine")
+        assert report(results, option, file).exit_code == 2
+        assert file.read_text() == "mine"
+
+
+def test_a_report_of_ours_is_written_anew(results, tmp_path):
+    file = tmp_path / "report.csv"
+    assert [report(results, "--csv", file).exit_code for _ in range(2)] == [0, 0]
+
+
+def test_without_a_run_the_page_is_drawn_and_it_is_said(tmp_path):
+    (tmp_path / "results").mkdir()
+    file = tmp_path / "report.html"
+    done = report(tmp_path / "results", "--html", file)
+    assert done.exit_code == 4
+    assert "there is no run" in done.stderr
+    assert "There is no run to rank." in file.read_text()
+
+
+def test_without_the_library_one_line_says_what_to_install(results, tmp_path, monkeypatch):
+    from llmopt.report import page
+
+    page.vega.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
+    done = report(results, "--html", tmp_path / "report.html")
+    page.vega.cache_clear()
+    assert done.exit_code == 1
+    assert "pip install 'llmopt[html]'" in done.stderr
+    assert not (tmp_path / "report.html").exists()
