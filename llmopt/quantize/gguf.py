@@ -19,7 +19,6 @@ from llmopt.quantize.steps import step
 # The split of a tokenizer.json → llama.cpp's name for it. The converter knows published
 # tokenizers by a hash over their whole vocabulary, so it refuses a tokenizer of one's own
 # although its split is a known one.
-CHECKED_CHARACTERS = 20_000
 KNOWN_SPLITS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
@@ -48,6 +47,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
         require_causal_lm(model)
         convert(Path(model), whole.with_suffix(".partial"))
         whole.with_suffix(".partial").rename(whole)
+    reading = started_reading(Path(model), whole, Path(settings["check_text"]))
     details: dict[str, Any] = {}
     matrix = importance_matrix(
         settings["imatrix"], whole, folder, Path(samples) if samples else None, tools, steps, details
@@ -61,9 +61,9 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
         if settings["imatrix"] != "auto":
             other.replace(result)
     step(steps - 1, steps, "checking token ids")
+    require_same_ids(Path(model), reading)
     if not kept:
         whole.unlink()
-    require_same_ids(Path(model), result, Path(settings["check_text"]))
     return details
 
 
@@ -200,20 +200,20 @@ def named_split(model: Path) -> str:
     )
 
 
-def require_same_ids(model: Path, file: Path, text: Path) -> None:
-    """Raise ModelError when llama.cpp splits a text into other ids than the model's own tokenizer: its proof would not see it."""
-    import cyllama.llama.llama_cpp as llama
-    from tokenizers import Tokenizer
+def started_reading(model: Path, file: Path, text: Path) -> subprocess.Popen[str]:
+    """llama.cpp reads a text with the converted tokenizer (``gguf_ids.py``), which quantizing copies as it is."""
+    script = Path(__file__).with_name("gguf_ids.py")
+    return subprocess.Popen(
+        [sys.executable, str(script), str(model), str(file), str(text)], stdout=subprocess.PIPE, text=True
+    )
 
-    sample = text.read_text(encoding="utf-8")[:CHECKED_CHARACTERS]
-    own = Tokenizer.from_file(str(model / "tokenizer.json")).encode(sample, add_special_tokens=False).ids
-    params = llama.LlamaModelParams()
-    holder = llama.LlamaModel(str(file), params)  # the vocabulary dies with its model
-    theirs = list(holder.get_vocab().tokenize(sample, False, False))
-    if own != theirs:
-        place = next(
-            (i for i, (a, b) in enumerate(zip(own, theirs, strict=False)) if a != b), min(len(own), len(theirs))
-        )
+
+def require_same_ids(model: Path, reading: subprocess.Popen[str]) -> None:
+    """Raise ModelError when llama.cpp splits a text into other ids than the model's own tokenizer: its proof would not see it."""
+    said, _ = reading.communicate()
+    if reading.returncode:
+        raise WorkerError(f"llama.cpp could not read the tokenizer that was converted from {model}")
+    if (place := json.loads(said.splitlines()[-1])) is not None:
         raise ModelError(
             f"llama.cpp reads other token ids than the tokenizer of {model}: they part at token {place}",
             hint="use a safetensors quantization (gptq, awq, nf4) for this model",

@@ -1,0 +1,38 @@
+"""The converted tokenizer is read by llama.cpp itself, beside the quantizer."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmopt import demo
+from llmopt.core.errors import ModelError, WorkerError
+from llmopt.quantize.gguf import require_same_ids, started_reading
+from tests.contract.conftest import Workshop
+
+pytestmark = pytest.mark.engine
+
+
+def reading(model: Path, workshop: Workshop) -> "subprocess.Popen[str]":
+    file = Path(workshop.artifact("gguf-q8_0").path) / "model.gguf"
+    return started_reading(model, file, demo.HELD_OUT_TEXT)
+
+
+def test_the_tokenizer_of_the_model_is_read_alike(workshop: Workshop) -> None:
+    require_same_ids(demo.MODEL, reading(demo.MODEL, workshop))
+
+
+def test_another_tokenizer_is_refused_with_the_place(workshop: Workshop, tmp_path: Path) -> None:
+    tokenizer = json.loads((demo.MODEL / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["e"], vocabulary["t"] = vocabulary["t"], vocabulary["e"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=r"part at token \d+$"):
+        require_same_ids(tmp_path, reading(tmp_path, workshop))
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    with pytest.raises(WorkerError, match="could not read the tokenizer"):
+        require_same_ids(demo.MODEL, started_reading(demo.MODEL, tmp_path / "base.gguf", demo.HELD_OUT_TEXT))
