@@ -17,12 +17,12 @@ import random
 import statistics
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmopt import demo
-from llmopt.core.domain import ServeOptions, Workload
+from llmopt.core.domain import Measurement, ServeOptions, Workload
 from llmopt.core.formats import layout
 from llmopt.core.machine import this_machine
 from llmopt.estimate import peak as peaks
@@ -33,20 +33,23 @@ from llmopt.estimate.hardware import device
 from llmopt.estimate.load import Load
 from llmopt.estimate.memory import Case, Devices
 from llmopt.estimate.roofline import Peak, demand_of, times, work_of
+from llmopt.estimate.speed import Question, figures_at
 from llmopt.estimate.weights import weights_of
 
 PUBLISHED, MODELS = (Path(__file__).with_name(name) for name in ("speed_known.toml", "known.toml"))
 RECORDED, TABLE = Path(__file__).with_name("speed.json"), Path(__file__).with_name("speed.md")
 SIZES = {
     "random 31 M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 9},
-    "random 100 M": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8},
+    "random 59 M": {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 8, "num_attention_heads": 12},
 }
 SHAPE = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 5120,
          "max_position_embeddings": 2048, "tie_word_embeddings": True}  # fmt: skip
 QUANTIZATIONS = ("gguf-q8_0", "gguf-q4_k_m", "gguf-f16")
 USERS, PROMPTS, ANSWER = (1, 2, 4, 8), (64, 256), 64
-STARTED_FOR_S = 4.0
-SPLITS = 40
+STARTED_FOR_S = 2.0
+# A run counts when the engine's one thread had a core to itself for so much of the time; the best of so many tries is kept.
+UNDISTURBED, TRIES = 0.92, 3
+SPLITS, PUBLISHED_SPLITS = 40, 10
 METRICS = ("itl_s", "output_tps")
 
 
@@ -68,30 +71,34 @@ def record() -> None:
             models[size] = folder / config.stem
             synthesize(str(config), models[size], report)
         options = ServeOptions(backend="llamacpp", max_num_seqs=max(USERS))
-        for model, path in models.items():
-            for quantization in QUANTIZATIONS:
+        for quantization in QUANTIZATIONS:
+            for model, path in models.items():
                 request = requesting.quantize_request(open_model(path), quantization)
                 artifact = making.quantize(request, folder / f"{path.name}-{quantization}", report)[0]
                 loads = [(users, prompt) for prompt in PROMPTS for users in USERS]
                 case = case_of(artifact, options, workload(*loads[0]))
                 with measuring.serving_case(case, report, results=folder / "results") as subject:
                     for number, (users, prompt) in enumerate(random.Random(0).sample(loads, len(loads))):
-                        run = measuring.measure_and_save(
-                            subject, workload(users, prompt), measuring.RunOptions(results=folder / "results"), report,
-                            warm=number > 0, word=f"{model} {quantization}, {users} users, {prompt} tokens",
-                        )  # fmt: skip
-                        rows.append(row_of(model, quantization, users, prompt, run.metrics))
-        configs = {model: json.loads((path / "config.json").read_text()) for model, path in models.items()}
-    RECORDED.write_text(
-        json.dumps(
-            {
-                "machine": dataclasses.asdict(this_machine()), "date": str(datetime.date.today()),
-                "peak": dataclasses.asdict(peaks.this_peak()), "models": configs, "runs": rows,
-            },
-            indent=1,
-        )
-        + "\n"
-    )  # fmt: skip
+                        tries = list[Measurement]()
+                        while len(tries) < TRIES and not (tries and share_of_a_core(tries[-1]) >= UNDISTURBED):
+                            tries.append(measuring.measure_and_save(
+                                subject, workload(users, prompt), measuring.RunOptions(results=folder / "results"), report,
+                                warm=number > 0, word=f"{model} {quantization}, {users} users, {prompt} tokens",
+                            ))  # fmt: skip
+                        run = max(tries, key=share_of_a_core)
+                        rows.append(row_of(model, quantization, users, prompt, run))
+                keep(models, rows)
+
+
+def keep(models: dict[str, Path], rows: Sequence[dict[str, Any]]) -> None:
+    """After every server: what was measured until it is stopped is not lost."""
+    document = {
+        "machine": dataclasses.asdict(this_machine()), "date": str(datetime.date.today()),
+        "peak": dataclasses.asdict(peaks.this_peak()),
+        "models": {model: json.loads((path / "config.json").read_text()) for model, path in models.items()},
+        "runs": rows,
+    }  # fmt: skip
+    RECORDED.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def workload(users: int, prompt: int) -> Workload:
@@ -101,100 +108,111 @@ def workload(users: int, prompt: int) -> Workload:
     )  # fmt: skip
 
 
-def row_of(model: str, quantization: str, users: int, prompt: int, metrics: dict[str, Any]) -> dict[str, Any]:
+def share_of_a_core(run: Measurement) -> float:
+    """What the server's processes got of a core: below one others on this machine took theirs."""
+    return float(run.metrics["cpu_s"] or 0.0) / float(run.client["seconds"])
+
+
+def row_of(model: str, quantization: str, users: int, prompt: int, run: Measurement) -> dict[str, Any]:
+    metrics = run.metrics
     return {
         "model": model, "quantization": quantization, "users": users, "prompt": prompt,
         "itl_s": metrics["tpot_s"]["p50"], "output_tps": metrics["output_tps"] or metrics["output_tps_whole"],
-        "ttft_s": metrics["ttft_s"]["p50"], "requests": metrics["requests_ok"],
+        "ttft_s": metrics["ttft_s"]["p50"], "requests": metrics["requests_ok"], "share_of_a_core": share_of_a_core(run),
     }  # fmt: skip
 
 
 # --- what was recorded, predicted -------------------------------------------------------------------------------------
 
 
-def observations(recorded: dict[str, Any]) -> list[Observation]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One configuration: the question, and what was measured."""
+
+    question: Question
+    observation: Observation
+    words: tuple[str, str]
+
+
+def rows_of(recorded: dict[str, Any]) -> list[Row]:
     shapes = {name: shape_of(config, name) for name, config in recorded["models"].items()}
-    peak = Peak(**recorded["peak"])
-    found = []
+    peak, found = Peak(**recorded["peak"]), []
     for row in recorded["runs"]:
-        shape, kind = shapes[row["model"]], layout(row["quantization"])
+        shape, kind, users = shapes[row["model"]], layout(row["quantization"]), row["users"]
         case = Case(
             shape=shape, layout=kind, weights=weights_of(shape, kind), backend="llamacpp", devices=Devices(kind="cpu"),
-            load=Load(sequences=row["users"], prompt=row["prompt"], output=ANSWER),
+            load=Load(sequences=users, prompt=row["prompt"], output=ANSWER),
         )  # fmt: skip
-        found.append(
-            Observation(
-                group=group_of("llamacpp", kind, "cpu"),
-                peak=peak,
-                demand=demand_of(work_of(case), row["users"]),
-                measured={name: row[name] for name in (*METRICS, "ttft_s") if row[name]},
-                key=" ".join(str(row[name]) for name in ("model", "quantization", "users", "prompt")),
-            )
-        )
+        question = Question(case=case, peak=peak)
+        observation = Observation(
+            group=question.group, peak=peak, demand=question.demand(users),
+            measured={name: row[name] for name in (*METRICS, "ttft_s") if row[name]},
+            key=" ".join(str(row[name]) for name in ("model", "quantization", "users", "prompt")),
+        )  # fmt: skip
+        found.append(Row(question=question, observation=observation, words=(row["model"], row["quantization"])))
     return found
 
 
-def errors(taught: Sequence[Observation], asked: Sequence[Observation]) -> dict[str, list[float]]:
-    """Relative, of those that were not taught."""
-    knowledge = calibrated(taught) if taught else Knowledge()
-    found: dict[str, list[float]] = {name: [] for name in METRICS}
-    for o in asked:
-        at = times(o.demand, o.peak.bandwidth, o.peak.computing(o.group.layout), knowledge.factors(o.group))
+Errors = dict[str, list[tuple[float, bool]]]
+
+
+def errors(taught: Sequence[Row], asked: Sequence[Row]) -> Errors:
+    """Of those that were not taught: the relative error, and whether the interval held what was measured."""
+    knowledge = calibrated([row.observation for row in taught])
+    found: Errors = {name: [] for name in METRICS}
+    for row in asked:
+        figures = figures_at(dataclasses.replace(row.question, knowledge=knowledge), row.question.case.load.sequences)
         for name in METRICS:
-            found[name].append(abs(getattr(at, name) / o.measured[name] - 1))
+            figure, real = figures[name], row.observation.measured[name]
+            found[name].append((abs(figure["value"] / real - 1), figure["low"] <= real <= figure["high"]))
     return found
 
 
-def halves(every: Sequence[Observation]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in METRICS}
+def together(parts: Iterable[Errors]) -> Errors:
+    every = list(parts)
+    return {name: [one for part in every for one in part[name]] for name in METRICS}
+
+
+def halves(every: Sequence[Row]) -> Iterator[Errors]:
     for seed in range(SPLITS):
         order = random.Random(seed).sample(list(every), len(every))
-        half = len(order) // 2
-        for name, own in errors(order[:half], order[half:]).items():
-            found[name] += own
-    return found
+        yield errors(order[: len(order) // 2], order[len(order) // 2 :])
 
 
-def held_out(every: Sequence[Observation], part: int) -> dict[str, list[float]]:
+def by_others(every: Sequence[Row], part: int) -> Iterator[Errors]:
     """Each model (``part`` 0) or file type (1) predicted by the others alone."""
-    found: dict[str, list[float]] = {name: [] for name in METRICS}
-    for word in {kind_of(o, part) for o in every}:
-        own = errors([o for o in every if kind_of(o, part) != word], [o for o in every if kind_of(o, part) == word])
-        for name in METRICS:
-            found[name] += own[name]
-    return found
+    for word in dict.fromkeys(row.words[part] for row in every):
+        yield errors([r for r in every if r.words[part] != word], [r for r in every if r.words[part] == word])
 
 
-def kind_of(o: Observation, part: int) -> str:
-    words = o.key.split(" ")
-    return " ".join(words[:-3]) if part == 0 else words[-3]
-
-
-def line(title: str, found: dict[str, list[float]]) -> str:
+def line(title: str, found: Errors) -> str:
     cells = []
     for name in METRICS:
-        own = sorted(found[name])
-        cells += [f"{statistics.median(own):.1%}", f"{own[int(0.9 * (len(own) - 1))]:.1%}"]
+        own = sorted(error for error, _ in found[name])
+        inside = sum(held for _, held in found[name]) / len(own)
+        cells += [f"{statistics.median(own):.1%}", f"{own[int(0.9 * (len(own) - 1))]:.1%}", f"{inside:.0%}"]
     return f"| {title} | {' | '.join(cells)} |"
 
 
 def table(recorded: dict[str, Any]) -> str:
-    every = observations(recorded)
-    one = [errors([o], [p for p in every if p is not o]) for o in every[:: len(every) // 12]]
+    every = rows_of(recorded)
+    ones = [errors([row], [other for other in every if other is not row]) for row in every[:: len(every) // 12]]
     machine = recorded["machine"]
-    rows = [
-        line("half of the configurations, drawn at random, 40 times", halves(every)),
-        line("each model by the two others", held_out(every, 0)),
-        line("each file type by the two others", held_out(every, 1)),
-        line("all by one configuration, 12 times", {n: [e for found in one for e in found[n]] for n in METRICS}),
-        line("nothing measured but the machine's peaks", errors([], every)),
+    lines = [
+        line(f"half of the configurations, drawn at random, {SPLITS} times", together(halves(every))),
+        line("each model by the two others", together(by_others(every, 0))),
+        line("each file type by the two others", together(by_others(every, 1))),
+        line("all others by one configuration, 12 times", together(ones)),
+        line("nothing measured but the processor's peaks", errors([], every)),
     ]
     return "\n".join([
         "# Calibrated estimates against configurations that they were not fitted to", "",
         f"{recorded['date']}, {machine['cpu']}, {machine['logical_cores']} cores; llama.cpp with one thread; {len(every)}"
         f" configurations: {', '.join(recorded['models'])} × {', '.join(QUANTIZATIONS)} × {', '.join(map(str, USERS))} users"
-        f" × prompts of {' and '.join(map(str, PROMPTS))} tokens, answers of {ANSWER}. Written by `speed.py`.", "",
-        "| taught by | ITL, median error | 90 % | throughput, median error | 90 % |", "|---|---|---|---|---|", *rows, "",
+        f" × prompts of {' and '.join(map(str, PROMPTS))} tokens, answers of {ANSWER}. `held`: how many lay in their 90 %"
+        " interval. Written by `speed.py`.", "",
+        "| taught by | ITL, median error | 90 % | held | throughput, median error | 90 % | held |",
+        "|---|---|---|---|---|---|---|", *lines, "",
     ])  # fmt: skip
 
 
@@ -225,20 +243,37 @@ def published() -> dict[str, list[Observation]]:
     return found
 
 
-def print_published() -> None:
-    """How far off the table alone is, and what it should say for these."""
+def rate_errors(knowledge: Knowledge, asked: Sequence[Observation]) -> list[float]:
+    """Of the throughput of one sequence."""
+    found = []
+    for o in asked:
+        at = times(o.demand, o.peak.bandwidth, o.peak.computing(o.group.layout), knowledge.factors(o.group))
+        found.append(abs(at.output_tps / o.measured["output_tps"] - 1))
+    return found
+
+
+def published_table() -> str:
+    lines = []
     for engine, every in published().items():
-        for word, knowledge in (("by the table", Knowledge()), ("fitted", calibrated(every))):
-            off = [
-                times(o.demand, o.peak.bandwidth, o.peak.computing(o.group.layout), knowledge.factors(o.group)).output_tps
-                / o.measured["output_tps"] - 1 for o in every
-            ]  # fmt: skip
-            own = sorted(map(abs, off))
-            print(
-                f"{engine}, {word}: {len(own)} readings, median error {statistics.median(own):.1%}, 90 % {own[int(0.9 * len(own))]:.1%}"
+        held = []
+        for seed in range(PUBLISHED_SPLITS):
+            order = random.Random(seed).sample(every, len(every))
+            half = len(order) // 2
+            held += rate_errors(calibrated(order[:half]), order[half:])
+        for word, own in (
+            ("half of them, drawn at random", held),
+            ("the table alone", rate_errors(Knowledge(), every)),
+        ):
+            own = sorted(own)
+            lines.append(
+                f"| {engine} | {len(every)} | {word} | {statistics.median(own):.1%} | {own[int(0.9 * (len(own) - 1))]:.1%} |"
             )
-            for group in dict.fromkeys(o.group for o in every):
-                print(f"  {group.layout}: {knowledge.factors(group)}")
+    return "\n".join([
+        "# The same model on published speeds of a GPU", "",
+        "Qwen's readings of Qwen2.5 (0.5 to 32 B; 16 bits, GPTQ in 8 and 4, AWQ; prompts of 1 to 30,720 tokens, one sequence) on an"
+        " A100: `speed_known.toml`. vLLM's factors in the table were taken from these.", "",
+        "| engine | readings | taught by | throughput, median error | 90 % |", "|---|---|---|---|---|", *lines, "",
+    ])  # fmt: skip
 
 
 def main() -> None:
@@ -248,11 +283,11 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="compare with published speeds of GPUs, and end")
     asked = parser.parse_args()
     if asked.published:
-        print_published()
+        print(published_table())
         return
     if asked.record:
         record()
-    text = table(json.loads(RECORDED.read_text()))
+    text = table(json.loads(RECORDED.read_text())) + "\n" + published_table()
     print(text)
     if asked.write:
         TABLE.write_text(text)

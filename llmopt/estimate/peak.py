@@ -23,7 +23,7 @@ DRIVER = Path("/dev/nvidiactl")  # asking NVIDIA's library takes longer than all
 MEASURED_SPREAD = 0.1
 ARRAY_BYTES = 64 << 20  # beyond the caches of most processors, and twice
 MATRIX = 1024
-EACH_S = 0.4  # of the two measurements
+EACH_S = 1.0  # of the two measurements
 TERA = 1e12
 
 
@@ -117,7 +117,7 @@ def guessed_peak(fingerprint: str, name: str) -> Peak:
 
 
 def measure() -> Measured:
-    """Read and multiply with numpy for about a second, on as many threads as engines get; keeps and returns the result."""
+    """Read and multiply with numpy for two seconds, on as many threads as engines get; keeps and returns the result."""
     threads = engine_cores()
     found = Measured(
         bandwidth=reading(threads), flops=multiplying(threads), threads=threads,
