@@ -91,7 +91,14 @@ def test_tokens_are_streamed_one_by_one(run: RunResult, started: RunningServer, 
 
 def test_no_headline_metric_is_unknown(run: RunResult) -> None:
     m = run.metrics
-    assert min(m["ttft_s"]["p50"], m["ttft_s"]["p95"], m["tps"]["p50"], m["output_tps"], m["requests_per_s"]) > 0
+    assert min(m["ttft_s"]["p50"], m["ttft_s"]["p95"], m["tps"]["p50"]) > 0
+    assert min(m["output_tps_whole"], m["requests_per_s_whole"]) > 0
+    if (
+        m["output_tps"] is None
+    ):  # a busy machine may never get steady in a run of a second, which the run then says itself
+        assert {"never_steady", "no_steady_window"} & {doubt.code for doubt in run.verdict.reasons}
+    else:
+        assert min(m["output_tps"], m["requests_per_s"]) > 0
     assert m["peak_rss_bytes"] > 5 << 20
     assert m["load_s"] > 0
 
