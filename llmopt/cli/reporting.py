@@ -154,10 +154,17 @@ def table(document: dict[str, Any]) -> bytes:
 
 
 def show(document: dict[str, Any]) -> None:
+    """On the terminal, with the front in characters."""
     from llmopt.report.steps import print_steps
     from llmopt.report.terminal import print_ranking
+    from llmopt.report.text_plots import front_lines
 
-    (print_steps if document["kind"] == "steps" else print_ranking)(document)
+    if document["kind"] == "steps":
+        print_steps(document)
+        return
+    print_ranking(document)
+    for line in front_lines(document):
+        print(line)
 
 
 def require_page(file: Path) -> None:

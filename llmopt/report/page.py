@@ -85,7 +85,15 @@ def steps_parts(document: dict[str, Any], timelines: Mapping[str, Timeline]) -> 
         "subtitle": title(document) if document["machine"] else "nothing was measured",
         "goal": "one change at a time",
         "step_head": head,
-        "step_lines": lines,
+        "step_rows": [
+            {
+                "cells": cells[:-1],
+                "runs": step.get("runs"),
+                "failure": step["failure"],
+                "status": step["verdict"]["status"] if "verdict" in step else "",
+            }
+            for cells, step in zip(lines, document["steps"], strict=True)
+        ],
         "charts": steps_charts(document),
         "notes": steps_table.footnotes(document),
         "rows": [],

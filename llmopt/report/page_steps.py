@@ -65,11 +65,11 @@ def waterfall_spec(bars: Sequence[dict[str, Any]], name: str) -> Spec:
         "type": "nominal",
         "sort": None,
         "title": None,
-        "axis": {"labelAngle": -30, "labelLimit": 150},
+        "axis": {"labelAngle": -30, "labelLimit": 150, "labelOverlap": False},
     }
     up = quantitative("from", axis_title(name), scale={"zero": True})
     colour: Spec = {"field": "kind", "title": None, "legend": {"orient": "bottom"}, "scale": {"domain": [*ORDER],
-                    "range": ["var(--c8)", "var(--c1)", "var(--c2)", "var(--c7)", "var(--c3)"]}}  # fmt: skip
+                    "range": ["var(--c6)", "var(--c1)", "var(--c2)", "var(--c7)", "var(--c3)"]}}  # fmt: skip
     return spec(
         bars,
         {"mark": {"type": "bar"}, "encoding": {"x": across, "y": up, "y2": {"field": "to"}, "color": colour,

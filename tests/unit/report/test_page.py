@@ -8,9 +8,10 @@ import pytest
 from llmopt.core.errors import UsageError
 from llmopt.recommend.constraints import make_goal
 from llmopt.recommend.rank import recommend
+from llmopt.recommend.steps import Step, steps_document
 from llmopt.report.document import ranking_document
 from llmopt.report.page import page
-from unit.make import MACHINE, WORKLOAD, candidate
+from unit.make import MACHINE, WORKLOAD, candidate, metrics, run
 
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>\u202e\x00\x1b[31m"\'&lt; ünïcødé 🦙'
 
@@ -112,3 +113,38 @@ def test_when_nothing_passes_the_page_says_what_must_give():
 def test_a_document_of_another_kind_is_refused():
     with pytest.raises(UsageError, match="sweep"):
         page({"kind": "sweep"})
+
+
+# --- steps ------------------------------------------------------------------------------------------------------
+
+
+def taken(name, throughput, **fields):
+    runs = [run(metrics=metrics(throughput * by), started_at=f"2025-01-0{day}", **fields)
+            for day, by in enumerate((0.99, 1.0, 1.01), 1)]  # fmt: skip
+    return Step(name=name, runs=tuple(runs))
+
+
+def bars(*steps):
+    (variants,) = charts(page(steps_document("progressive", steps)).decode()).values()
+    return variants["output throughput"]["data"]["values"]
+
+
+def test_a_step_stands_on_the_one_before_it_and_the_end_on_zero():
+    found = bars(taken("base", 100), taken("faster", 300), taken("slower", 200))
+    assert [(b["from"], b["to"]) for b in found] == [(0, 100), (100, 300), (300, 200), (0, 200)]
+    assert [b["kind"] for b in found] == ["start", "better", "worse", "end"]
+
+
+def test_a_step_within_its_noise_is_not_called_better():
+    assert [b["kind"] for b in bars(taken("base", 100), taken("same", 100.1))][1] == "not told apart"
+
+
+def test_a_step_that_failed_is_named_and_the_next_stands_on_the_last_good_one():
+    steps = (taken("base", 100), Step(name="awq", failure="AWQ needs a GPU here"), taken("faster", 300))
+    assert [(b["step"], b["from"]) for b in bars(*steps)] == [("base", 0), ("faster", 100), ("all together", 0)]
+    assert "AWQ needs a GPU here" in page(steps_document("progressive", steps)).decode()
+
+
+def test_steps_without_any_run_are_drawn():
+    text = page(steps_document("progressive", [Step(name="a", failure="no engine")])).decode()
+    assert "No step has a valid run." in text
