@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmopt.core.metrics import parse_metric
+from llmopt.report.page_rows import runs_words
 from llmopt.report.table import label
 
 Spec = dict[str, Any]
@@ -47,7 +48,7 @@ def scaled(name: str, value: float | None) -> float | None:
     """In the unit that the axis has."""
     metric, _ = parse_metric(name)
     factor, _ = SCALE.get(metric.unit, (1, ""))
-    return None if value is None else value * factor
+    return None if value is None else float(f"{value * factor:.6g}")
 
 
 def axis_title(name: str) -> str:
@@ -84,9 +85,19 @@ def standing(row: dict[str, Any]) -> str:
     return "on the front" if row["on_front"] else "behind the front"
 
 
+def basis(row: dict[str, Any]) -> str:
+    """What the figures of a row rest on."""
+    return f"{row['evidence']}, {runs_words(row['runs'])}, {row['verdict']['status']}; {standing(row)}"
+
+
 def about(row: dict[str, Any], *words: str) -> str:
-    verdict = row["verdict"]["status"]
-    return "\n".join([short(row), *words, f"{row['evidence']}, {row['runs']} run(s), {verdict}", standing(row)])
+    return "\n".join([short(row), *words, basis(row)])
+
+
+def tooltip(figures: Sequence[tuple[str, str]]) -> Spec:
+    """``about`` of every value, put together by the page: its label, its figures under their titles, and ``more``."""
+    lines = [f"{title!r} + ' ' + format(datum.{name}, ',.5~r')" for title, name in figures]
+    return {"calculate": " + '\\n' + ".join(["datum.label", *lines, "datum.more"]), "as": "about"}
 
 
 def drawn_of(rows: Sequence[dict[str, Any]], what: str, drawn: set[str]) -> str:

@@ -6,22 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmopt.core.metrics import parse_metric, value_of
-from llmopt.core.units import show
 from llmopt.report.page_chart import (
     WORDS,
     Chart,
     Spec,
-    about,
     axis_title,
+    basis,
     colour_of_rows,
     drawn_of,
     quantitative,
     scaled,
-    short,
     spec,
     standing,
+    tooltip,
 )
-from llmopt.report.page_rows import identity
+from llmopt.report.page_rows import identity, runs_words
 
 
 def front_chart(rows: Sequence[dict[str, Any]]) -> Chart:
@@ -49,17 +48,16 @@ def front_points(rows: Sequence[dict[str, Any]], x: str, y: str) -> list[dict[st
         across, up = row["numbers"].get(x), row["numbers"].get(y)
         if across is None or up is None:
             continue
-        point = {"row": identity(row), "standing": standing(row), "knee": bool(row.get("knee")),
-                 "engine": str(row["case"]["serve"]["backend"]), "rank": row.get("rank")}  # fmt: skip
+        point = {"row": identity(row), "standing": standing(row), "rank": row.get("rank"), "more": basis(row)}
+        point |= {"knee": True} if row.get("knee") else {}
         for axis, name, number in (("x", x, across), ("y", y, up)):
             point |= {
                 axis + end: scaled(name, number[key])
                 for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
             }
-        point["about"] = about(row, *(f"{WORDS[n]} {show(v['value'], v['unit'])}" for n, v in ((y, up), (x, across))))
         found.append(point)
     edge = undominated([p for p in found if p["standing"] != "rejected"])
-    return [point | {"edge": id(point) in edge} for point in found]
+    return [point | ({"edge": True} if id(point) in edge else {}) for point in found]
 
 
 def undominated(points: Sequence[dict[str, Any]]) -> set[int]:
@@ -96,6 +94,7 @@ def front_spec(points: Sequence[dict[str, Any]], x: str, y: str) -> Spec:
         {"transform": [{"filter": "isValid(datum.rank) && datum.rank <= 9"}], "mark": {"type": "text", "dx": 12, "dy": 4,
          "align": "left", "color": "var(--ink)"}, "encoding": {"x": across, "y": up, "text": {"field": "rank"}}},
         height=360,
+        transform=[tooltip([(axis_title(y), "y"), (axis_title(x), "x")])],
     )  # fmt: skip
 
 
@@ -124,14 +123,12 @@ def load_points(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[dict[st
             value = value_of(point["metrics"], metric, statistic)
             if value is None or point["level"] is None:
                 continue
-            words = (point["load"], f"{WORDS[name]} {show(value, metric.unit)}",
-                     f"{point['evidence']}, {point['runs']} run(s), {point['status']}",
-                     "past saturation" if point["saturated"] else "")  # fmt: skip
+            words = (point["load"], point["evidence"], runs_words(point["runs"]), point["status"])
+            marks = {"chosen": point["chosen"], "doubted": point["status"] != "valid", "saturated": point["saturated"]}
             found.append(
-                {"row": identity(row), "level": point["level"], "y": scaled(name, value),
-                 "chosen": point["chosen"], "good": point["status"] == "valid", "saturated": point["saturated"],
-                 "about": "\n".join([short(row), *(w for w in words if w)])}
-            )  # fmt: skip
+                {"row": identity(row), "level": point["level"], "y": scaled(name, value), "more": ", ".join(words)}
+                | {mark: True for mark, is_so in marks.items() if is_so}
+            )
     users = any(point["load"].endswith(("user", "users")) for row in rows for point in row["curve"])
     return found, "users at once" if users else "requests/s asked for"
 
@@ -144,7 +141,7 @@ def load_spec(points: Sequence[dict[str, Any]], name: str, axis: str) -> Spec:
     silent = colour | {"legend": None}
     points_encoding: Spec = {
         "x": across, "y": up, "stroke": silent, "tooltip": {"field": "about"},
-        "fill": {"condition": {"test": "!datum.good", "value": "var(--panel)"}} | silent,
+        "fill": {"condition": {"test": "datum.doubted", "value": "var(--panel)"}} | silent,
         "shape": {"condition": {"test": "datum.saturated", "value": "cross"}, "value": "circle"},
         "size": {"condition": {"test": "datum.chosen", "value": 190}, "value": 60},
     }  # fmt: skip
@@ -153,4 +150,5 @@ def load_spec(points: Sequence[dict[str, Any]], name: str, axis: str) -> Spec:
         {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": across, "y": up, "color": colour}},
         {"mark": {"type": "point", "strokeWidth": 2, "opacity": 1}, "encoding": points_encoding},
         resolve={"legend": {"color": "independent"}},
+        transform=[tooltip([(axis_title(name), "y")])],
     )

@@ -8,6 +8,7 @@ from typing import Any
 from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.units import show
 from llmopt.report.page_chart import WORDS, Chart, Spec, axis_title, quantitative, scaled, spec
+from llmopt.report.page_rows import runs_words
 from llmopt.report.steps import compared, factor, figures
 
 ORDER = ("start", "better", "worse", "not told apart", "end")
@@ -40,7 +41,7 @@ def waterfall(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]
         words = [row["step"], f"{WORDS[name]} {show(value, metric.unit)}"]
         words += [f"{factor(change)} the step before"] if change else []
         words += [f"95 % interval {change['low']:.2f}–{change['high']:.2f}"] if change and change["low"] else []
-        words.append(f"{row['runs']} run(s), {row['verdict']['status']}")
+        words.append(f"{runs_words(row['runs'])}, {row['verdict']['status']}")
         found.append(
             {"step": row["step"], "from": scaled(name, before), "to": scaled(name, value),
              "kind": kind_of(change, metric.better) if place else "start",

@@ -142,7 +142,7 @@ def test_a_point_tells_what_it_is_as_text(opened: Page) -> None:
                       "return [b.x + b.width / 2, b.y + b.height / 2]; })()")  # fmt: skip
     opened.hover(*place)
     opened.wait("!document.querySelector('#tip').hidden")
-    assert "measured, 1 run(s), valid" in opened.do("document.querySelector('#tip').textContent")
+    assert "measured, 1 run, valid; on the front" in opened.do("document.querySelector('#tip').textContent")
     assert opened.do("document.querySelector('#tip').children.length") == 0
 
 
