@@ -14,6 +14,7 @@ from llmopt.core.statistics import (
     mser,
     percentile,
     relative_spread,
+    t_95,
     wilson,
 )
 
@@ -248,3 +249,10 @@ def test_a_ratio_has_no_interval_without_two_a_side_or_with_a_zero():
     assert ratio_interval([1.0], [1.0, 2.0]) is None
     assert ratio_interval([0.0, 1.0], [1.0, 2.0]) is None
     assert ratio_interval([2.0, 2.0], [4.0, 4.0]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "known"), [(1, 12.706), (10, 2.228), (11, 2.201), (12, 2.179), (15, 2.131), (30, 2.042), (120, 1.980)]
+)
+def test_students_t_is_that_of_the_tables(freedom, known):
+    assert t_95(freedom) == pytest.approx(known, abs=0.001)
