@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.statistics import ratio_interval
 from llmopt.recommend.candidates import merge
 from llmopt.recommend.cost import TOKENS_OF_A_PRICE
-from llmopt.recommend.points import SECONDS_OF_AN_HOUR
+from llmopt.recommend.points import PEAKS, SECONDS_OF_AN_HOUR
 
 # What a step may change, as ratio to the step before.
 WATCHED = ("ttft_p50", "tps_p50", "output_tps", "requests_per_s", "peak_rss_bytes", "peak_vram_bytes")
@@ -76,15 +77,22 @@ def price(output_tps: float | None, price_per_hour: float | None) -> float | Non
 
 
 def changes(before: dict[str, Any], after: dict[str, Any], runs: tuple[Step, Step]) -> dict[str, dict[str, Any]]:
-    """By metric, the ratio of the two figures as they are shown, and its interval over runs where there is one."""
+    """By metric, the ratio over runs with its interval: both of geometric means, so that the one lies in the other.
+
+    Without an interval it is the ratio of the two figures as they are shown: of single runs, and of the highest peaks.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name in WATCHED:
         metric, statistic = parse_metric(name)
         old, new = (value_of(row["metrics"], metric, statistic) for row in (before, after))
         if not old or new is None:
             continue
-        low, high = ratio_interval(*(values(step, name) for step in runs)) or (None, None)
-        found[name] = {"ratio": new / old, "low": low, "high": high}
+        known = None if name in PEAKS else ratio_interval(*(values(step, name) for step in runs))
+        if known is None:
+            found[name] = {"ratio": new / old, "low": None, "high": None}
+        else:
+            low, high = known
+            found[name] = {"ratio": math.sqrt(low * high), "low": low, "high": high}
     return found
 
 

@@ -18,11 +18,24 @@ def rows(*steps, **options):
     return steps_document("r", steps, **options)["steps"]
 
 
-def test_a_change_is_the_ratio_of_medians_to_the_step_before():
-    found = rows(step("a", 100, 110, 90), step("b", 200, 220, 180), step("c", 100, 100, 100))
-    assert found[1]["change"]["output_tps"]["ratio"] == 2.0
-    assert found[2]["change"]["output_tps"]["ratio"] == 0.5
-    assert found[2]["since_start"]["output_tps"]["ratio"] == 1.0
+def test_a_change_is_the_ratio_to_the_step_before():
+    found = rows(step("a", 100, 110, 90), step("b", 200, 220, 180), step("c", 50, 55, 45))
+    assert found[1]["change"]["output_tps"]["ratio"] == pytest.approx(2.0)
+    assert found[2]["change"]["output_tps"]["ratio"] == pytest.approx(0.25)
+    assert found[2]["since_start"]["output_tps"]["ratio"] == pytest.approx(0.5)
+
+
+def test_a_ratio_lies_in_its_interval_whatever_the_median_says():
+    change = rows(step("a", 100, 100, 100), step("b", 100, 100, 101), step("c", 200, 200, 200, 100, 100, 100, 100))
+    unlike = change[2]["change"]["output_tps"]
+    assert unlike["low"] < unlike["ratio"] < unlike["high"]
+    assert unlike["ratio"] == pytest.approx(2 ** (3 / 7) * 1.01 ** (-1 / 3))
+
+
+def test_the_ratio_of_highest_peaks_has_no_interval():
+    peaks = [Step(name="a", runs=tuple(run(metrics=metrics(memory=m)) for m in (100 + i, 104, 800))) for i in (0, 100)]
+    change = rows(*peaks)[1]["change"]["peak_rss_bytes"]
+    assert change == {"ratio": 1.0, "low": None, "high": None}
 
 
 def test_the_interval_holds_the_ratio_and_leaves_out_one_for_a_clear_change():
