@@ -45,13 +45,17 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """``sort`` is null where the number is unknown: it stands last in either order."""
+    """``sort`` is null where the number is unknown: it stands last in either order.
+
+    ``status`` is the verdict of the runs that it comes from; quality comes from none, and is as valid as its proof.
+    """
 
     text: str
     sort: float | None
     interval: str = ""
     evidence: str = ""
     about: str = ""
+    status: str = "valid"
 
 
 def columns_of(document: dict[str, Any]) -> list[Column]:
@@ -115,17 +119,17 @@ def cell_of(row: dict[str, Any], column: Column) -> Cell:
     number = row["numbers"].get(column.name)
     if number is None:
         return Cell(text="–", sort=None, about="not known")
-    words = [number["evidence"], *([f"at {number['at']}"] if number["at"] else []), runs_words(row["runs"])]
+    words = [number["evidence"], *([f"at {number['at']}", runs_words(row["runs"])] if number["at"] else [])]
     interval = interval_words(number)
     if interval:
         words.append(f"95 % interval {interval} over {number['over']}")
     else:
         words.append("no interval")
-    verdict = row["verdict"]["status"]
-    about = f"{', '.join(words)}; verdict of its runs: {verdict}"
+    status = row["verdict"]["status"] if number["at"] else "valid"
+    words += [f"verdict of its runs: {status}"] if number["at"] else ["from the proof of the artifact"]
     return Cell(
         text=show(number["value"], number["unit"]), sort=number["value"], interval=interval,
-        evidence=number["evidence"], about=about,
+        evidence=number["evidence"], about=", ".join(words), status=status,
     )  # fmt: skip
 
 
