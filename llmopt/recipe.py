@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from llmopt.core.errors import UsageError, nearest
 from llmopt.quantize import method, quantization
 from llmopt.recommend.constraints import make_goal
 from llmopt.serve import backend, require_loadable
+from llmopt.serve.adapters import named_adapters, require_adapters
 from llmopt.serve.options import require_known
 
 BUILTIN = "builtin"
@@ -187,7 +188,7 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     check_mode(recipe)
     cases, steps = [], []
     for place, group in enumerate(recipe.cases):
-        names, options = case_group(group, f"$.cases[{place}]", workload)
+        names, options = case_group(group, f"$.cases[{place}]", workload, folder)
         if recipe.compare == "steps":
             steps.append(step_name(group, names, f"$.cases[{place}]"))
         for name in names:
@@ -225,7 +226,7 @@ def check_mode(recipe: Recipe) -> None:
         raise UsageError("step and price_per_hour are of steps", hint="compare: steps")
 
 
-def case_group(group: dict[str, Any], place: str, workload: Workload) -> tuple[list[str], ServeOptions]:
+def case_group(group: dict[str, Any], place: str, workload: Workload, folder: Path) -> tuple[list[str], ServeOptions]:
     """``backend``, ``quantizations``, and the options of ``llmopt serve`` under the names of ServeOptions."""
     known = [*(f.name for f in fields(ServeOptions)), *OF_A_CASE]
     for name in group:
@@ -239,8 +240,30 @@ def case_group(group: dict[str, Any], place: str, workload: Workload) -> tuple[l
         raise UsageError(f"{error} (in `{place}`)", hint="recipes/demo.yaml shows every field") from error
     if not quantizations:
         raise UsageError(f"no quantization - at `{place}`", hint="quantizations: [bf16]")
-    require_known(backend(options.backend), options)
+    chosen, options = backend(options.backend), with_places(options, folder, place)
+    require_known(chosen, options)
+    named_adapters(options.lora_modules)
+    require_adapters(chosen, options, workload.adapters)
     return quantizations, options
+
+
+def with_places(options: ServeOptions, folder: Path, place: str) -> ServeOptions:
+    """Draft and adapters where they lie beside the recipe; a word such as ``ngram`` stays one. Raises UsageError."""
+    adapters = [module.partition("=") for module in options.lora_modules]
+    options = replace(options, lora_modules=tuple(
+        f"{name}={folder / Path(path).expanduser()}" if path else name + equals for name, equals, path in adapters
+    ))  # fmt: skip
+    draft = options.speculative_model
+    if draft is None:
+        return options
+    near = folder / Path(draft).expanduser()
+    if near.exists():
+        return replace(options, speculative_model=str(near))
+    if "/" in draft or draft.endswith(".gguf"):
+        raise UsageError(
+            f"speculative_model: no draft at {near} - at `{place}`", hint="a folder, a GGUF file, or ngram"
+        )
+    return options
 
 
 def step_name(group: dict[str, Any], names: list[str], place: str) -> str:

@@ -32,6 +32,7 @@ from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import prepare_results, save_run
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve import Backend, require_loadable
+from llmopt.serve.adapters import require_adapters
 from llmopt.serve.process import RunningServer, serving
 from llmopt.serve.recognise import recognise
 
@@ -169,7 +170,7 @@ def serving_case(
 ) -> Iterator[Subject]:
     """The engine of a case, running for the time of the ``with`` block."""
     backend = require_loadable(case.serve.backend, case.artifact.quantization)
-    require_adapters(backend, case)
+    require_adapters(backend, case.serve, case.workload.adapters)
     environment = environments.find(backend.needs, python)
     log = results / "logs" / f"{case.artifact.label}-{backend.name}.log"
     prepare_results(results, this_machine())
@@ -200,26 +201,6 @@ def serving_case(
             options=backend.options,
         )
         server.require_alive(backend)
-
-
-def require_adapters(backend: Backend, case: Case) -> None:
-    """Raise UsageError where requests would name a LoRA adapter that this server will not know."""
-    asked = case.workload.adapters
-    if not asked:
-        return
-    if "lora_modules" not in backend.options or not backend.adapter_per_request:
-        every = "applies its adapters to every request" if "lora_modules" in backend.options else "has no adapters"
-        raise UsageError(
-            f"{backend.name} {every}: --adapter {asked[0]} cannot be asked for by name",
-            hint="leave --adapter out, or --backend vllm",
-        )
-    names = [module.partition("=")[0] for module in case.serve.lora_modules]
-    unknown = [name for name in asked if name not in names]
-    if unknown:
-        raise UsageError(
-            f"--adapter {', '.join(unknown)}: --lora-modules loads {', '.join(names) or 'none'}",
-            hint=f"--lora-modules {unknown[0]}=FOLDER",
-        )
 
 
 def metrics_url(base_url: str, backend: Backend) -> str | None:

@@ -129,7 +129,8 @@ class Backend:
     version: Callable[[Environment], str | None] | None = None
     # What a reader of its numbers must know about a format: format → note, printed beside every ranking.
     format_notes: dict[str, str] = field(default_factory=dict)
-    adapter_per_request: bool = True  # whether a request names its LoRA adapter as its model
+    # How a request names a LoRA adapter in place of the model; ``None``: every request gets all of them.
+    adapter_form: str | None = "{adapter}"
 
     @property
     def options(self) -> frozenset[str]:

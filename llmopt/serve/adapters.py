@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from llmopt.core.domain import ServeOptions
 from llmopt.core.errors import UsageError
+from llmopt.serve import Backend
 
 
 def named_adapters(modules: Iterable[str]) -> list[tuple[str, Path]]:
@@ -24,3 +26,22 @@ def named_adapters(modules: Iterable[str]) -> list[tuple[str, Path]]:
             )
         found.append((name, Path(place)))
     return found
+
+
+def require_adapters(backend: Backend, options: ServeOptions, asked: Sequence[str]) -> None:
+    """Raise UsageError where requests would name a LoRA adapter that this server will not know."""
+    if not asked:
+        return
+    if "lora_modules" not in backend.options or backend.adapter_form is None:
+        every = "applies its adapters to every request" if "lora_modules" in backend.options else "has no adapters"
+        raise UsageError(
+            f"{backend.name} {every}: --adapter {asked[0]} cannot be asked for by name",
+            hint="leave --adapter out, or --backend vllm",
+        )
+    names = [module.partition("=")[0] for module in options.lora_modules]
+    unknown = [name for name in asked if name not in names]
+    if unknown:
+        raise UsageError(
+            f"--adapter {', '.join(unknown)}: --lora-modules loads {', '.join(names) or 'none'}",
+            hint=f"--lora-modules {unknown[0]}=FOLDER",
+        )

@@ -191,7 +191,7 @@ BACKEND = Backend(
     },
     version=version,
     known=("2026.10.11549", "llama-server 0.5.0-dev (build 1, commit 0c1e570)"),
-    adapter_per_request=False,
+    adapter_form=None,
     # For processors: it is given no GPU.
     container=Container(image="ghcr.io/ggml-org/llama.cpp:server-b11176"),
     # Sums and no histograms: times are over all requests, and queries of the prefix cache are what was found and what not.

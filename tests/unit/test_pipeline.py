@@ -18,6 +18,7 @@ from llmopt.pipeline import loads, making, measuring, plans, proving, requesting
 from llmopt.quantize import method
 from llmopt.report.progress import Reporter
 from llmopt.serve import backend
+from llmopt.serve.adapters import require_adapters
 from unit.make import artifact, decoder, safetensors
 
 QUIET = Reporter(quiet=True)
@@ -398,13 +399,13 @@ def test_an_adapter_that_the_server_would_not_know_is_refused(engine, modules, t
         workload=replace(SMALL, adapters=("a", "c")),
     )
     with pytest.raises(UsageError, match=told):
-        measuring.require_adapters(backend(engine), case)
+        require_adapters(backend(engine), case.serve, case.workload.adapters)
 
 
 def test_adapters_that_are_loaded_may_be_asked_for(tmp_path):
     options = ServeOptions(backend="vllm", lora_modules=("a=x", "c=y"))
     case = Case(artifact=artifact(tmp_path / "a"), serve=options, workload=replace(SMALL, adapters=("a", "c")))
-    measuring.require_adapters(backend("vllm"), case)
+    require_adapters(backend("vllm"), case.serve, case.workload.adapters)
 
 
 def test_adapters_are_refused_before_anything_starts(tmp_path, monkeypatch):

@@ -267,3 +267,33 @@ def test_a_ranking_has_no_steps(refused):
 
 def test_a_case_without_a_quantization(refused):
     assert "no quantization" in refused(SMALL.replace("[bf16, nf4-dq]", "[]")).message
+
+
+OF_VLLM = "name: n\nmodel: builtin\ncases: [{{backend: {0}, quantizations: [bf16]{1}}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("engine", "modules", "told"),
+    [
+        ("hf", "", "hf has no adapters: --adapter b"),
+        ("vllm", ', lora_modules: ["a=style"]', "--adapter b: --lora-modules loads a"),
+        ("vllm", ', lora_modules: ["b=nosuch"]', "no adapter in .*nosuch"),
+    ],
+)
+def test_adapters_are_checked_before_anything_is_made(refused, tmp_path, engine, modules, told):
+    (tmp_path / "style").mkdir()
+    refused(OF_VLLM.format(engine, modules) + "workload: {adapters: [b]}", match=told)
+
+
+def test_a_draft_and_adapters_lie_beside_the_recipe(load, tmp_path):
+    (tmp_path / "draft").mkdir()
+    plan = load(OF_VLLM.format("vllm", ', lora_modules: ["a=draft"], speculative_model: draft'))
+    ((_, options),) = plan.cases
+    assert options.lora_modules == (f"a={tmp_path / 'draft'}",)
+    assert options.speculative_model == str(tmp_path / "draft")
+
+
+def test_a_draft_that_is_not_there_is_refused_and_a_word_stays_a_word(load, refused):
+    refused(OF_VLLM.format("vllm", ", speculative_model: drafts/small"), match="no draft at .*drafts/small")
+    ((_, options),) = load(OF_VLLM.format("vllm", ", speculative_model: ngram")).cases
+    assert options.speculative_model == "ngram"
