@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from llmopt.cli.deciding import no_runs, require_report, say_skipped
 from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json
-from llmopt.core.errors import UsageError
+from llmopt.core.errors import LlmoptError, UsageError
 
 if TYPE_CHECKING:
     from llmopt.core.domain import Goal
@@ -62,26 +63,40 @@ def report_command(
     goal = make_goal(
         slo or [], max_memory=max_memory, max_kl=max_kl, optimize=optimize, price_per_hour=price_per_hour
     )  # fmt: skip
-    document, empty = document_of(results, goal, force=force, top=top or None, baseline=baseline)
-    for file, make in ((html, page_maker(timelines or results)), (md, markdown), (csv, table)):
-        if file is not None:
-            write_atomic(file, make(document))
-            print(f"{file} ({file.stat().st_size / 1e3:,.0f} kB)", file=sys.stderr if json else sys.stdout)
-    if json:
-        print_json(document)
-    elif html is md is csv is None and empty is None:
-        show(document)
+    saved = saved_document(results)
+    document, empty = (saved, None) if saved is not None else ranked(results, goal, force, top or None, baseline)
+    runs = timelines or (results if saved is None else None)
+    with whole(results if saved is not None else None):
+        for file, make in ((html, page_maker(runs)), (md, markdown), (csv, table)):
+            if file is not None:
+                write_atomic(file, make(document))
+                print(f"{file} ({file.stat().st_size / 1e3:,.0f} kB)", file=sys.stderr if json else sys.stdout)
+        if json:
+            print_json(document)
+        elif html is md is csv is None and empty is None:
+            show(document)
     if empty is not None:
         raise empty
 
 
-def document_of(
-    results: Path, goal: Goal, *, force: bool, top: int | None, baseline: str | None
-) -> tuple[dict[str, Any], Exception | None]:
+@contextlib.contextmanager
+def whole(file: Path | None) -> Iterator[None]:
+    """A saved document may have been cut or edited since: what it lacks is said as its fault. Raises UsageError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if file is None:
+            raise
+        raise UsageError(
+            f"{file} is no whole document of llmopt: {type(error).__name__} {error}",
+            hint="make it anew with this version: llmopt recommend --json",
+        ) from error
+
+
+def ranked(
+    results: Path, goal: Goal, force: bool, top: int | None, baseline: str | None
+) -> tuple[dict[str, Any], LlmoptError | None]:
     """The document, and where there is no run at all the error that says so: it is drawn, and said. Raises LlmoptError."""
-    saved = saved_document(results)
-    if saved is not None:
-        return saved, None
     from dataclasses import asdict
 
     from llmopt.core.run_index import read_store
@@ -127,13 +142,13 @@ def saved_document(file: Path) -> dict[str, Any] | None:
     return document
 
 
-def page_maker(results: Path) -> Callable[[dict[str, Any]], bytes]:
+def page_maker(results: Path | None) -> Callable[[dict[str, Any]], bytes]:
     def make(document: dict[str, Any]) -> bytes:
         from llmopt.report.page import page
         from llmopt.report.page_timelines import timelines_of
 
         rows: Sequence[dict[str, Any]] = [*document.get("ranked", ()), *document.get("rejected", ())][:DRAWN]
-        return page(document, timelines_of(results, rows))
+        return page(document, timelines_of(results, rows) if results is not None else {})
 
     return make
 

@@ -29,7 +29,7 @@ def spread_chart(rows: Sequence[dict[str, Any]], timelines: Mapping[str, Timelin
         caption="The share that took no longer, of every request (TTFT) or gap (ITL; ICL where the tokens of a chunk are not"
         " known) at the load judged. A failed request never arrives: such a line ends below 100 %.",
         alt="Distribution functions of the time to the first token and between tokens, one line a configuration.",
-        variants=variants, why="No stored timelines lie beside these records.",
+        variants=variants, why="No stored timelines of these runs were found; of a saved document, --results says where they lie.",
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def timeline_chart(rows: Sequence[dict[str, Any]], timelines: Mapping[str, Timel
         f" A stall is a gap of more than {STALL:g} times the median gap of the run.",
         alt="Every request of one run over time, with the stalls in its token streams.",
         variants={short(row): timeline_spec(timeline) | {"usermeta": {"about": about_run(timeline)}} for row, timeline in found},
-        why="No stored timelines lie beside these records.",
+        why="No stored timelines of these runs were found; of a saved document, --results says where they lie.",
     )  # fmt: skip
 
 

@@ -85,6 +85,37 @@ def test_a_document_that_is_none_of_ours_is_refused_in_a_line(tmp_path, text):
     assert done.stderr.count("error:") == done.stderr.count("hint:") == 1
 
 
+def test_a_document_that_was_cut_is_said_in_a_line(results, tmp_path):
+    saved = tmp_path / "ranking.json"
+    document = json.loads(report(results, "--json").stdout)
+    del document["ranked"][0]["verdict"]
+    saved.write_text(json.dumps(document))
+    done = report(saved, "--html", tmp_path / "report.html")
+    assert done.exit_code == 2
+    assert "is no whole document of llmopt: KeyError 'verdict'" in done.stderr
+
+
+def test_a_saved_document_finds_its_timelines_where_it_is_told(results, tmp_path):
+    pytest.importorskip("vl_convert")
+    saved = tmp_path / "ranking.json"
+    saved.write_text(report(results, "--json").stdout)
+    pages = []
+    for number, options in enumerate(([], ["--results", results])):
+        file = tmp_path / f"{number}.html"
+        report(saved, "--html", file, *options)
+        pages.append("requests drawn" in file.read_text())
+    assert pages == [False, True]
+
+
+def test_a_record_of_another_schema_is_named_on_the_page(results, tmp_path):
+    pytest.importorskip("vl_convert")
+    (record,) = sorted(results.rglob("*plain-hf-4-0.json"))
+    record.write_text(record.read_text().replace('"schema": 1', '"schema": 9'))
+    file = tmp_path / "report.html"
+    assert report(results, "--html", file).exit_code == 0
+    assert "it has schema 9, and this llmopt reads 1" in file.read_text()
+
+
 def test_a_file_of_somebody_else_is_not_overwritten(results, tmp_path):
     for option, name in (("--html", "a.html"), ("--csv", "a.csv"), ("--md", "a.md")):
         file = tmp_path / name

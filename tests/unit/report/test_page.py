@@ -115,6 +115,18 @@ def test_a_document_of_another_kind_is_refused():
         page({"kind": "sweep"})
 
 
+def test_memory_that_the_engine_does_not_tell_is_named_so():
+    found = document(FAST)
+    found["ranked"][0]["memory"] = {
+        "kv_cache_bytes": 2**30,
+        "unexplained_bytes": 2**29,
+        "total_bytes": 3 * 2**29,
+        "weights_bytes": None,
+    }
+    values = charts(page(found).decode())["memory"]["memory"]["data"]["values"]
+    assert [(v["part"], v["gib"]) for v in values] == [("KV cache", 1.0), ("not told by the engine", 0.5)]
+
+
 # --- steps ------------------------------------------------------------------------------------------------------
 
 
