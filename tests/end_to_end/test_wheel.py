@@ -21,6 +21,7 @@ def test_wheel_carries_the_model_its_texts_and_the_recipe(tmp_path: Path) -> Non
         "llmopt/demo/texts/heldout.txt",
         "llmopt/demo/texts/calibration.txt",
         "llmopt/demo/recipes/demo.yaml",
+        "llmopt/report/templates/page.html",
     } <= names
     assert not [name for name in names if "checkpoint" in name or "__pycache__" in name]
     assert wheel.stat().st_size < 25 << 20
