@@ -42,6 +42,34 @@ EVERY_FOURTH = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 QWEN_WHOLE = 28  # its first layers attend to all
 # Whose cache each engine keeps otherwise, or whose layers differ in more than their window.
 NOT_KNOWN = ("global_head_dim", "num_global_key_value_heads")
+# Where a config says how many positions there are, and the types of RoPE whose length is in it already (vLLM 0.32).
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",
+             "max_sequence_length", "max_seq_length", "seq_len")  # fmt: skip
+SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+
+
+def positions(config: dict[str, Any]) -> int | None:
+    """The longest context that the model has positions for, as vLLM derives it; ``None`` where the config does not say."""
+    text = config.get("text_config") or config
+    # Command-R's own limit goes before all others.
+    own = first(text, "model_max_length")
+    known = [own] if own else [found for name in POSITIONS if (found := first(text, name))]
+    return int(min(known) * rope_factor(text)) if known else None
+
+
+def rope_factor(text: dict[str, Any]) -> float:
+    """By how much RoPE is stretched beyond the positions that the config names; Gemma 3 names them stretched."""
+    ropes = text.get("rope_parameters") or text.get("rope_scaling")
+    if not isinstance(ropes, dict) or "gemma3" in str(text.get("model_type")):
+        return 1.0
+    nested = [rope for rope in ropes.values() if isinstance(rope, dict)]  # one for each type of layer
+    factors = [
+        rope.get("factor")
+        for rope in nested or [ropes]
+        if (rope.get("rope_type") or rope.get("type")) not in SCALED_ALREADY
+    ]
+    told = [factor for factor in factors if isinstance(factor, (int, float)) and factor and math.isfinite(factor)]
+    return float(told[-1]) if told else 1.0
 
 
 def kv_cache_bytes(

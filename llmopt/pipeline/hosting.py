@@ -22,7 +22,7 @@ from llmopt.core.errors import MissingEnvironment, UsageError
 from llmopt.pipeline.measuring import options_document, version_of, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve.process import RunningServer, command_anywhere, serving
-from llmopt.serve.room import require_room
+from llmopt.serve.room import require_positions, require_room
 
 FOLLOW_S = 0.2
 # An engine's environment on another machine, where its programs are on the PATH.
@@ -99,6 +99,7 @@ def command_document(case: Case, place: Place, warn: Callable[[str], None] = lam
             raise
         environment = ELSEWHERE
         warn(f"{error.message}: programs go by their bare names")
+    require_positions(backend, case.artifact, case.serve)
     try:
         require_room(backend, case.artifact, case.serve)
     except UsageError as error:

@@ -8,10 +8,11 @@ from typing import Any
 
 from llmopt import serve
 from llmopt.core import environments
-from llmopt.core.artifacts import open_artifact, open_model, read_config, unquantized
+from llmopt.core.artifacts import open_artifact, open_model, unquantized
 from llmopt.core.domain import Artifact, Case, Measurement, ModelRef, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, LlmoptError, MissingEnvironment, UsageError
 from llmopt.core.files import scratch_folder
+from llmopt.core.kv_cache import positions
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import load_runs, with_quality
@@ -26,6 +27,7 @@ from llmopt.recipe import Plan
 from llmopt.recommend.steps import Step, steps_document
 from llmopt.serve import require_loadable
 from llmopt.serve.options import command_words, require_known
+from llmopt.serve.room import model_config
 
 DEFAULT_CONTEXT = 1024
 TEMPLATE_ROOM = 64  # tokens that a chat template may add to a prompt
@@ -178,11 +180,7 @@ def open_case(path: Path, options: ServeOptions, workload: Workload) -> Case:
 def case_of(artifact: Artifact, options: ServeOptions, workload: Workload) -> Case:
     """A case whose context holds the workload. Raises UsageError when the model's own limit does not."""
     wanted = workload.input_tokens + workload.output_tokens + (TEMPLATE_ROOM if workload.endpoint == "chat" else 0)
-    config = Path(artifact.path) / "config.json"
-    limit = int(
-        (read_config(config.parent) if config.exists() else {}).get("max_position_embeddings")
-        or max(wanted, DEFAULT_CONTEXT)
-    )
+    limit = positions(model_config(artifact)) or max(wanted, DEFAULT_CONTEXT)
     context = options.max_model_len or min(limit, max(DEFAULT_CONTEXT, wanted))
     if wanted > min(limit, context):
         raise UsageError(

@@ -13,6 +13,7 @@ from llmopt.core import environments
 from llmopt.core.artifacts import read_config
 from llmopt.core.domain import Artifact, ServeOptions
 from llmopt.core.errors import MissingEnvironment, UsageError
+from llmopt.core.kv_cache import positions
 from llmopt.core.worker import run_job
 from llmopt.pipeline.measuring import check_url
 from llmopt.pipeline.reporter import Reporter
@@ -61,8 +62,7 @@ def score(
 
 
 def context_of(folder: Path) -> int:
-    config = read_config(folder)
-    return min(LONGEST, int((config.get("text_config") or config).get("max_position_embeddings", LONGEST)))
+    return min(LONGEST, positions(read_config(folder)) or LONGEST)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llmopt import demo
 from llmopt.core.errors import ModelError, UsageError
 from llmopt.core.files import read_text
+from llmopt.core.kv_cache import positions
 from llmopt.core.rows import ROWS_HINT, rows
 from llmopt.core.weights import read_json
 
@@ -191,9 +192,7 @@ def text_of(content: Any) -> str | None:
 
 
 def context_of(model: Path) -> int | None:
-    config = read_json(model / "config.json")
-    found = (config.get("text_config") or config).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    return positions(read_json(model / "config.json"))
 
 
 def chat_renderer(model: Path) -> tuple[Callable[[Row], str], bool]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmopt.core.domain import Artifact, ServeOptions
 from llmopt.core.errors import ModelError, UsageError
-from llmopt.core.kv_cache import kv_cache_bytes, longest_context
+from llmopt.core.kv_cache import kv_cache_bytes, longest_context, positions
 from llmopt.core.machine import free_gpu_bytes, free_memory_bytes
 from llmopt.core.units import show
 from llmopt.core.weights import read_json
@@ -21,7 +21,8 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
 
     The weights alone are looked at where no context is asked for, or the config does not tell the size of its KV cache.
     """
-    if backend.distribution == "llmopt":  # the scripted one loads nothing
+    require_positions(backend, artifact, options)
+    if backend.distribution == "llmopt":
         return
     free = free_bytes(backend, options)
     if artifact.size_bytes > free:
@@ -33,12 +34,6 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
     context = options.max_model_len
     if context is None:
         return
-    longest = (config.get("text_config") or config).get("max_position_embeddings")
-    if longest is not None and context > longest:
-        raise UsageError(
-            f"--max-model-len {context}: this model has positions for {longest} tokens",
-            hint=f"--max-model-len {longest}",
-        )
     sequences = backend.sequences_reserved(options)
     each = kv_cache_bytes(config, context, options.kv_cache_dtype)
     if each is None or artifact.size_bytes + each * sequences <= free:
@@ -52,6 +47,16 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
     )
 
 
+def require_positions(backend: Backend, artifact: Artifact, options: ServeOptions) -> None:
+    """Raise UsageError when the model's own context is shorter, on whatever machine; the scripted one loads nothing."""
+    context, longest = options.max_model_len, positions(model_config(artifact))
+    if backend.distribution != "llmopt" and context is not None and longest is not None and context > longest:
+        raise UsageError(
+            f"--max-model-len {context}: this model has positions for {longest} tokens",
+            hint=f"--max-model-len {longest}",
+        )
+
+
 def free_bytes(backend: Backend, options: ServeOptions) -> int:
     """Of the GPUs that it takes, where there are any, and of main memory too where the engine may leave layers there."""
     if options.device_map is not None or "gpu_layers" in backend.flags:
@@ -63,7 +68,7 @@ def free_bytes(backend: Backend, options: ServeOptions) -> int:
 def context_bytes(artifact: Artifact, options: ServeOptions) -> int | None:
     """The KV cache of the full context of all sequences; ``None`` where the config does not tell its size."""
     config = model_config(artifact)
-    context = options.max_model_len or (config.get("text_config") or config).get("max_position_embeddings")
+    context = options.max_model_len or positions(config)
     each = kv_cache_bytes(config, context, options.kv_cache_dtype) if context else None
     return each * options.max_num_seqs if each else None
 

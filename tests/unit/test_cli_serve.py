@@ -146,9 +146,16 @@ def test_a_dry_run_needs_no_engine(environment, name):
 
 
 def test_a_dry_run_warns_of_a_context_that_has_no_room_here(environment):
-    done = refused(environment, "--backend", "hf", "--dry-run", "--max-model-len", "99999999")
+    done = refused(environment, "--backend", "hf", "--dry-run", "--max-num-seqs", "99999999")
     assert done.returncode == 0
-    assert "warning: --max-model-len 99999999" in done.stderr
+    assert "warning:" in done.stderr
+    assert "1024 tokens × 99999999 sequences" in done.stderr
+
+
+def test_a_context_beyond_the_models_own_fails_everywhere(environment):
+    done = refused(environment, "--backend", "vllm", "--dry-run", "--max-model-len", "4096")
+    assert done.returncode == 2
+    assert "error: --max-model-len 4096: this model has positions for 1024 tokens" in done.stderr
 
 
 def test_an_engine_that_dies_in_the_foreground_is_an_error(served):

@@ -40,7 +40,8 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
     baseline = proportional_set_bytes()
     outbox, model = Outbox(pipe), load(arguments)
     own_limit = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
-    context = min(arguments.max_model_len or DEFAULT_CONTEXT, own_limit)
+    # What is asked for was held against the model's positions before; RoPE may be scaled beyond that number.
+    context = arguments.max_model_len or min(DEFAULT_CONTEXT, own_limit)
     way = StaticBatches if arguments.batching == "static" else ContinuousBatches
     engine: Any = way(model, arguments, context, outbox.deliver)
     before = reset_peak(model)

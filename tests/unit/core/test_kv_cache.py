@@ -1,6 +1,6 @@
 import pytest
 
-from llmopt.core.kv_cache import kv_cache_bytes, longest_context
+from llmopt.core.kv_cache import kv_cache_bytes, longest_context, positions
 
 GROUPED = {
     "num_hidden_layers": 28,
@@ -97,3 +97,22 @@ STRANGE = GROUPED | {"layer_types": ["strange_attention"] * 28}
 @pytest.mark.parametrize("config", [{}, GROUPED | {"kv_lora_rank": 512}, STRANGE])
 def test_what_a_config_does_not_tell_is_not_guessed(config):
     assert per_token(config) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"n_positions": 1024}, 1024),  # GPT-2
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "dynamic", "factor": 2}}, 8192),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": None}}, 4096),
+        ({"max_position_embeddings": 8192, "model_max_length": 131072}, 131072),  # Command-R
+        ({"text_config": {"max_position_embeddings": 2048}}, 2048),
+        ({"model_type": "gemma3_text", "max_position_embeddings": 131072,
+          "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, 131072),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_positions_are_counted_as_vllm_does(config, longest):
+    assert positions(config) == longest

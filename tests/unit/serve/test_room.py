@@ -103,6 +103,15 @@ def test_a_context_beyond_the_models_own_is_refused(model, free):
         check(model, max_model_len=131073)
 
 
+def test_a_scaled_rope_has_more_positions(model, tmp_path, free):
+    free(1 << 50)
+    scaled = CONFIG | {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(scaled))
+    check(model, max_model_len=4 * 131072)
+    with pytest.raises(UsageError, match="positions for 524288 tokens"):
+        check(model, max_model_len=4 * 131072 + 1)
+
+
 def test_the_base_is_asked_where_the_artifact_has_no_config(model, tmp_path, free):
     free(5 * GIB)
     moved = replace(model, path=str(tmp_path / "gguf"), base=model.path)
