@@ -242,5 +242,5 @@ def test_five_hundred_configurations_stay_quick(browser: Page, tmp_path: Path) -
     assert rows_shown(browser) == 500
     took = browser.do("(() => { const t = performance.now(); document.querySelectorAll('#ranking thead button')[4].click();"
                       "document.body.offsetHeight; return performance.now() - t; })()")  # fmt: skip
-    assert took < 6000  # 0.3 s on a quiet machine of two cores
+    assert took < 6000  # 0.5 to 1 s on two cores under a load of 6
     assert browser.complaints == []
