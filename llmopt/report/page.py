@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def page(document: dict[str, Any], timelines: Mapping[str, Timeline] | None = No
             f"a document of kind {document.get('kind')!r} cannot be drawn",
             hint=f"one of: {', '.join(kinds)}; llmopt recommend --json makes one",
         )
-    parts = kinds[document["kind"]](document, timelines or {})
+    readable = {key: replace(line, requests=seen(line.requests)) for key, line in (timelines or {}).items()}
+    parts = kinds[document["kind"]](document, readable)
     charts: Sequence[Chart] = parts["charts"]
     drawn = {chart.name: chart.variants for chart in charts if chart.variants}
     text: str = templates().get_template("page.html").render(

@@ -11,7 +11,8 @@ from llmopt.recommend.rank import recommend
 from llmopt.recommend.steps import Step, steps_document
 from llmopt.report.document import ranking_document
 from llmopt.report.page import page
-from unit.make import MACHINE, WORKLOAD, candidate, metrics, run
+from llmopt.report.page_timelines import timeline
+from unit.make import MACHINE, WORKLOAD, candidate, failed, metrics, run, trace
 
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>\u202e\x00\x1b[31m"\'&lt; ünïcødé 🦙'
 
@@ -81,6 +82,17 @@ def test_hostile_names_stay_text():
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "ünïcødé 🦙" in text
+
+
+def test_what_a_server_said_of_a_failure_stays_text():
+    found = document(FAST)
+    line = timeline("some-run", [[trace(0.1, 0.2), failed(planned_s=1.0, error=f"http: {HOSTILE}")]])
+    text = page(found, {found["ranked"][0]["key"]: line}).decode()
+    (spans,) = charts(text)["timeline"].values()
+    (said,) = {value["error"] for value in spans["data"]["values"] if "error" in value}
+    assert said.startswith("http: </script>")
+    assert "\x1b" not in said
+    assert "<img src=x" not in text
 
 
 def test_the_front_names_who_is_on_it():
