@@ -137,30 +137,30 @@ def kept_peaks() -> dict[str, Any]:
 
 
 def reading(threads: int) -> float:
-    """Bytes a second that sums over large arrays read: decoding reads its weights so."""
+    """Bytes a second that products of large arrays with themselves read: decoding reads its weights so."""
     import numpy as np
 
     arrays = [np.ones(ARRAY_BYTES // 4, np.float32) for _ in range(threads)]
     # A dot product of a row with itself is read once and bound by the memory; a plain sum is bound by its additions.
-    return best_rate(threads, lambda i: float(np.dot(arrays[i], arrays[i])), ARRAY_BYTES)
+    return threads * best_rate(threads, lambda i: float(np.dot(arrays[i], arrays[i])), ARRAY_BYTES)
 
 
 def multiplying(threads: int) -> float:
-    """numpy's own library takes all cores for a product: of these operations the engine's threads get their share."""
+    """numpy's own library takes all cores for a product: what one of them does, for as many as engines get."""
     import numpy as np
 
     array = np.ones((MATRIX, MATRIX), np.float32)
-    return best_rate(1, lambda _: np.matmul(array, array), 2 * MATRIX**3) * threads / available_cores()
+    return threads * best_rate(1, lambda _: np.matmul(array, array), 2 * MATRIX**3)
 
 
 def best_rate(threads: int, work: Callable[[int], object], each: float) -> float:
-    """The best of what all threads did a second: others on the machine only ever slow it."""
+    """The best of what one thread did in a second of processor time: what others take of the machine does not count."""
     from concurrent.futures import ThreadPoolExecutor
 
     best, ends = 0.0, time.monotonic() + EACH_S
     with ThreadPoolExecutor(threads) as pool:
         while time.monotonic() < ends:
-            start = time.perf_counter()
+            start = time.process_time()
             list(pool.map(work, range(threads)))
-            best = max(best, each * threads / (time.perf_counter() - start))
+            best = max(best, each * threads / max(time.process_time() - start, 1e-6))
     return best
