@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -124,11 +125,16 @@ def serve_command(
         document = hosting.command_document(case, place, lambda text: print(f"warning: {text}", file=sys.stderr))
         print_json(document) if json else print_command(document)
         return
+    was_ready = False
     try:
         with hosting.hosted(case, place, reporter(quiet=json), ready_timeout_s=ready_timeout) as server:
-            document = hosting.serving_document(case, server)
-            print_json(document) if json else print_serving(document)
-            sys.stdout.flush()
-            hosting.follow(server)
-    except KeyboardInterrupt:
-        fail("interrupted before the server was ready; it was stopped", "--dry-run prints its command", INTERRUPTED)
+            was_ready = True
+            with contextlib.suppress(KeyboardInterrupt):
+                document = hosting.serving_document(case, server)
+                print_json(document) if json else print_serving(document)
+                sys.stdout.flush()
+                hosting.follow(server)
+    except KeyboardInterrupt:  # of a server that was ready it is the usual end, however often it comes
+        if not was_ready:
+            words = "interrupted before the server was ready; it was stopped"
+            fail(words, "--dry-run prints its command", INTERRUPTED)

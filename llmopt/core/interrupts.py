@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -12,10 +14,12 @@ class Interrupts:
     """Within the ``with`` block Ctrl-C does what it always does, until ``hold`` is called; from then on it only sets ``came``.
 
     Between ``hold`` and the end of the block belongs what ends by itself and soon: nothing but SIGTERM ends it sooner.
+    ``words`` are said on standard error each time that it comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, words: str = "") -> None:
         self.came = False
+        self._words = words
         self._before: Any = None
         self._held = False
 
@@ -30,6 +34,9 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.came = True
+        if self._words:
+            with contextlib.suppress(OSError):  # past sys.stderr, which may be in the middle of a word
+                os.write(2, f"{self._words}\n".encode())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._held:

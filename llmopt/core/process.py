@@ -16,6 +16,7 @@ from types import TracebackType
 from llmopt.core import keeper
 from llmopt.core.errors import LlmoptError
 from llmopt.core.files import disk_errors
+from llmopt.core.interrupts import Interrupts
 
 KEEPER = Path(keeper.__file__)
 
@@ -94,7 +95,21 @@ class KeptProcess:
         return not self._ended.is_set()
 
     def stop(self) -> None:
-        """End the tree: SIGTERM, ``grace_s`` seconds, SIGKILL. Safe to call twice."""
+        """End the tree: SIGTERM, ``grace_s`` seconds, SIGKILL. Safe to call twice.
+
+        Ctrl-C waits for it, and raises KeyboardInterrupt when nothing is left: else llmopt would end before its engine.
+        """
+        if self._stopped_through_interrupts():
+            raise KeyboardInterrupt
+
+    def _stopped_through_interrupts(self) -> bool:
+        """Whether there were any."""
+        with Interrupts(f"still stopping, pid {self.pid}") as interrupts:
+            interrupts.hold()
+            self._stop()
+        return interrupts.came
+
+    def _stop(self) -> None:
         if self._keeper.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._keeper.stdin.close()
@@ -130,4 +145,5 @@ class KeptProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if self._stopped_through_interrupts() and kind is None:
+            raise KeyboardInterrupt

@@ -74,9 +74,9 @@ def own_log(stem: Path) -> Path:
 
 
 def follow(server: RunningServer) -> None:
-    """The server's log on standard error until Ctrl-C; raises ServerError when it dies."""
+    """The server's log on standard error until Ctrl-C; raises KeyboardInterrupt, or ServerError when it dies."""
     backend = serve.backend(server.backend)
-    with contextlib.suppress(KeyboardInterrupt), server.process.log.open(errors="replace") as log:
+    with server.process.log.open(errors="replace") as log:
         while server.process.running:
             show(log)
             time.sleep(FOLLOW_S)

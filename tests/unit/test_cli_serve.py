@@ -28,9 +28,13 @@ def environment(tmp_path):
 
 
 @pytest.fixture
-def served(environment):
-    """A scripted server in the foreground; its process and the document that it prints."""
+def served(environment, request, tmp_path):
+    """A scripted server in the foreground; its process and the document that it prints.  ``stubborn``: deaf to SIGTERM."""
     command = [*SERVE, "--backend", "scripted", "--json"]
+    if getattr(request, "param", None) == "stubborn":
+        deaf = "import signal, sys\nif 'scripted_server' in str(sys.orig_argv):\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        (tmp_path / "sitecustomize.py").write_text(deaf)
+        environment["PYTHONPATH"] = str(tmp_path)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     text = ""
     for line in iter(process.stdout.readline, ""):
@@ -59,6 +63,21 @@ def test_it_answers_until_it_is_interrupted(served):
     assert process.returncode == 0
     assert tree
     assert not any(p.is_running() for p in tree)
+
+
+@pytest.mark.parametrize("served", ["stubborn"], indirect=True)
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_a_hanging_engine_is_stopped_it_waits_for_the_end(served, first):
+    process, document = served
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(first)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=30)
+    assert not any(p.is_running() for p in tree)
+    assert f"still stopping, pid {document['pid']}" in words
+    assert "before the server was ready" not in words
+    assert process.returncode == (0 if first is signal.SIGINT else 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
