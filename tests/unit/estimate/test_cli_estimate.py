@@ -1,9 +1,9 @@
 """The command as people and scripts type it."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -169,10 +169,17 @@ def test_no_heavy_library_is_imported(folder):
     assert found.stderr.strip() == "[]"
 
 
-def test_an_estimate_takes_less_than_a_second(folder):
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "llmopt", "estimate", str(folder), "--json"], capture_output=True, check=True)
-    assert time.monotonic() - start < 1  # 0.2 s on an idle core; the machine that tests may be busy
+def test_an_estimate_takes_less_than_a_second(folder, tmp_path):
+    """Of processor time, 0.2 to 0.3 s where others leave the caches alone: the machine that tests may be busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-m", "llmopt", "estimate", str(folder), "--json"],
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_transformers_keeps_its_own_fp8_in_eight_bits(folder):
