@@ -88,7 +88,7 @@ def measure(
         pool = None if warm else warm_up(target, endpoint, workload, traffic)
         schedule = make_schedule(
             workload, target.model, salt=traffic.salt, source=traffic.source, tokenizer=traffic.tokenizer,
-            usage_per_chunk=target.usage_per_chunk, pool=pool,
+            usage_per_chunk=target.usage_per_chunk, pool=pool, adapter_form=target.adapter_form,
         )  # fmt: skip
         before = server.first() if server is not None else None
         with telemetry_of(target, server) as telemetry:
@@ -276,7 +276,7 @@ def warm_up(target: Target, endpoint: Endpoint, workload: Workload, traffic: Tra
         )
         schedule = make_schedule(
             shape, target.model, salt=f"warm-up-{number}-{traffic.salt}", source=traffic.source,
-            tokenizer=traffic.tokenizer, usage_per_chunk=target.usage_per_chunk,
+            tokenizer=traffic.tokenizer, usage_per_chunk=target.usage_per_chunk, adapter_form=target.adapter_form,
         )  # fmt: skip
         with clients() as crew:
             load = play(crew, schedule, endpoint)

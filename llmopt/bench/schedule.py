@@ -63,17 +63,18 @@ class Schedule:
 
 def make_schedule(
     workload: Workload, model: str, *, salt: str, source: str, tokenizer: Tokenizer | None, usage_per_chunk: bool,
-    pool: int | None = None,
+    pool: int | None = None, adapter_form: str = "{adapter}",
 ) -> Schedule:  # fmt: skip
     """The schedule of one run: ``workload.seed`` decides everything but the salts, which ``salt`` makes anew each run.
 
-    ``pool`` is how many requests to prepare where a duration, and not a number, ends the run.  Raises UsageError.
+    ``pool`` is how many requests to prepare where a duration, and not a number, ends the run.  ``adapter_form``:
+    see ``Target``.  Raises UsageError.
     """
     arrivals = load_arrivals(Path(workload.trace_file)) if workload.load == "trace" else None
     count = len(arrivals) if arrivals is not None else request_count(workload, pool)
     conversations = -(-count // workload.turns)
     prompts = prompts_of(workload, conversations * workload.turns, arrivals, salt, source, tokenizer)
-    requests = tuple(bodies(workload, model, prompts, usage_per_chunk, salt))[:count]
+    requests = tuple(bodies(workload, model, prompts, usage_per_chunk, salt, adapter_form))[:count]
     first = tuple(range(0, count, workload.turns))
     offsets = None
     if arrivals is not None:
@@ -160,7 +161,12 @@ def own_prompts(
 
 
 def bodies(
-    workload: Workload, model: str, prompts: Sequence[Prompt], usage_per_chunk: bool, salt: str
+    workload: Workload,
+    model: str,
+    prompts: Sequence[Prompt],
+    usage_per_chunk: bool,
+    salt: str,
+    adapter_form: str = "{adapter}",
 ) -> list[PlannedRequest]:
     """Greedy decoding to a fixed length, so that every engine does the same work.
 
@@ -172,7 +178,8 @@ def bodies(
     encoder = msgspec.json.Encoder()
     said: list[dict[str, Any]] = []
     pictures, size = random.Random(f"pictures-{salt}"), parse_size(workload.image_size)
-    adapters = workload.adapters  # one for a whole conversation: its next turn finds its own KV cache
+    # One for a whole conversation: its next turn finds its own KV cache.
+    adapters = [adapter_form.format(model=model, adapter=name) for name in workload.adapters]
     for index, prompt in enumerate(prompts):
         turn = index % workload.turns
         if turn == 0:

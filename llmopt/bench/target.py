@@ -12,7 +12,8 @@ class Target:
     """A running server. ``pid`` is its process, where it is ours.
 
     ``metrics_url`` and ``metric_names`` (our keys → the server's names) say what it tells of itself, ``facts`` what it said
-    while it loaded; ``vram_before``: bytes in use on each GPU before it was started.
+    while it loaded; ``vram_before``: bytes in use on each GPU before it was started.  ``adapter_form``: how a request names a
+    LoRA adapter in place of the model, made of ``{adapter}`` and ``{model}``.
     """
 
     base_url: str
@@ -25,3 +26,4 @@ class Target:
     metric_names: Mapping[str, str] = field(default_factory=dict)
     facts: Callable[[], Mapping[str, Any]] = dict
     vram_before: Mapping[int, int] | None = None
+    adapter_form: str = "{adapter}"

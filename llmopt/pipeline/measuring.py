@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LOG_LINES = 1 << 20  # all of it: what an engine said while it loaded stands above its requests
-SECRET_FLAG = re.compile(r"--?\S*(?:key|token|secret|password|hft)\b(?<!max-token)", re.IGNORECASE)
+# Only as the last word of a flag: --max-prefill-token-num is none.
+SECRET_FLAG = re.compile(r"--?(?:\S*[-_])?(?:api-?key|key|token|secret|password|hft)(?<!max-token)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"(?:hf_|sk-)\w")
+BEARER = re.compile(r"(?i)(bearer\s+)\S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,7 @@ def serving_case(
                 metric_names=backend.metrics,
                 facts=lambda: asdict(backend.facts(server.process.log_tail(LOG_LINES))),
                 vram_before=vram_before,
+                adapter_form=backend.adapter_form or "{adapter}",
             ),
             backend=backend_record(backend, environment, server, case.artifact.quantization.format),
             artifact=artifact_record(case.artifact),
@@ -224,6 +227,7 @@ def url_subject(
             headers=headers or {},
             metrics_url=found.metrics_url,
             metric_names=found.metrics,
+            adapter_form=found.adapter_form,
         ),
         backend=backend | {"argv": [], "url": shown, "headers": sorted(headers or {})},
         artifact={"quantization": model, "method": "unknown", "base_name": model, "base_key": stable_hash(model)},
@@ -296,10 +300,10 @@ def without_secret_arguments(argv: Sequence[str]) -> list[str]:
         flag, equals, _ = word.partition("=")
         if equals and SECRET_FLAG.match(flag):
             shown.append(f"{flag}=***")
-        elif SECRET_VALUE.match(word) or (place and SECRET_FLAG.match(argv[place - 1]) and not word.startswith("-")):
+        elif SECRET_VALUE.match(word) or (place and SECRET_FLAG.match(argv[place - 1]) and not word.startswith("--")):
             shown.append("***")
         else:
-            shown.append(word)
+            shown.append(BEARER.sub(r"\1***", word))
     return shown
 
 

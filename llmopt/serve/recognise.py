@@ -33,6 +33,7 @@ class Recognised:
     evidence: tuple[str, ...] = ()
     metrics_url: str | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
+    adapter_form: str = "{adapter}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +85,21 @@ def recognise(base_url: str, headers: Mapping[str, str] | None = None) -> Recogn
         version = str(page[sign.version])
         evidence = (*evidence, f"{sign.page} says {version}")
     described = serve.backend(sign.engine) if sign.engine in serve.BACKENDS else None
+    form = (described.adapter_form if described else None) or "{adapter}"
     if (
         described is None
         or not described.metrics
         or not sign.prefix
         or sign.prefix not in pages.text(described.metrics_path)
     ):
-        return Recognised(engine=sign.engine, version=version, evidence=evidence)
+        return Recognised(engine=sign.engine, version=version, evidence=evidence, adapter_form=form)
     return Recognised(
         engine=sign.engine,
         version=version,
         evidence=evidence,
         metrics_url=pages.url(described.metrics_path),
         metrics=described.metrics,
+        adapter_form=form,
     )
 
 

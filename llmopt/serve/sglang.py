@@ -115,6 +115,7 @@ BACKEND = Backend(
         "speculative_model": Switch(),
         "num_speculative_tokens": Switch(),
     },
+    adapter_form="{model}:{adapter}",  # a name without the model's is answered by the base, with status 200 (0.5.23)
     container=Container(image="lmsysorg/sglang:v0.5.20-cu130", options=(*NVIDIA_GPUS, *SHARED_MEMORY)),
     metrics={
         "time_to_first_token": "sglang:time_to_first_token_seconds",

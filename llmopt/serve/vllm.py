@@ -94,7 +94,8 @@ def lora(modules: Sequence[str]) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"--lora-modules {name}={folder}: no adapter in {folder}", hint="NAME=FOLDER") from error
     rank = next((able for able in LORA_RANKS if able >= max(ranks)), max(ranks))
-    return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules]
+    # Its own default, one adapter in a batch, has requests of different adapters wait for each other (0.32).
+    return ["--enable-lora", "--max-loras", str(len(modules)), "--max-lora-rank", str(rank), "--lora-modules", *modules]
 
 
 def limit_images(text: str) -> list[str]:

@@ -37,14 +37,25 @@ def test_no_secret_of_an_address_is_kept(url):
     assert measuring.without_secrets(url) == "http://host:8000/v1"
 
 
-@pytest.mark.parametrize("words", [["--api-key", "secret"], ["--hf-token=secret"], ["--password", "secret", "-v"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--api-key", "secret"],
+        ["--api-key", "-secret"],
+        ["--hf-token=secret"],
+        ["--password", "secret", "-v"],
+        ["--header", "Authorization: Bearer secret"],
+    ],
+)
 def test_no_secret_of_a_command_line_is_kept(words):
     found = measuring.without_secret_arguments(["serve", *words])
     assert "secret" not in " ".join(found)
     assert len(found) == 1 + len(words)
 
 
-@pytest.mark.parametrize("words", [["--max-tokens", "5"], ["--tokenizer", "x"], ["-m", "key"]])
+@pytest.mark.parametrize(
+    "words", [["--max-tokens", "5"], ["--tokenizer", "x"], ["-m", "key"], ["--max-prefill-token-num", "600"]]
+)
 def test_other_arguments_stay_as_they_are(words):
     assert measuring.without_secret_arguments(words) == words
 

@@ -76,6 +76,20 @@ def test_adapters_are_asked_in_turn() -> None:
     assert [body["model"] for body in bodies(adapters=("a", "b"))] == ["a", "b"] * 3
 
 
+def test_an_adapter_is_named_as_the_engine_wants_it() -> None:
+    workload = make_workload(input_tokens="8", requests=1, adapters=("a",))
+    schedule = make_schedule(
+        workload,
+        "m",
+        salt="s",
+        source="x " * 64,
+        tokenizer=None,
+        usage_per_chunk=False,
+        adapter_form="{model}:{adapter}",
+    )
+    assert b'"m:a"' in schedule.requests[0].body
+
+
 def test_a_conversation_stays_with_its_adapter() -> None:
     found = bodies(adapters=("a", "b"), endpoint="chat", turns=2)
     assert [body["model"] for body in found] == ["a", "a", "b", "b", "a", "a"]

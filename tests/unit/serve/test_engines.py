@@ -126,8 +126,9 @@ def test_guesses_without_a_draft_are_refused(words, name):
 def test_the_rank_of_an_adapter_is_read(words, tmp_path):
     (tmp_path / "style").mkdir()
     (tmp_path / "style" / "adapter_config.json").write_text('{"r": 24}')
-    argv, _ = words("vllm", lora_modules=(f"style={tmp_path / 'style'}",))
+    argv, _ = words("vllm", lora_modules=(f"style={tmp_path / 'style'}", f"tone={tmp_path / 'style'}"))
     assert after(argv, "--max-lora-rank") == "32"
+    assert after(argv, "--max-loras") == "2"
     assert "--enable-lora" in argv
 
 
