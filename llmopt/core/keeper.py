@@ -34,6 +34,7 @@ SHARED_MEMORY = Path("/dev/shm")
 SEGMENTS = ("psm_", "sem.mp-", "nccl-", "torch_")
 LOOK_S = 1.0
 CLEANUP_S = 20
+LAUNCH = "launch"  # the folder of llmopt's own below which an engine gets one for its files
 
 
 def prctl(option: int, value: int) -> None:
@@ -148,9 +149,13 @@ def clean_up(command: Sequence[str], files: Iterable[str]) -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CLEANUP_S, check=False)
     for name in files:
-        with contextlib.suppress(OSError):  # up to the first folder that holds something else
+        with contextlib.suppress(
+            OSError
+        ):  # up to the first folder that holds something else, and none that is not ours
             Path(name).unlink(missing_ok=True)
             for folder in Path(name).parents:
+                if folder.name == LAUNCH or LAUNCH not in folder.parts:
+                    break
                 folder.rmdir()
 
 

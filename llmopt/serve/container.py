@@ -6,6 +6,7 @@ container has a name, so that what a signal to ``docker run`` leaves running is 
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def in_container(backend: Backend, context: LaunchContext, image: str | None = N
     mounts = [(context.artifact.path, MODEL_IN_CONTAINER), *mounts]
     if inside.files:
         mounts.append((context.folder, FILES_IN_CONTAINER))
-    name = f"llmopt-{backend.name}-{context.port}"
+    # Never the name of somebody else's, which the clean-up would remove.
+    name = f"llmopt-{backend.name}-{context.port}-{secrets.token_hex(3)}"
     variables = [word for name, value in inside.environment.items() for word in ("--env", f"{name}={value}")]
     argv = [
         *("docker", "run", "--rm", "--init", "--name", name),

@@ -157,7 +157,7 @@ def command_anywhere(
         environment=environment,
         host=HOST,
         port=wanted,
-        folder=str(home() / "launch" / f"{backend.name}-{wanted}"),
+        folder=str(home() / keeper.LAUNCH / f"{backend.name}-{wanted}"),
     )
     return backend.command(context) if environment else in_container(backend, context, image)
 

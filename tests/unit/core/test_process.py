@@ -206,14 +206,14 @@ def test_a_temporary_folder_of_its_own_goes_with_the_command(log):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the environment of a process is read from /proc")
 def test_a_killed_keeper_leaves_neither_a_grandchild_nor_what_it_should_have_removed(log, tmp_path):
-    (tmp_path / "launch").mkdir()
-    (tmp_path / "launch/file").touch()
+    (tmp_path / "launch/engine").mkdir(parents=True)
+    (tmp_path / "launch/engine/file").touch()
     with KeptProcess(
         python(DAEMON, tmp_path / "pid"),
         log=log,
         own_temporary=True,
         cleanup=("touch", str(tmp_path / "cleaned")),
-        files=(str(tmp_path / "launch/file"),),
+        files=(str(tmp_path / "launch/engine/file"),),
     ) as process:
         pid = int(until(lambda: text(tmp_path / "pid")))
         keeper = psutil.Process(process.pid).parent()
@@ -223,18 +223,19 @@ def test_a_killed_keeper_leaves_neither_a_grandchild_nor_what_it_should_have_rem
         assert not gone(pid)
     assert gone(pid)
     assert not folder.exists()
-    assert not (tmp_path / "launch").exists()
+    assert not (tmp_path / "launch/engine").exists()
+    assert (tmp_path / "launch").exists()  # not its own
     assert (tmp_path / "cleaned").exists()
 
 
 def test_what_it_would_have_cleaned_up_is_cleaned_up_after_a_parent_that_was_killed(log, tmp_path):
-    (tmp_path / "launch").mkdir()
-    (tmp_path / "launch/file").touch()
-    more = f'log=Path(sys.argv[1]), cleanup=("touch", "{tmp_path}/cleaned"), files=("{tmp_path}/launch/file",)'
+    (tmp_path / "launch/engine").mkdir(parents=True)
+    (tmp_path / "launch/engine/file").touch()
+    more = f'log=Path(sys.argv[1]), cleanup=("touch", "{tmp_path}/cleaned"), files=("{tmp_path}/launch/engine/file",)'
     code = PARENT.replace("log=Path(sys.argv[1])", more)
     parent = subprocess.Popen([sys.executable, "-c", code, str(log)], stdout=subprocess.PIPE)
     assert parent.stdout.readline() == b"up\n"
     parent.kill()
     parent.communicate()
     assert until((tmp_path / "cleaned").exists)
-    assert until(lambda: not (tmp_path / "launch").exists())
+    assert until(lambda: not (tmp_path / "launch/engine").exists())
