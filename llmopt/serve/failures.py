@@ -1,9 +1,9 @@
 """Why a server failed, out of its log, its exit status and the kernel's count: cause and remedy in one line each.
 
 Tried in this order: what is known of the exception at the root of the first traceback, what is known of any other line
-that is no warning, a kill by the kernel, the root's own words.  What is known stands in the engine's description and in
-``failures.toml``.  An engine of several processes wraps its worker's exception in others ("Engine core initialization
-failed"): those are never the answer.
+that is no warning (and beside an exception no mere news), a kill by the kernel, the root's own words.  What is known stands
+in the engine's description and in ``failures.toml``.  An engine of several processes wraps its worker's exception in others
+("Engine core initialization failed"): those are never the answer.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)\b(?::|$
 VALIDATION = re.compile(r"\d+ validation errors? for")  # pydantic names the field and the reason on the lines after
 # A line that its program calls a warning; what NCCL calls so is what it fails of.
 WARNING = re.compile(r"(?i)\b\w*warning:|^.{0,60}?(?<!NCCL )\bwarn(?:ing)?\b|^.{0,40}(?:\[W\]|\d W )")
+# What is merely told: beside an exception that nobody knows, it is not why.
+TOLD = re.compile(r"^.{0,60}?\b(?:INFO|DEBUG)\b|^(?:\[?[\d:., -]+\]?\s+)?I[\d ]")
 KILLED = (-9, 137)
 VMSTAT = Path("/proc/vmstat")
 
@@ -55,7 +57,8 @@ def explain(
     words = [plain(line) for line in lines]
     root = root_cause(words)
     known = (*own, *common())
-    if found := matching(known, [root] if root else []) or matching(known, [w for w in words if not WARNING.search(w)]):
+    telling = [w for w in words if not WARNING.search(w) and not (root and TOLD.search(w))]
+    if found := matching(known, [root] if root else []) or matching(known, telling):
         return found
     if killed := by_the_kernel(returncode, alone=root is None):
         return killed

@@ -80,6 +80,19 @@ def test_lines_that_do_no_harm_do_not_beat_what_ended_it(name, engine, cause):
     assert failures.explain(backend(engine).failures, log(f"recorded/{name}"), returncode=1)[0] == cause
 
 
+@pytest.mark.parametrize(
+    "news",
+    [
+        "INFO 11-21 18:46:36 [config.py:9] No such file or directory: '/m/generation_config.json'",
+        "(APIServer pid=7) INFO: dashboard: Address already in use, trying the next port",
+    ],
+)
+@pytest.mark.parametrize("engine", ["vllm", "hf", "sglang"])
+def test_mere_news_do_not_beat_an_exception_that_nobody_knows(news, engine):
+    lines = [news, "ValueError: Unsupported head size 13"]
+    assert failures.explain(backend(engine).failures, lines) == (lines[1], None)
+
+
 def test_the_root_is_explained_before_any_other_line():
     lines = [
         "the config names no chat template: '/m' is not a local folder",
