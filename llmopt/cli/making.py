@@ -156,7 +156,7 @@ def quantize_command(
     artifact, there = making.quantize(
         request, out, reporter(quiet=json), proof=compare, limits=limits, kv_cache_dtype=kv_cache_dtype, force=force
     )
-    document = making.made_document(artifact, there)
+    document = making.made_document(artifact, there, kv_cache_dtype)
     print_json(document) if json else print_artifact(document)
 
 

@@ -317,11 +317,11 @@ def tensor_bytes(file: Path) -> int:
     return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values())
 
 
-def made_document(artifact: Artifact, there: bool) -> dict[str, Any]:
+def made_document(artifact: Artifact, there: bool, kv_cache_dtype: str = "auto") -> dict[str, Any]:
     """What ``llmopt quantize`` prints of a finished artifact."""
     manifest = read_manifest(Path(artifact.path)) or {}
     return {
         "already_there": there,
         **manifest,
-        "quality": read_quality(quality_file(artifact_of(manifest, Path(artifact.path)))),
+        "quality": read_quality(quality_file(artifact_of(manifest, Path(artifact.path)), kv_cache_dtype)),
     }

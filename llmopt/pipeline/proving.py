@@ -111,7 +111,7 @@ def prove(
     chosen = engine_of_proof(artifact.quantization, engine, kv_cache_dtype, report)
     if engine is not None and engine != chosen.name:
         kv_cache_dtype = "auto"  # it was said in another engine's words
-    file = quality_file(artifact)
+    file = quality_file(artifact, kv_cache_dtype)
     key = stable_hash([artifact.key, read_text(text.path), text.tokens, chosen.name, kv_cache_dtype])
     found = stored_quality(file, key, report)
     structure = check_files(artifact, scales=found is None)
@@ -234,13 +234,17 @@ def reference_folder(shared: Path, artifact: Artifact, text: QualityText, engine
     return folder
 
 
-def quality_file(artifact: Artifact) -> Path:
-    """Beside the weights where llmopt made them and the base is their own; else in llmopt's own folder."""
+def quality_file(artifact: Artifact, kv_cache_dtype: str = "auto") -> Path:
+    """Beside the weights where llmopt made them and the base is their own; else in llmopt's own folder.
+
+    One for each type of KV cache: what a smaller one costs is no figure of the artifact itself.
+    """
     folder = Path(artifact.path)
     manifest = read_manifest(folder) if folder.is_dir() else None
+    ending = "" if kv_cache_dtype == "auto" else f"-{kv_cache_dtype}"
     if manifest is not None and manifest["artifact"]["key"] == artifact.key:
-        return folder / QUALITY_FILE
-    return environments.home() / "quality" / f"{artifact.key}.json"
+        return (folder / QUALITY_FILE).with_stem(Path(QUALITY_FILE).stem + ending)
+    return environments.home() / "quality" / f"{artifact.key}{ending}.json"
 
 
 def stored_quality(file: Path, key: str, report: Reporter) -> dict[str, Any] | None:
