@@ -29,7 +29,7 @@ wish = functools.partial(typer.Option, rich_help_panel="What is ranked, as of re
 def report_command(
     results: Annotated[
         Path,
-        typer.Argument(help="Folder of run records, one record, or what recommend, tune or run printed with --json."),
+        typer.Argument(help="Folder of run records, one record, or what recommend or tune printed with --json."),
     ] = Path("results"),
     html: Annotated[
         Path | None, form("--html", help="One file for a browser, that needs nothing else: llmopt[html].")
@@ -137,7 +137,7 @@ def saved_document(file: Path) -> dict[str, Any] | None:
     if document.get("kind") not in ("ranking", "steps") or document.get("schema") != 1:
         raise UsageError(
             f"{file} has kind {document.get('kind')!r} and schema {document.get('schema')!r}; a report draws a ranking or steps of schema 1",
-            hint="llmopt recommend --json, llmopt tune --json and llmopt run --json print them",
+            hint="llmopt recommend --json and llmopt tune --json print them",
         )
     return document
 
