@@ -118,7 +118,7 @@ def speed_document(asked: Question) -> dict[str, Any]:
         "bound": asked.at(users).bound,
         **figures,
         "best_batch": best,
-        **costs(asked, figures, figures_at(asked, best["value"])),
+        **costs(asked, figures, best["value"]),
         "refused": [f"no TTFT: {refused}"] if refused else [],
         "curve": [curve_row(asked, batch) for batch in batches],
         "calibration": calibration_of(asked),
@@ -258,7 +258,7 @@ def best_batch(asked: Question, batches: list[int]) -> dict[str, Any]:
     return {"value": found[0], "low": min(found), "high": max(found), "evidence": EVIDENCE}
 
 
-def costs(asked: Question, figures: dict[str, dict[str, Any]], best: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def costs(asked: Question, figures: dict[str, dict[str, Any]], best: int) -> dict[str, Any]:
     """Of a million output tokens, at the asked load and at the best batch."""
     names = ("usd_per_million_output_tokens", "usd_per_million_output_tokens_at_best_batch")
     if asked.price is None:
@@ -268,7 +268,7 @@ def costs(asked: Question, figures: dict[str, dict[str, Any]], best: dict[str, d
     if price.spot:
         spot = {"low": price.spot[0] * count, "high": price.spot[1] * count, "note": INTERRUPTED}
     return {
-        name: cost(price, count, own["output_tps"]) for name, own in zip(names, (figures, best), strict=True)
+        name: cost(price, count, own["output_tps"]) for name, own in zip(names, (figures, figures_at(asked, best)), strict=True)
     } | {"price": {"per_hour": price.per_hour * count, "low": price.low * count, "high": price.high * count,
                    "source": price.source, "spot": spot}}  # fmt: skip
 
