@@ -8,7 +8,19 @@ from __future__ import annotations
 from llmopt.cli.shell import app  # isort: skip
 from llmopt.cli import making, proving, serving, benching, estimating, deciding, reporting, tuning, environments  # isort: skip
 
-__all__ = ["app", "benching", "deciding", "environments", "estimating", "main", "making", "proving", "reporting", "serving", "tuning"]
+__all__ = [
+    "app",
+    "benching",
+    "deciding",
+    "environments",
+    "estimating",
+    "main",
+    "making",
+    "proving",
+    "reporting",
+    "serving",
+    "tuning",
+]
 
 
 def main() -> None:
