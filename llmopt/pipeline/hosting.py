@@ -18,10 +18,10 @@ from llmopt import serve
 from llmopt.core import environments
 from llmopt.core.domain import Case, ServerCommand
 from llmopt.core.environments import Environment
-from llmopt.core.errors import MissingEnvironment, UsageError
+from llmopt.core.errors import LlmoptError, MissingEnvironment, ServerError, UsageError
 from llmopt.pipeline.measuring import options_document, version_of, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
-from llmopt.serve.process import RunningServer, command_anywhere, serving
+from llmopt.serve.process import RunningServer, command_anywhere, free_port, serving
 from llmopt.serve.room import require_positions, require_room
 
 FOLLOW_S = 0.2
@@ -100,12 +100,26 @@ def command_document(case: Case, place: Place, warn: Callable[[str], None] = lam
         environment = ELSEWHERE
         warn(f"{error.message}: programs go by their bare names")
     require_positions(backend, case.artifact, case.serve)
-    try:
-        require_room(backend, case.artifact, case.serve)
-    except UsageError as error:
-        warn(f"{error.message}; {error.hint}")
+    for reason in lacking_here(backend, case, place, environment):
+        warn(f"{reason.message}; {reason.hint}")
     command = command_anywhere(backend, case.artifact, case.serve, environment, place.port, place.image)
     return document_of(case, command)
+
+
+def lacking_here(
+    backend: serve.Backend, case: Case, place: Place, environment: Environment | None
+) -> Iterator[LlmoptError]:
+    """What keeps a command from being started on this machine, and not on another."""
+    with_packages = environment if environment is not ELSEWHERE else None
+    for check in (
+        lambda: require_room(backend, case.artifact, case.serve),
+        lambda: backend.require_packages(case.serve, with_packages) if with_packages else None,
+        lambda: free_port(place.port),
+    ):
+        try:
+            check()
+        except (UsageError, ServerError) as error:
+            yield error
 
 
 def serving_document(case: Case, server: RunningServer) -> dict[str, Any]:

@@ -127,6 +127,8 @@ class Backend:
     known: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
     version: Callable[[Environment], str | None] | None = None
+    # Raises UsageError for a package that these options need and that the environment lacks; no matter to a dry run.
+    require_packages: Callable[[ServeOptions, Environment], None] = lambda options, environment: None
     # What a reader of its numbers must know about a format: format → note, printed beside every ranking.
     format_notes: dict[str, str] = field(default_factory=dict)
     # How a request names a LoRA adapter in place of the model; ``None``: every request gets all of them.

@@ -11,8 +11,11 @@ from llmopt.serve import Backend
 
 
 def named_adapters(modules: Iterable[str]) -> list[tuple[str, Path]]:
-    """(name, place) of each ``NAME=PATH``. Raises UsageError for a word that is none, and for a place where nothing lies."""
-    found = []
+    """(name, place) of each ``NAME=PATH``.
+
+    Raises UsageError for a word that is none, for a place where nothing lies, and for two of one name.
+    """
+    found: list[tuple[str, Path]] = []
     for module in modules:
         name, _, place = module.partition("=")
         if not name or not place:
@@ -24,8 +27,20 @@ def named_adapters(modules: Iterable[str]) -> list[tuple[str, Path]]:
             raise UsageError(
                 f"--lora-modules {module}: no adapter in {place}", hint="NAME=FOLDER of an adapter that is there"
             )
+        if name in dict(found):
+            raise UsageError(f"--lora-modules {module}: two adapters of the name {name}", hint="a name for each")
         found.append((name, Path(place)))
     return found
+
+
+def joined(words: Iterable[str]) -> str:
+    """What goes into one word with commas between. Raises UsageError for what has a comma in it."""
+    words = list(words)
+    if torn := next((word for word in words if "," in word), None):
+        raise UsageError(
+            f"--lora-modules: a comma in {torn}, where this engine parts its adapters", hint="a link without commas"
+        )
+    return ",".join(words)
 
 
 def require_adapters(backend: Backend, options: ServeOptions, asked: Sequence[str]) -> None:

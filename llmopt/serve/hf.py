@@ -33,7 +33,6 @@ OF_CONTINUOUS_BATCHING = ("block_size", "enable_prefix_caching", "max_num_batche
 def command(context: LaunchContext) -> ServerCommand:
     options = context.options
     require_consistent(options)
-    require_kernel(options.attn_implementation, context.environment)
     threads = engine_threads(options)
     in_memory = context.artifact.quantization.format == "in-memory"
     model = context.artifact.base if in_memory else context.artifact.path
@@ -55,7 +54,12 @@ def command(context: LaunchContext) -> ServerCommand:
 
 
 def require_consistent(options: ServeOptions) -> None:
-    """Raise UsageError for what static batching has no use for, and for blocks that are too small."""
+    """Raise UsageError for no kernel, what static batching has no use for, and blocks that are too small."""
+    if options.attn_implementation not in (None, *KERNELS):
+        raise UsageError(
+            f"hf has no attention kernel {options.attn_implementation!r}",
+            hint=f"--attn-implementation {', '.join(KERNELS)}",
+        )
     if options.block_size is not None and options.block_size < SMALLEST_BLOCK:
         raise UsageError(f"hf has no blocks of fewer than {SMALLEST_BLOCK} tokens", hint="--block-size 32")
     if options.batching != "static":
@@ -68,12 +72,11 @@ def require_consistent(options: ServeOptions) -> None:
             )
 
 
-def require_kernel(name: str | None, environment: Environment | None) -> None:
-    """Raise UsageError for an attention kernel that is none, or whose package is not in the environment."""
-    if name not in (None, *KERNELS):
-        raise UsageError(f"hf has no attention kernel {name!r}", hint=f"--attn-implementation {', '.join(KERNELS)}")
+def require_kernel(options: ServeOptions, environment: Environment) -> None:
+    """Raise UsageError for an attention kernel whose package is not in the environment."""
+    name = options.attn_implementation
     package = KERNELS.get(name or "")
-    if package and environment and environments.missing(environment, Needs(modules=(package,), extra="hf")):
+    if package and environments.missing(environment, Needs(modules=(package,), extra="hf")):
         raise UsageError(
             f"{name} needs the package {package}, which is not in {environment.prefix}",
             hint="install it there (it wants a GPU), or --attn-implementation sdpa",
@@ -108,6 +111,7 @@ BACKEND = Backend(
         "enforce_eager": Switch(on="--enforce-eager"),
     },
     known=("5.17.0",),
+    require_packages=require_kernel,
     facts=facts,
     metrics={
         "time_to_first_token": "llmopt_hf:time_to_first_token_seconds",

@@ -21,7 +21,7 @@ from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import MissingEnvironment, UsageError
 from llmopt.core.worker import QUIET_ENGINES
 from llmopt.serve import Backend, Container, Failure, LaunchContext, engine_threads, gguf_file
-from llmopt.serve.adapters import named_adapters
+from llmopt.serve.adapters import joined, named_adapters
 from llmopt.serve.facts import EngineFacts, sizes, total
 from llmopt.serve.options import Switch
 
@@ -138,7 +138,7 @@ def adapters(modules: Sequence[str]) -> list[str]:
     for file in files:
         if not file.is_file():
             raise UsageError(f"--lora-modules: {file} is no GGUF adapter", hint="NAME=FILE.gguf")
-    return ["--lora", ",".join(map(str, files))]
+    return ["--lora", joined(map(str, files))]
 
 
 def version(environment: Environment) -> str | None:
@@ -206,6 +206,8 @@ BACKEND = Backend(
     failures=(
         Failure(pattern=r"couldn't bind HTTP server socket|(?i:address already in use)", cause="the port is taken",
                 remedy="name another one: --port"),
+        Failure(pattern=r"failed to load lora adapter '([^']*)'", cause="an adapter is no GGUF file, or not of this model",
+                remedy="convert it: python convert_lora_to_gguf.py FOLDER --base MODEL (of llama.cpp), then NAME=FILE.gguf"),
         Failure(pattern=r"(?:failed|unable) to allocate (?!.*pinned)", cause="memory ran out while loading",
                 remedy="a smaller quantization, or a shorter --max-model-len"),
         Failure(pattern=r"(?:invalid argument|unrecognized arguments): (.+)", cause="this llama-server does not know",

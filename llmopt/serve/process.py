@@ -26,6 +26,7 @@ from llmopt.core.hardware import DEVICE_WORDS, devices
 from llmopt.core.process import KeptProcess
 from llmopt.core.versions import bad_pairs, installed
 from llmopt.serve import Backend, LaunchContext, failures
+from llmopt.serve.adapters import named_adapters
 from llmopt.serve.container import in_container
 from llmopt.serve.options import require_known
 from llmopt.serve.room import require_room
@@ -135,7 +136,9 @@ def command_of(
     image: str | None = None,
 ) -> ServerCommand:
     """The engine's own command line on a free port, or on that one. Raises UsageError, ServerError."""
-    command = command_anywhere(backend, artifact, options, environment, port, image)
+    if environment:
+        backend.require_packages(options, environment)
+    command = command_anywhere(backend, artifact, options, environment, free_port(port), image)
     require_room(backend, artifact, options)
     return command
 
@@ -148,9 +151,10 @@ def command_anywhere(
     port: int | None = None,
     image: str | None = None,
 ) -> ServerCommand:
-    """The same without a look at the memory of this machine. Raises UsageError, ServerError."""
+    """The same without a look at the memory, packages and ports of this machine. Raises UsageError."""
     require_known(backend, options)
-    wanted = free_port(port)
+    named_adapters(options.lora_modules)
+    wanted = free_port(None) if port is None else port
     context = LaunchContext(
         artifact=artifact,
         options=options,

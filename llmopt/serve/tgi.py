@@ -15,6 +15,7 @@ from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import UsageError
 from llmopt.core.worker import QUIET_ENGINES
 from llmopt.serve import Backend, Container, Failure, LaunchContext, program
+from llmopt.serve.adapters import joined
 from llmopt.serve.container import NVIDIA_GPUS, SHARED_MEMORY
 from llmopt.serve.facts import EngineFacts, numbers
 from llmopt.serve.options import Switch
@@ -115,7 +116,7 @@ BACKEND = Backend(
         "tensor_parallel_size": "--num-shard",
         "gpu_memory_utilization": "--cuda-memory-fraction",
         "enforce_eager": lambda on: ["--cuda-graphs", "0"] if on else [],
-        "lora_modules": lambda adapters: ["--lora-adapters", ",".join(adapters)],
+        "lora_modules": lambda adapters: ["--lora-adapters", joined(adapters)],
         # In one word together, and in its environment:
         "speculative_model": Switch(),
         "num_speculative_tokens": Switch(),

@@ -38,7 +38,7 @@ VALUES = {
     "max_model_len": 512, "max_num_seqs": 4, "max_num_batched_tokens": 2048, "kv_cache_dtype": "fp8_e5m2",
     "enable_prefix_caching": True, "enable_chunked_prefill": True, "tensor_parallel_size": 2, "pipeline_parallel_size": 2,
     "gpu_memory_utilization": 0.8, "block_size": 64, "enforce_eager": True, "speculative_model": "ngram",
-    "num_speculative_tokens": 4, "lora_modules": ("style=/adapters/style",), "limit_mm_per_prompt": "image=2",
+    "num_speculative_tokens": 4, "lora_modules": (f"style={demo.MODEL}",), "limit_mm_per_prompt": "image=2",
     "attn_implementation": "flashinfer",
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ import psutil
 import pytest
 
 from llmopt import demo
-from llmopt.core.domain import ServeOptions
+from llmopt.core.artifacts import open_model, unquantized
+from llmopt.core.domain import Case, ServeOptions, Workload
+from llmopt.core.errors import UsageError
 from llmopt.pipeline import hosting
 from llmopt.serve.options import BY_NAME, command_words
 
@@ -169,6 +172,40 @@ def test_a_dry_run_warns_of_a_context_that_has_no_room_here(environment):
     assert done.returncode == 0
     assert "warning:" in done.stderr
     assert "1024 tokens × 99999999 sequences" in done.stderr
+
+
+def test_a_dry_run_warns_of_a_kernel_and_a_port_that_are_not_here(environment):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        kernel = ("--attn-implementation", "flash_attention_3")
+        done = refused(environment, "--backend", "hf", "--dry-run", "--port", port, *kernel)
+    assert done.returncode == 0
+    assert f"--port {port}" in done.stdout
+    assert f"warning: port {port} is in use" in done.stderr
+    assert "warning: flash_attention_3 needs the package flash_attn_interface" in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["sglang", "tgi", "lmdeploy"])
+@pytest.mark.parametrize(
+    ("modules", "told"),
+    [
+        (["nonsense"], "a name and a place"),
+        ([f"a={demo.MODEL}", f"a={demo.MODEL.parent}"], "two adapters of the name a"),
+    ],
+)
+def test_adapters_are_checked_for_every_engine(engine, modules, told):
+    artifact = unquantized(open_model(demo.MODEL))
+    case = Case(artifact=artifact, serve=ServeOptions(backend=engine, lora_modules=tuple(modules)), workload=Workload())
+    with pytest.raises(UsageError, match=told):
+        hosting.command_document(case, hosting.Place(container=True))
+
+
+def test_an_adapter_with_a_comma_is_refused_where_commas_part_them(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    options = ServeOptions(backend="tgi", lora_modules=(f"style={tmp_path}/a,b",))
+    case = Case(artifact=unquantized(open_model(demo.MODEL)), serve=options, workload=Workload())
+    with pytest.raises(UsageError, match="a comma in"):
+        hosting.command_document(case, hosting.Place())
 
 
 def test_a_context_beyond_the_models_own_fails_everywhere(environment):

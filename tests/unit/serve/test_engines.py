@@ -184,7 +184,6 @@ def test_a_static_batch_has_no_blocks_and_no_steps(words, option):
     ("option", "word"),
     [
         ({"attn_implementation": "nonsense"}, "no attention kernel 'nonsense'"),
-        ({"attn_implementation": "flash_attention_3"}, "needs the package flash_attn_interface"),
         ({"block_size": 2}, "no blocks of fewer than 4 tokens"),
     ],
 )

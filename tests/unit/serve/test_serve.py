@@ -35,3 +35,18 @@ def test_the_fake_is_never_chosen_by_itself():
     strange = Quantization(name="x", method="x", format="unheard-of", bits=1)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no engine here loads x"):
         serve.first_able(strange)
+
+
+def test_an_adapter_that_is_no_gguf_is_explained():
+    """Recorded: xllamacpp 2026.10.11549."""
+    from llmopt.serve import backend, failures
+
+    lines = [
+        "0.00.094.200 E gguf_init_from_reader: invalid magic characters: 'xxxx', expected 'GGUF'",
+        "0.00.096.111 E llama_adapter_lora_init_from_file_ptr: failed to apply lora adapter: failed to load lora adapter from file",
+        "0.00.096.135 E cmn  common_init_: failed to load lora adapter '/a/adapter_model.safetensors'",
+        "0.00.096.166 E srv    load_model: failed to create_context with model '/m/model.gguf'",
+    ]
+    cause, remedy = failures.explain(backend("llamacpp").failures, lines)
+    assert cause == "an adapter is no GGUF file, or not of this model: /a/adapter_model.safetensors"
+    assert "convert_lora_to_gguf.py" in remedy
