@@ -168,6 +168,7 @@ class Texts:
             raise BadRequest("this model has no chat template: use /v1/completions")
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
             raise BadRequest("messages must be a list of objects with a role and a content")
+        messages = [joined_text(message) for message in messages]
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         # The same options as transformers, or templates over several lines gain blank ones.
@@ -251,6 +252,37 @@ def told(body: dict[str, Any], name: str, kind: type, words: str) -> Any:
     return value
 
 
+# What others know and this server does not do, with the values that ask for nothing.
+NOT_DONE: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False,), "top_logprobs": (0,), "echo": (False,), "best_of": (1,), "suffix": ("",), "frequency_penalty": (0,),
+    "presence_penalty": (0,), "repetition_penalty": (1,), "logit_bias": ({},), "response_format": ({"type": "text"},),
+    "tools": ([],), "functions": ([],),
+}  # fmt: skip
+
+
+def require_done(body: dict[str, Any]) -> None:
+    """Raise BadRequest for a field that would be answered as if it were not there."""
+    for name, nothing in NOT_DONE.items():
+        value = body.get(name)
+        # 0 log-probabilities are one a token: only false asks for none.
+        if value is not None and not any(value == empty and type(value) in (type(empty), float) for empty in nothing):
+            raise BadRequest(f"this server does not do {name}: leave it out")
+    fewest = told(body, "min_tokens", int, "a whole number")
+    if fewest and body.get("ignore_eos") is not True:
+        raise BadRequest("this server does not do min_tokens without ignore_eos: leave it out")
+
+
+def joined_text(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its parts of text as one. Raises BadRequest for a part that is no text."""
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRequest("this server reads parts of text alone in a content")
+    return message | {"content": "".join(text for text in texts if text)}
+
+
 class Job:
     """One request: checked in the constructor, then streamed or collected."""
 
@@ -264,6 +296,7 @@ class Job:
             raise BadRequest("this server decodes greedily: temperature must be 0 and top_p 1")
         if body.get("stop") not in (None, "", []) or body.get("n") not in (None, 1):
             raise BadRequest("this server takes no stop strings, and n must be 1")
+        require_done(body)
         self.texts, self.engine, self.chat, self.model = texts, engine, chat, model
         self.ids = texts.prompt(body)
         self.times = Times(prompt_tokens=len(self.ids), accepted_s=accepted_s)

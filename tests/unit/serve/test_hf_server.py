@@ -140,3 +140,28 @@ print(told[0].error)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == returncode
     assert error.partition('"')[2][:9] in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("logprobs", 0), ("echo", True), ("min_tokens", 3), ("best_of", 2), ("suffix", "x"), ("frequency_penalty", 0.5),
+     ("logit_bias", {"1": 2}), ("response_format", {"type": "json_object"}), ("tools", [{}])],
+)  # fmt: skip
+def test_what_it_cannot_do_is_refused_by_name(ask, field, value):
+    status, answer = ask({"prompt": "x", "max_tokens": 2, field: value})
+    assert status == 400
+    assert field in answer["error"]["message"]
+
+
+def test_fields_that_ask_for_nothing_are_taken(ask):
+    nothing = {"logprobs": None, "echo": False, "best_of": 1, "frequency_penalty": 0.0, "tools": []}
+    fixed = {"min_tokens": 2, "ignore_eos": True}
+    assert ask({"prompt": "x", "max_tokens": 2, **nothing, **fixed})[0] == 200
+
+
+def test_parts_of_text_are_one_content(ask):
+    def prompt_tokens(content):
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
+        return ask(body, path="/v1/chat/completions")[1]["usage"]["prompt_tokens"]
+
+    assert prompt_tokens([{"type": "text", "text": "a b"}, {"type": "text", "text": " c"}]) == prompt_tokens("a b c")
