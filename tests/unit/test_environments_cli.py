@@ -87,9 +87,10 @@ def test_ctrl_c_ends_the_installer_and_says_how_to_go_on(tmp_path):
     )
     argv = [sys.executable, "-c", code, "env", "create", "vllm"]
     process = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True)
-    while not (orders / "hanging").exists() and process.poll() is None:
+    said = orders / "hanging"
+    while not (said.exists() and said.read_text()) and process.poll() is None:
         time.sleep(0.01)
-    installer = int((orders / "hanging").read_text())
+    installer = int(said.read_text())
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
     assert process.returncode == 130
