@@ -260,6 +260,6 @@ def test_a_container_does_not_outlive_an_llmopt_that_is_ended_by(
             assert llmopt.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
         finally:
             llmopt.kill()
-    assert gone_within(f"--port {place.name.rpartition('-')[2]}", 15)
+    assert gone_within(f"--port {place.name.split('-')[2]}", 15)
     assert not container.is_running()
     assert not place.exists()
