@@ -9,7 +9,7 @@ from typing import Any
 
 from llmopt.core.errors import UsageError, nearest
 from llmopt.core.formats import Layout
-from llmopt.core.kv_cache import WINDOWED, kv_cache_bytes
+from llmopt.core.kv_cache import WINDOWED, kv_cache_bytes, positions
 from llmopt.estimate.activations import UBATCH, Activations, activations, attention_widths
 from llmopt.estimate.load import Load
 from llmopt.estimate.shape import Shape
@@ -20,6 +20,7 @@ SAME_ENGINE = {"rayserve": "vllm", "triton": "vllm"}  # whose replicas are
 SPLITS_LAYERS = ("hf", "llamacpp")  # among GPUs, where others share out every layer
 EXPANDS_LATENT = ("hf",)
 RECURRENT_STATE_BYTES = 4
+UNNAMED_POSITIONS = 1 << 20  # the longest that is looked at where the config names no limit
 WINDOW_CELLS = 256  # llama.cpp pads the cache of sliding layers so: 1,536 cells for Gemma 3's window of 1,024
 
 
@@ -221,18 +222,12 @@ def fits(case: Case, overhead: Overhead, *, prompt: int, sequences: int) -> bool
     return held_weights(case) + kv + active <= (room(case, overhead) or 0)
 
 
-def positions(shape: Shape) -> int:
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        if isinstance(shape.config.get(name), int):
-            return int(shape.config[name])
-    return 1 << 20
-
-
 def longest(case: Case, overhead: Overhead) -> int | None:
     """The longest context of all sequences at once; 0 where not even the weights fit, ``None`` for unknown memory."""
     if room(case, overhead) is None:
         return None
-    return last_true(positions(case.shape), lambda n: fits(case, overhead, prompt=n, sequences=case.load.sequences))
+    limit = positions(case.shape.config) or UNNAMED_POSITIONS
+    return last_true(limit, lambda n: fits(case, overhead, prompt=n, sequences=case.load.sequences))
 
 
 def most(case: Case, overhead: Overhead) -> int | None:
