@@ -155,8 +155,9 @@ def estimate_size(name: str, parameters: float, quant: str | None, layout: str |
 
 def make_case(source: Any, *, load: dict[str, Any], quant: str | None, layout: str | None, **asked: Any) -> Any:
     """The question that the options ask. Raises UsageError for those that contradict each other."""
+    from llmopt.core.kv_cache import positions
     from llmopt.estimate.load import make_load
-    from llmopt.estimate.memory import Case, positions
+    from llmopt.estimate.memory import Case
 
     if quant == "fp8" and asked["backend"] == "hf" and source.weights is None and layout is None:
         quant = "fp8-block"  # transformers' own FP8, which it keeps in 8 bits
