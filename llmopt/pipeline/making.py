@@ -30,7 +30,7 @@ from llmopt.core.files import disk_errors, folder_bytes, write_atomic
 from llmopt.core.gguf_file import read_gguf
 from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.core.weights import require_finite, require_matching_tokenizer, safetensors_header
-from llmopt.core.worker import Worker, run_job
+from llmopt.core.worker import Worker
 from llmopt.pipeline.claiming import (
     already_there,
     claimed,
@@ -62,6 +62,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 CARD = "README.md"
+IMPORTS = "llmopt.quantize.checks:import_transformers"
 SAMPLES_FILE = "samples.json"
 IN_THIS_PLACE = (
     "tools",
@@ -169,18 +170,7 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
     """Check the base's weights, quantize in a worker, copy the tokenizer, write the manifest: whole weights in ``aside``."""
     request = preparation.request
     base, name = Path(request.model.path), request.quantization.name
-    log = logs_folder(out) / f"quantize-{name}.log"
-    with report.task("checking the base's weights") as work:
-        require_matching_tokenizer(base)
-        require_finite(weight_files(base), work.at)
-    settings = request.settings
-    if shared is not None and request.quantization.format == "gguf":
-        settings = settings | {"converted": str(shared / "base.gguf")}
-    if request.route.offloads and (limit := settings.get("max_memory_bytes")):
-        room = weights_room(request.model, request.method, request.route, limit)
-        settings = settings | {"weights_memory_bytes": room}
-    if request.resumes:
-        settings = settings | {"resume_folder": str(resume_folder(out, request.key))}
+    settings = settings_here(request, out, shared)
     samples = aside / SAMPLES_FILE
     if preparation.samples is not None:
         with disk_errors(samples):
@@ -192,10 +182,15 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
         "samples": str(samples) if preparation.samples else "",
     }
     half_done = "converted" in settings and Path(settings["converted"]).exists()
-    # Reading the metadata of two hundred packages takes a fifth of a second, in which the worker can work already.
-    with report.task(f"quantizing {name}") as work, ThreadPoolExecutor(1) as pool:
+    # The worker's imports take seconds, and reading the metadata of two hundred packages a fifth of one: all at once.
+    log, first = logs_folder(out) / f"quantize-{name}.log", (IMPORTS, {"model": request.model.path})
+    with Worker(request.environment, log=log, first=first) as worker, ThreadPoolExecutor(1) as pool:
         frozen = pool.submit(environments.freeze, request.environment)
-        job = run_job(request.environment, request.route.function, arguments, log=log, progress=work.at)
+        with report.task("checking the base's weights") as work:
+            require_matching_tokenizer(base)
+            require_finite(weight_files(base), work.at)
+        with report.task(f"quantizing {name}") as work:
+            job = worker.run(request.route.function, arguments, progress=work.at)
     samples.unlink(missing_ok=True)
     copy_tokenizer(base, aside)
     for file in weight_files(aside):  # safetensors writes them for their owner alone
@@ -233,6 +228,19 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
         "llmopt_version": llmopt.__version__,
     }
     write_atomic(aside / MANIFEST, manifest_of(artifact, **manifest))
+
+
+def settings_here(request: QuantizeRequest, out: Path, shared: Path | None) -> dict[str, Any]:
+    """The settings of the request, and what the worker must know of this machine and its folders (``IN_THIS_PLACE``)."""
+    settings = request.settings
+    if shared is not None and request.quantization.format == "gguf":
+        settings = settings | {"converted": str(shared / "base.gguf")}
+    if request.route.offloads and (limit := settings.get("max_memory_bytes")):
+        room = weights_room(request.model, request.method, request.route, limit)
+        settings = settings | {"weights_memory_bytes": room}
+    if request.resumes:
+        settings = settings | {"resume_folder": str(resume_folder(out, request.key))}
+    return settings
 
 
 def choose_matrix(preparation: Preparation, aside: Path, report: Reporter, details: dict[str, Any]) -> dict[str, Any]:

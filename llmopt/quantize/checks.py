@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.core.errors import LlmoptError, ModelError, UsageError, WorkerError
+from llmopt.quantize.steps import without_bars
 
 M_TRIM_THRESHOLD = -1  # malloc.h
 # A piece of a library's message → what to raise; the first that matches counts.
@@ -89,6 +90,12 @@ def require_causal_lm(model: str) -> None:
             f"transformers knows no causal language model of type {kind!r}",
             hint="check model_type in config.json; custom code is not run unless asked for",
         )
+
+
+def import_transformers(model: str) -> None:
+    """What takes every quantizer its first seconds, and needs no job yet. Raises ModelError, as the job itself will."""
+    without_bars()
+    require_causal_lm(model)
 
 
 def load_model(model: str, **options: Any) -> Any:
