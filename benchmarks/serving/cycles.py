@@ -3,7 +3,8 @@
     python benchmarks/serving/cycles.py [--engines hf,llamacpp,scripted] [--cycles 50] [--seed 0] [--write]
 
 Cycles take turns over the engines; how each ends is drawn from the seed: Ctrl-C, SIGTERM or SIGKILL of llmopt, SIGKILL of
-the server, of one of its children (then Ctrl-C, where it can do without that one), or of llmopt while it still loads.
+the server, of its keeper, of one of its children (then Ctrl-C, where it can do without that one), or of llmopt while it
+still loads.
 Stop time is from the signal until no process of the tree is left.  An orphan is one that still lives after 15 s, or any
 process, of the tree or not, whose environment names the cycle's own temporary folder then; a leftover is a new segment in
 /dev/shm that no process uses, or anything in that folder.
@@ -45,7 +46,7 @@ LATE_S = 2.0  # for what was started while the tree ended: the keeper of a kille
 LIVES_ON_S = 5.0
 READY_S = 240.0
 OPTIONS = {"vllm": ["--enforce-eager", "--max-model-len", "512"]}
-ENDINGS = ("Ctrl-C", "SIGTERM llmopt", "SIGKILL llmopt", "SIGKILL server", "SIGKILL a child", "SIGKILL llmopt, loading")
+ENDINGS = ("Ctrl-C", "SIGTERM llmopt", "SIGKILL llmopt", "SIGKILL server", "SIGKILL a child", "SIGKILL llmopt, loading", "SIGKILL keeper")
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM llmopt": signal.SIGTERM}
 
 
@@ -186,6 +187,8 @@ def send(ending: str, llmopt: int, server: int, draw: random.Random) -> None:
         os.kill(llmopt, SIGNALS[ending])
     elif ending.startswith("SIGKILL llmopt"):
         os.kill(llmopt, signal.SIGKILL)
+    elif ending == "SIGKILL keeper":
+        os.kill(psutil.Process(server).ppid(), signal.SIGKILL)
     else:
         children = psutil.Process(server).children(recursive=True)
         victim = draw.choice(children).pid if children and ending == "SIGKILL a child" else server

@@ -1,7 +1,7 @@
 """Runs one command and never outlives its parent: the process that stands between llmopt and an engine.
 
 Standard library only, run as a script: ``python -I -S keeper.py LOG SETTINGS COMMAND…``, the settings as JSON.
-On stdout it says ``pid N TEMPORARY`` once, and ``exit CODE`` at the end.  When its standard
+On stdout it says ``pid N TEMPORARY`` once, ``segment INODE NAME`` for each that it finds, and ``exit CODE`` at the end.  When its standard
 input closes, because the parent asked for that, crashed, or was killed with SIGKILL,
 the command's whole tree gets SIGTERM, and SIGKILL after GRACE_S seconds.  On Linux
 it adopts orphans, so a grandchild that left the process group is ended too.
@@ -9,7 +9,8 @@ it adopts orphans, so a grandchild that left the process group is ended too.
 With ``own_temporary`` the command gets a temporary folder of its own, and what it leaves there goes with it; so do its
 segments of shared memory.  A killed vLLM leaves hundreds of megabytes in /dev/shm, and even one that ends well leaves its
 sockets in /tmp (0.32).  At last it runs ``cleanup`` and removes ``files``: a container and its launch files outlive
-llmopt's own death as little as a process does.
+llmopt's own death as little as a process does.  ``folders`` go where our input was closed before the command ended: else
+the parent reads in them what the command left.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -66,19 +67,29 @@ class SharedSegments:
         self.before, self.own = set(segments()), dict[str, int]()
 
     def look(self) -> None:
+        """Note them, and tell the parent: it removes them where this process is killed."""
         new = {name: inode for name, inode in segments().items() if name not in self.before and name not in self.own}
         if new:
             used = mapped(tree())
-            self.own |= {name: inode for name, inode in new.items() if inode in used}
+            for name, inode in new.items():
+                if inode in used:
+                    self.own[name] = inode
+                    say(f"segment {inode} {name}")
 
-    def remove(self) -> None:
-        """Those that are still there and that no other process has taken up."""
-        left = self.own.items() & segments().items()
-        if left:
-            used = mapped([int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()])
-            for name, inode in left:
-                if inode not in used:
-                    (SHARED_MEMORY / name).unlink(missing_ok=True)
+
+def remove_segments(own: Mapping[str, int]) -> None:
+    """Those that are still there and that no other process has taken up."""
+    left = own.items() & segments().items()
+    if left:
+        used = mapped([int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()])
+        for name, inode in left:
+            if inode not in used:
+                (SHARED_MEMORY / name).unlink(missing_ok=True)
+
+
+def say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # a parent that is gone has closed our input too
+        print(line, flush=True)
 
 
 def segments() -> dict[str, int]:
@@ -221,22 +232,23 @@ def main() -> None:
         remove(temporary)
         clean_up((), settings["files"])
         return
-    with contextlib.suppress(BrokenPipeError):  # a parent that is gone already has closed our input too
-        print(f"pid {command.pid} {temporary or ''}", flush=True)
+    say(f"pid {command.pid} {temporary or ''}")
+    abandoned: list[str] = []
     while command.poll() is None:
         ready, _, _ = select.select([0, wake_read], [], [], LOOK_S)
         shared.look()
         if 0 in ready and not os.read(0, 1):
+            abandoned = settings["folders"]
             break
         if wake_read in ready:
             os.read(wake_read, 4096)
     shared.look()
     end_tree(command, settings["grace_s"])
-    shared.remove()
-    remove(temporary)
+    remove_segments(shared.own)
+    for folder in (temporary, *abandoned):
+        remove(folder)
     clean_up(settings["cleanup"], settings["files"])
-    with contextlib.suppress(BrokenPipeError):
-        print(f"exit {command.returncode}", flush=True)
+    say(f"exit {command.returncode}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class KeptProcess:
     Use as a context manager: leaving it stops the whole tree.  When this process dies
     in any way, the keeper notices the closed pipe and does the same.  Segments of shared memory that the tree leaves are
     removed; with ``own_temporary`` its temporary folder too.  At the end the keeper runs ``cleanup`` and removes
-    ``files``; what a keeper that was killed could not do is done by ``stop``.
+    ``files``, and ``folders`` where the command was not done; what a keeper that was killed could not do is done by ``stop``.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class KeptProcess:
         own_temporary: bool = False,
         cleanup: Sequence[str] = (),
         files: Sequence[str] = (),
+        folders: Sequence[str] = (),
     ) -> None:
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,7 @@ class KeptProcess:
         self.cleanup, self.files = tuple(cleanup), tuple(files)
         self.returncode: int | None = None
         settings = {"grace_s": grace_s, "own_temporary": own_temporary, "cleanup": self.cleanup, "files": self.files}
+        settings["folders"] = tuple(folders)
         self._keeper = subprocess.Popen(
             [
                 sys.executable,
@@ -74,6 +76,7 @@ class KeptProcess:
             )
         pid, _, self._temporary = value.partition(" ")
         self.pid = int(pid)
+        self._segments = dict[str, int]()  # of shared memory: name → inode
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -83,6 +86,10 @@ class KeptProcess:
 
     def _watch(self) -> None:
         word, _, value = self._line().partition(" ")
+        while word == "segment":
+            inode, _, name = value.partition(" ")
+            self._segments[name] = int(inode)
+            word, _, value = self._line().partition(" ")
         self.returncode = int(value) if word == "exit" and value not in ("", "None") else -9
         self._ended.set()
 
@@ -125,6 +132,7 @@ class KeptProcess:
         if self._temporary:
             keeper.end_users_of(self._temporary)
             shutil.rmtree(self._temporary, ignore_errors=True)
+        keeper.remove_segments(self._segments)
         keeper.clean_up(self.cleanup, self.files)
 
     def _close_pipes(self) -> None:

@@ -85,7 +85,9 @@ class Worker:
                 self._write("first.json", *first)
             with disk_errors(log):
                 log.unlink(missing_ok=True)
-            self._process = KeptProcess(argv, log=log, environment=QUIET_ENGINES | threads_environment())
+            self._process = KeptProcess(
+                argv, log=log, environment=QUIET_ENGINES | threads_environment(), folders=(self._folder.name,)
+            )
         except BaseException:
             self._folder.cleanup()
             raise

@@ -14,6 +14,10 @@ from llmopt.core.weights import read_json
 from llmopt.serve import Backend
 
 MORE_GPUS = ", or a larger --tensor-parallel-size where there are more GPUs"
+MAPPED = "; --extra-arg=--load-mode --extra-arg=mmap reads from disk what does not fit, slowly"
+# Engine options of these names say that the weights need not all be in memory: vLLM's --cpu-offload-gb, llama.cpp's
+# --load-mode mmap (which reads from disk what does not fit, token by token).
+ELSEWHERE = ("offload", "mmap")
 
 
 def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) -> None:
@@ -25,10 +29,14 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
     if backend.distribution == "llmopt":
         return
     free = free_bytes(backend, options)
+    if any(word in argument for argument in options.extra_args for word in ELSEWHERE):
+        return
     if artifact.size_bytes > free:
         raise UsageError(
             f"{show(free, 'bytes')} of memory are free, {backend.name} would need {show(artifact.size_bytes, 'bytes')} for the weights alone",
-            hint="a smaller quantization" + MORE_GPUS * ("tensor_parallel_size" in backend.flags),
+            hint="a smaller quantization"
+            + MORE_GPUS * ("tensor_parallel_size" in backend.flags)
+            + MAPPED * ("gpu_layers" in backend.flags),
         )
     config = model_config(artifact)
     context = options.max_model_len

@@ -228,10 +228,28 @@ def test_a_killed_keeper_leaves_neither_a_grandchild_nor_what_it_should_have_rem
     assert (tmp_path / "cleaned").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="segments of shared memory are files on Linux")
+def test_nor_shared_memory(log):
+    make = "from multiprocessing.shared_memory import SharedMemory as S; s = S(create=True, size=4096); print(s.name, flush=True)"
+    with KeptProcess(python(f"{make}; import time; time.sleep(60)"), log=log, own_temporary=True) as process:
+        segment = Path("/dev/shm") / until(lambda: log.read_text().strip())
+        assert segment.exists()
+        assert until(lambda: process._segments)
+        keeper = psutil.Process(process.pid).parent()
+        for one in (keeper, *keeper.children(recursive=True)):  # its resource tracker would remove it too
+            one.kill()
+        process.wait(10)
+    assert not segment.exists()
+
+
 def test_what_it_would_have_cleaned_up_is_cleaned_up_after_a_parent_that_was_killed(log, tmp_path):
     (tmp_path / "launch/engine").mkdir(parents=True)
     (tmp_path / "launch/engine/file").touch()
-    more = f'log=Path(sys.argv[1]), cleanup=("touch", "{tmp_path}/cleaned"), files=("{tmp_path}/launch/engine/file",)'
+    (tmp_path / "job").mkdir()
+    more = (
+        f'log=Path(sys.argv[1]), cleanup=("touch", "{tmp_path}/cleaned"), files=("{tmp_path}/launch/engine/file",)'
+        f', folders=("{tmp_path}/job",)'
+    )
     code = PARENT.replace("log=Path(sys.argv[1])", more)
     parent = subprocess.Popen([sys.executable, "-c", code, str(log)], stdout=subprocess.PIPE)
     assert parent.stdout.readline() == b"up\n"
@@ -239,3 +257,11 @@ def test_what_it_would_have_cleaned_up_is_cleaned_up_after_a_parent_that_was_kil
     parent.communicate()
     assert until((tmp_path / "cleaned").exists)
     assert until(lambda: not (tmp_path / "launch/engine").exists())
+    assert until(lambda: not (tmp_path / "job").exists())
+
+
+def test_a_folder_stays_for_a_parent_that_reads_what_the_command_left(log, tmp_path):
+    (tmp_path / "job").mkdir()
+    with KeptProcess(python("pass"), log=log, folders=(str(tmp_path / "job"),)) as process:
+        assert process.wait(10) == 0
+    assert (tmp_path / "job").exists()
