@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import platform
 import shutil
+import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import asdict
@@ -30,6 +31,7 @@ TOOLS = ("llama-server", "llama-quantize", "llama-imatrix", "llama-perplexity")
 PROGRAMS = {
     "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm-serve", "tgi": "text-generation-launcher", "lmdeploy": "lmdeploy",
 }  # fmt: skip
+DOCKER_S = 5.0
 # A program of the user's own, or that we compiled, which goes before the engine's package.
 OWN_PROGRAMS = {"llamacpp": "llama-server"}
 # The package that a quantization's route is made by → what people call it.
@@ -42,17 +44,22 @@ LIBRARIES = {
 
 
 def examine() -> dict[str, Any]:
-    """The machine, and for each engine, quantizer and tool where it is, or what is missing; JSON-like."""
+    """The machine, and for each engine, quantizer and tool where it is, or what is missing; JSON-like.
+
+    ``container``: docker can run the engine's image now.
+    """
     gpus = hardware.gpus()
     here = ("cpu", gpus.kind) if gpus.kind else ("cpu",)
-    engines = [engine_row(serve.backend(name), here) for name in serve.BACKENDS if name != "scripted"]
+    containers = docker()
+    in_containers = bool(containers["docker"]) and not containers["docker_problem"]
+    engines = [engine_row(serve.backend(name), here, in_containers) for name in serve.BACKENDS if name != "scripted"]
     quantizations = [{"name": name, **availability(m.needs)} for name, m in METHODS.items()]
     return {
         "machine": machine_row(gpus),
         "python": sys.executable,
         "python_version": platform.python_version(),
         "c_compiler": c_compiler(),
-        "docker": shutil.which("docker"),
+        **containers,
         "engines": engines,
         "quantizers": quantizer_rows(),
         "quantizations": quantizations,
@@ -66,6 +73,19 @@ def examine() -> dict[str, Any]:
     }
 
 
+def docker() -> dict[str, str | None]:
+    """Its program, and why it cannot run a container now: a daemon that does not run, or may not be asked."""
+    program = shutil.which("docker")
+    if program is None:
+        return {"docker": None, "docker_problem": None}
+    try:
+        asked = subprocess.run([program, "version"], capture_output=True, text=True, timeout=DOCKER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"docker": program, "docker_problem": str(error)}
+    said = asked.stderr.strip().splitlines() or [f"status {asked.returncode}"]
+    return {"docker": program, "docker_problem": said[-1] if asked.returncode else None}
+
+
 def machine_row(gpus: Gpus) -> dict[str, Any]:
     total, available = hardware.memory()
     return asdict(this_machine()) | {
@@ -76,7 +96,7 @@ def machine_row(gpus: Gpus) -> dict[str, Any]:
     }
 
 
-def engine_row(backend: Backend, here: tuple[str, ...]) -> dict[str, Any]:
+def engine_row(backend: Backend, here: tuple[str, ...], in_containers: bool = False) -> dict[str, Any]:
     """``runs_here``: this machine has a device that it runs on, installed or not.
 
     ``environment``: where it is, or its program where that lies in none.
@@ -94,6 +114,7 @@ def engine_row(backend: Backend, here: tuple[str, ...]) -> dict[str, Any]:
         "doubt": backend.doubt(version) if version else None,
         "devices": list(backend.devices),
         "image": backend.container.image if backend.container else None,
+        "container": in_containers and backend.container is not None,
         "needs_device": None if runs_here else " or ".join(hardware.DEVICE_WORDS[device] for device in backend.devices),
     }
 

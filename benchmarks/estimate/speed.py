@@ -1,10 +1,10 @@
 """How far calibrated estimates of ITL and throughput are from configurations of this machine that they were not fitted to.
 
-    python benchmarks/estimate/speed.py --record     (about 12 minutes on two cores: measures, and writes speed.json)
+    python benchmarks/estimate/speed.py --record     (about 12 minutes on two cores that do nothing else: measures, and writes speed.json)
     python benchmarks/estimate/speed.py --write      (fits and predicts, and writes speed.md)
 
 Measured: llama.cpp with the bundled model and two checkpoints of random weights, in three file types, with 1 to 8 users and two
-lengths of prompts.  Half of the configurations, drawn at random, teach; the others are predicted; so 40 times over.
+lengths of prompts, each three times.  Half of the configurations, drawn at random, teach; the others are predicted; so 40 times over.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ SHAPE = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads":
 QUANTIZATIONS = ("gguf-q8_0", "gguf-q4_k_m", "gguf-f16")
 USERS, PROMPTS, ANSWER = (1, 2, 4, 8), (64, 256), 64
 STARTED_FOR_S = 2.0
-# Where others use the machine too, the engine's one thread gets a share of a core: below this one the run is tried again.
-# Times are told as with a core to itself: multiplied by the share, as rates are divided by it.
-LEAST_SHARE, TRIES = 0.5, 2
+# Of all loads of a server, one after another, so that a bad minute hits one run of many configurations and not all of one.
+# Where others use the machine too, the engine's one thread gets a share of a core: times are told as with a core to
+# itself, multiplied by the share, as rates are divided by it.
+ROUNDS = 3
 SPLITS, PUBLISHED_SPLITS = 20, 10
 METRICS = ("itl_s", "output_tps")
 
@@ -79,23 +80,31 @@ def record() -> None:
                 loads = [(users, prompt) for prompt in PROMPTS for users in USERS]
                 case = case_of(artifact, options, workload(*loads[0]))
                 with measuring.serving_case(case, report, results=folder / "results") as subject:
-                    for number, (users, prompt) in enumerate(random.Random(0).sample(loads, len(loads))):
-                        tries = list[Measurement]()
-                        while len(tries) < TRIES and not (tries and share_of_a_core(tries[-1]) >= LEAST_SHARE):
-                            tries.append(
-                                measuring.measure_and_save(
-                                    subject,
-                                    workload(users, prompt),
-                                    measuring.RunOptions(results=folder / "results"),
-                                    report,
-                                    warm=number > 0,
-                                    word=f"{model} {quantization}, {users} users, {prompt} tokens",
-                                )
-                            )
-                        run = max(tries, key=share_of_a_core)
-                        if run.metrics["tpot_s"] and run.metrics["ttft_s"]:
-                            rows.append(row_of(model, quantization, users, prompt, run))
+                    order = [load for seed in range(ROUNDS) for load in random.Random(seed).sample(loads, len(loads))]
+                    runs = [measured(subject, folder / "results", *load, warm=n > 0) for n, load in enumerate(order)]
+                rows += [
+                    {"model": model, "quantization": quantization, "users": users, "prompt": prompt} | middle(own)
+                    for users, prompt in loads
+                    if (own := [r for r, load in zip(runs, order, strict=True) if r and load == (users, prompt)])
+                ]
                 keep(models, rows)
+
+
+def measured(subject: Any, results: Path, users: int, prompt: int, *, warm: bool) -> dict[str, float] | None:
+    """The figures of one run; ``None`` where it has none."""
+    from llmopt.pipeline import measuring
+    from llmopt.report.progress import Reporter
+
+    word = f"{subject.label}, {users} users, {prompt} tokens"
+    run = measuring.measure_and_save(
+        subject, workload(users, prompt), measuring.RunOptions(results=results), Reporter(), warm=warm, word=word
+    )
+    return figures_of(run) if run.metrics["tpot_s"] and run.metrics["ttft_s"] else None
+
+
+def middle(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure: neighbours on the machine double a step's time for a second now and then."""
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
 def keep(models: dict[str, Path], rows: Sequence[dict[str, Any]]) -> None:
@@ -121,13 +130,12 @@ def share_of_a_core(run: Measurement) -> float:
     return min(1.0, float(run.metrics["cpu_s"] or 0.0) / float(run.client["seconds"]))
 
 
-def row_of(model: str, quantization: str, users: int, prompt: int, run: Measurement) -> dict[str, Any]:
+def figures_of(run: Measurement) -> dict[str, float]:
     metrics, share = run.metrics, share_of_a_core(run)
     rate = metrics["output_tps_whole"]  # the share is that of the whole run
     return {
-        "model": model, "quantization": quantization, "users": users, "prompt": prompt, "requests": metrics["requests_ok"],
-        "share_of_a_core": share, "itl_s": metrics["tpot_s"]["mean"] * share, "output_tps": rate / share,
-        "ttft_s": metrics["ttft_s"]["mean"] * share,
+        "requests": metrics["requests_ok"], "share_of_a_core": share, "itl_s": metrics["tpot_s"]["mean"] * share,
+        "output_tps": rate / share, "ttft_s": metrics["ttft_s"]["mean"] * share,
     }  # fmt: skip
 
 

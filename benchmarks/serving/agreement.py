@@ -1,11 +1,11 @@
 """How far the client's clock and the server's own are apart, what asking costs, and whether the parts of memory add up.
 
-    python benchmarks/serving/agreement.py [--engines scripted,hf,vllm,vllm@DIR] [--users 1,4] [--runs 3] [--write]
+    python benchmarks/serving/agreement.py [--engines scripted,hf,vllm,vllm@DIR] [--users 1,4] [--runs 3] [--requests 64] [--write]
 
 Each engine serves the bundled model, or the artifact behind its ``@``; runs that ask the server for its metrics take turns
 with runs that do not.  The figures mean something on a machine that does nothing else: the load average before is printed
 beside them.
-``--write`` puts them into agreement.md; what was found out about them is in README.md.
+``--write`` puts them into agreement.md, in the place of the same engine's and load's; what was found out about them is in README.md.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ from llmopt.report.progress import Reporter
 HERE = Path(__file__).parent
 EAGER = {"vllm": {"enforce_eager": True}}
 SPEED = {"scripted": {"extra_args": ("--ttft-ms", "20", "--tpot-ms", "5")}}
-REQUESTS = 64
 FIXED_S, SHARE = 0.002, 0.02  # what an idle machine must keep
 COLUMNS = (
-    ("engine", "engine"), ("users", "users"), ("TTFT client ms", "client_ttft_ms"), ("server ms", "server_ttft_ms"),
+    ("engine", "engine"), ("users", "users"), ("requests", "requests"), ("TTFT client ms", "client_ttft_ms"), ("server ms", "server_ttft_ms"),
     ("apart ms", "apart_ms"), ("allowed ms", "allowed_ms"), ("within", "within"), ("gap client ms", "client_itl_ms"),
     ("gap server ms", "server_itl_ms"), ("tok/s asked", "tps_asked"), ("not asked", "tps_not_asked"),
     ("page ms", "page_ms"), ("sampling % core", "sampling"), ("memory parts / sampled", "memory"), ("load before", "load"),
@@ -65,12 +64,12 @@ def page_ms(subject: Subject) -> float | None:
     return statistics.median(costs)
 
 
-def measured(name: str, users: int, runs: int) -> dict[str, Any]:
+def measured(name: str, users: int, runs: int, requests: int) -> dict[str, Any]:
     """Medians over the runs of one engine under one load."""
     engine, _, place = name.partition("@")
     artifact = Path(place) if place else demo.MODEL
     options = {**EAGER.get(engine, {}), **SPEED.get(engine, {})}
-    workload = Workload(input_tokens=64, output_tokens=32, concurrency=users, requests=REQUESTS)
+    workload = Workload(input_tokens=64, output_tokens=32, concurrency=users, requests=requests)
     case = open_case(artifact, ServeOptions(backend=engine, max_num_seqs=max(4, users), **options), workload)
     load = os.getloadavg()[0]
     with (
@@ -83,7 +82,7 @@ def measured(name: str, users: int, runs: int) -> dict[str, Any]:
                 (asked if ask else not_asked).append(run_once(subject, workload, number, ask=ask))
         page = page_ms(subject)
     shown = f"{engine}, {artifact.name}" if place else engine
-    return row(shown, users, asked, not_asked) | {"page_ms": page, "load": load}
+    return row(shown, users, asked, not_asked) | {"requests": requests, "page_ms": page, "load": load}
 
 
 def row(engine: str, users: int, asked: list[RunResult], not_asked: list[RunResult]) -> dict[str, Any]:
@@ -136,26 +135,33 @@ def main() -> None:
     parser.add_argument("--engines", default="scripted,hf,vllm")
     parser.add_argument("--users", default="1,4")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     rows = []
     for engine in arguments.engines.split(","):
         for users in map(int, arguments.users.split(",")):
             try:
-                rows.append(measured(engine, users, arguments.runs))
+                rows.append(measured(engine, users, arguments.runs, arguments.requests))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
             except LlmoptError as error:
                 print(f"{engine}: {error.message}", file=sys.stderr)
-    text = table(rows)
-    print(text)
     if arguments.write:
-        (HERE / "agreement.md").write_text(page(text, arguments.runs))
+        file = HERE / "agreement.md"
+        file.write_text(page(with_known(table(rows).splitlines(), file)))
 
 
-def page(text: str, runs: int) -> str:
+def with_known(lines: list[str], file: Path) -> str:
+    """The rows of engines and loads that were measured before, those that were measured now in their place."""
+    old = [line for line in file.read_text().splitlines() if line.startswith("| ")][1:] if file.exists() else []
+    rows = {tuple(line.split(" | ")[:2]): line for line in [*old, *lines[2:]]}
+    return "\n".join([*lines[:2], *rows.values()])
+
+
+def page(text: str) -> str:
     return (
         f"# Client against server\n\n{(__doc__ or '').splitlines()[0]}\n\n"
-        f"{os.cpu_count()} cores; means of {REQUESTS} requests of 64 tokens in and 32 out, medians of {runs} runs. Allowed is"
+        f"{os.cpu_count()} cores; means of requests of 64 tokens in and 32 out, medians of the runs. Allowed is"
         f" {FIXED_S * 1e3:g} ms + {SHARE:.0%}, for an idle machine: `load before` says how idle this one was.\n"
         f"Written by `agreement.py --write`; what was found out about it is in [README.md](README.md).\n\n{text}\n"
     )

@@ -46,7 +46,15 @@ LATE_S = 2.0  # for what was started while the tree ended: the keeper of a kille
 LIVES_ON_S = 5.0
 READY_S = 240.0
 OPTIONS = {"vllm": ["--enforce-eager", "--max-model-len", "512"]}
-ENDINGS = ("Ctrl-C", "SIGTERM llmopt", "SIGKILL llmopt", "SIGKILL server", "SIGKILL a child", "SIGKILL llmopt, loading", "SIGKILL keeper")
+ENDINGS = (
+    "Ctrl-C",
+    "SIGTERM llmopt",
+    "SIGKILL llmopt",
+    "SIGKILL server",
+    "SIGKILL a child",
+    "SIGKILL llmopt, loading",
+    "SIGKILL keeper",
+)
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM llmopt": signal.SIGTERM}
 
 

@@ -73,10 +73,13 @@ def measure(
     warm: bool = False,
     alive: Callable[[], bool] = lambda: True,
     progress: Callable[[Progress], None] = lambda _: None,
+    warming: Callable[[Progress], None] = lambda _: None,
     stop_when: Callable[[Progress], bool] | None = None,
     ended: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Measure one run. ``warm`` says that this server was just measured, so that no warm-up is due.
+
+    ``warming`` is told how far the warm-up is, ``progress`` how far the run.
 
     Raises ServerError when not a single request succeeded, with what the failures say, and KeyboardInterrupt when it was
     interrupted before one had; later an interrupt ends the run, and the result says so.  ``ended`` is called as the load ends:
@@ -85,7 +88,7 @@ def measure(
     endpoint = Endpoint.of(target.base_url, workload.endpoint, target.headers)
     server = server_of(target.metrics_url, target.metric_names, target.base_url, target.headers)
     with clients(workers) as crew, closing(server) if server is not None else nullcontext():
-        pool = None if warm else warm_up(target, endpoint, workload, traffic)
+        pool = None if warm else warm_up(target, endpoint, workload, traffic, warming)
         schedule = make_schedule(
             workload, target.model, salt=traffic.salt, source=traffic.source, tokenizer=traffic.tokenizer,
             usage_per_chunk=target.usage_per_chunk, pool=pool, adapter_form=target.adapter_form,
@@ -256,7 +259,9 @@ def tokens_record(traces: Sequence[RequestTrace]) -> dict[str, Any]:
 # --- before and after ---------------------------------------------------------------------------------------------
 
 
-def warm_up(target: Target, endpoint: Endpoint, workload: Workload, traffic: Traffic) -> int | None:
+def warm_up(
+    target: Target, endpoint: Endpoint, workload: Workload, traffic: Traffic, progress: Callable[[Progress], None]
+) -> int | None:
     """Untimed requests of the same shape; an engine's first ones compile, allocate and page in.
 
     As many as asked for, or rounds of them until two rounds take the same time.  Returns how many requests a run that
@@ -279,7 +284,7 @@ def warm_up(target: Target, endpoint: Endpoint, workload: Workload, traffic: Tra
             tokenizer=traffic.tokenizer, usage_per_chunk=target.usage_per_chunk, adapter_form=target.adapter_form,
         )  # fmt: skip
         with clients() as crew:
-            load = play(crew, schedule, endpoint)
+            load = play(crew, schedule, endpoint, progress=progress)
         times = [(t.last_token_ns - t.planned_ns) / 1e9 for t in load.traces if t.ok and t.last_token_ns is not None]
         if load.stopped == "interrupted":
             raise KeyboardInterrupt

@@ -172,7 +172,7 @@ def make_case(source: Any, *, load: dict[str, Any], quant: str | None, layout: s
         )
     return Case(
         shape=source.shape, layout=wanted, weights=weights, backend=backend, kv_dtype=asked["kv_dtype"],
-        load=make_load(**load, longest=positions(source.shape)), utilization=asked["utilization"],
+        load=make_load(**load, longest=positions(source.shape.config)), utilization=asked["utilization"],
         devices=make_devices(asked["gpu"], asked["vram"], asked["gpus"], asked["tensor_parallel"]),
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 INDEX = ".runs.index"
 MAGIC = b"llmopt runs\n"
-LAYOUT = stable_hash([1, NUMBERS, WORDS])  # of the columns: an index of others is none of ours
+LAYOUT = stable_hash([2, NUMBERS, WORDS])  # of the columns: an index of others is none of ours
 WORTH_WRITING = 1_000, 0.02  # files that an index lacks, and their share, before it is written
 AT_ONCE = 2_000  # files that a process reads before it hands over
 READ_AT_ONCE = 1 << 18

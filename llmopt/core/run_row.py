@@ -148,12 +148,13 @@ def read_row(data: bytes) -> Row:
     for name in INTERVALS:
         bounds = head.intervals.get(name) or NO_BOUNDS
         numbers += bounds.low, bounds.high
-    numbers += quality_numbers(head.quality, artifact.unquantized)
+    served = configuration(artifact.text, bytes(head.serve))
+    numbers += quality_numbers(head.quality, artifact.unquantized and cache_type(served) == "auto")
     numbers += (rate, head.client.achieved_rate)
     reasons = head.verdict.reasons
     words = (
         head.case_key, machine, artifact.base, loop, form, slos, str(head.measuring_revision),
-        configuration(artifact.text, bytes(head.serve)), artifact.text, head.backend.version or "",
+        served, artifact.text, head.backend.version or "",
         head.verdict.status, ",".join(sorted(r.code for r in reasons)) if reasons else "", head.evidence,
         json.dumps(head.quality.tasks) if head.quality and head.quality.tasks else "",
     )  # fmt: skip
@@ -200,6 +201,12 @@ def configuration(artifact: str, serve: bytes) -> str:
     asked = {name: value for name, value in options.items() if value not in (None, [], ())}
     name = known.get("label") or known.get("quantization")
     return json.dumps({"name": name, "artifact": same, "serve": asked}, sort_keys=True)
+
+
+@lru_cache(65_536)
+def cache_type(configuration: str) -> str:
+    """The type of its KV cache: a smaller one costs quality that the artifact itself does not."""
+    return str(json.loads(configuration)["serve"].get("kv_cache_dtype") or "auto")
 
 
 @lru_cache(4096)

@@ -17,7 +17,7 @@ import msgspec
 
 from llmopt.core.domain import Measurement
 from llmopt.core.metric_table import METRICS
-from llmopt.core.run_row import NUMBERS, QUALITY, WORDS, Row, read_row
+from llmopt.core.run_row import NUMBERS, QUALITY, WORDS, Row, cache_type, read_row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class RunTable:
     vocabulary: dict[str, list[str]]
     read: Callable[[int], Measurement] = unread
     rows: NDArray[np.int64] | None = None
-    proofs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    proofs: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
     seen: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class RunTable:
     def record(self, row: int) -> Measurement:
         """The whole run, with the quality that was filled in."""
         run = self.read(row)
-        proof = self.proofs.get(int(self.codes["artifact"][row]))
+        proof = self.proofs.get((int(self.codes["artifact"][row]), self.kv_cache_dtype(row)))
         return replace(run, quality=proof) if proof is not None and run.quality is None else run
 
     def taken(self, rows: NDArray[np.int64], read: Callable[[int], Measurement]) -> RunTable:
@@ -89,24 +89,43 @@ class RunTable:
             np.array_equal(c[one], c[other], equal_nan=True) for c in map(self.column, self.numbers)
         )
 
-    def fill_quality(self, known: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
-        """Ask ``known`` for the quality of every artifact that has runs without: it may have been measured after them."""
+    def kv_cache_dtype(self, row: int) -> str:
+        """The type of the KV cache that a run was served with: a smaller one costs quality of its own."""
+        return cache_type(self.word("configuration", row))
+
+    def fill_quality(self, known: Callable[[dict[str, Any], str], dict[str, Any] | None]) -> None:
+        """Ask ``known`` for the quality of every artifact, with its type of KV cache, that has runs without.
+
+        It may have been measured after them.
+        """
         import numpy as np
 
-        lacking = np.isnan(self.column("kl"))
-        for code in np.unique(self.codes["artifact"][lacking]):
-            proof = known(json.loads(self.vocabulary["artifact"][code]))
-            if proof is None:
-                continue
-            self.proofs[int(code)] = proof
-            rows = lacking & (self.codes["artifact"] == code)
-            for name, key in QUALITY.items():
-                column = self.seen[name] = self.column(name).copy()
-                column[rows] = np.nan if proof.get(key) is None else proof[key]
-            if proof.get("tasks"):
-                self.vocabulary = self.vocabulary | {"tasks": [*self.vocabulary["tasks"], json.dumps(proof["tasks"])]}
-                tasks = self.codes["tasks"] = self.codes["tasks"].copy()
-                tasks[rows] = len(self.vocabulary["tasks"]) - 1
+        lacking = np.flatnonzero(np.isnan(self.column("kl")))
+        places: dict[tuple[int, str], list[Any]] = {}
+        both, inverse = np.unique(
+            np.stack([self.codes["artifact"][lacking], self.codes["configuration"][lacking]]),
+            axis=1,
+            return_inverse=True,
+        )
+        for n, (artifact, configuration) in enumerate(both.T):
+            cache = cache_type(self.vocabulary["configuration"][configuration])
+            places.setdefault((int(artifact), cache), []).append(n)
+        for (artifact, cache), own in places.items():
+            proof = known(json.loads(self.vocabulary["artifact"][artifact]), cache)
+            if proof is not None:
+                self.proofs[artifact, cache] = proof
+                self._fill(lacking[np.isin(inverse, own)], proof)
+
+    def _fill(self, rows: NDArray[np.int64], proof: dict[str, Any]) -> None:
+        import numpy as np
+
+        for name, key in QUALITY.items():
+            column = self.seen[name] = self.column(name).copy()
+            column[rows] = np.nan if proof.get(key) is None else proof[key]
+        if proof.get("tasks"):
+            self.vocabulary = self.vocabulary | {"tasks": [*self.vocabulary["tasks"], json.dumps(proof["tasks"])]}
+            tasks = self.codes["tasks"] = self.codes["tasks"].copy()
+            tasks[rows] = len(self.vocabulary["tasks"]) - 1
 
 
 def table_of(runs: Sequence[Measurement]) -> RunTable:

@@ -16,7 +16,9 @@ from llmopt.estimate.roofline import Factors
 
 TABLE = Path(__file__).with_name("efficiency.toml")
 NAMES = tuple(f.name for f in fields(Factors) if f.name != "hides_launches")
-OF_A_FORMAT = ("bandwidth", "decode", "prefill", "layer_s")
+OF_A_FORMAT = ("bandwidth", "decode", "batched", "growth", "prefill", "layer_s")
+
+OF_KERNELS = ("batched", "growth")
 
 
 @functools.cache
@@ -50,7 +52,9 @@ def known(group: Group) -> bool:
 def prior_factors(group: Group) -> Factors:
     """Before anything was measured."""
     row = table()[group.engine][group.kind]
+    row = {"batched": row["decode"], "growth": 1.0} | row  # computing as it is for one, for each, where nobody looked
     changed = table()["format"][group.kind].get(group.format, {})
+    changed = {"batched": changed.get("decode", 1.0)} | changed
     values = {name: row[name] * changed.get(name, 1.0) for name in NAMES}
     return Factors(**values, hides_launches=row.get("hides_launches", False))
 
@@ -65,7 +69,8 @@ class Coordinate:
 
     @property
     def spread(self) -> float:
-        return float(table()["spread"]["format" if self.layout else self.factor])
+        of_a_format = "kernels" if self.factor in OF_KERNELS else "format"
+        return float(table()["spread"][of_a_format if self.layout else self.factor])
 
 
 def coordinates(group: Group) -> list[Coordinate]:

@@ -52,6 +52,8 @@ class Peak:
 class Factors:
     """``bandwidth``: share of the peak that a decoding step reads at; ``decode``, ``prefill``: shares of the operations.
 
+    ``decode`` is that of a single sequence.  Several run other kernels, which use for all of them what they read for one:
+    they reach the share ``batched``, and n of them compute for n ** ``growth`` times as long as one would at that share;
     ``step_s``, ``layer_s``, ``token_s``, ``request_s``: what a step, each layer in it, each sequence's token, and each request
     cost besides (transformers takes a millisecond a layer on a GPU, whatever lies in it);
     ``interleave``: the share of other requests' prompts that is read while one's own answer is written, not before it;
@@ -60,6 +62,8 @@ class Factors:
 
     bandwidth: float
     decode: float
+    batched: float
+    growth: float
     prefill: float
     step_s: float
     layer_s: float
@@ -107,7 +111,7 @@ class Times:
 
 def times(demand: Demand, bandwidth: float, flops: float, f: Factors) -> Times:
     """``bandwidth`` and ``flops`` are the device's peaks."""
-    reading, computing = demand.step_bytes / (bandwidth * f.bandwidth), demand.step_flops / (flops * f.decode)
+    reading, computing = demand.step_bytes / (bandwidth * f.bandwidth), step_computing_s(demand, flops, f)
     launching = demand.layers * f.layer_s
     hidden, beside = (launching, 0.0) if f.hides_launches else (0.0, launching)
     besides = f.step_s + beside + demand.batch * f.token_s + demand.step_link_s
@@ -131,6 +135,12 @@ def times(demand: Demand, bandwidth: float, flops: float, f: Factors) -> Times:
         requests_per_s=demand.batch / whole if demand.output else None,
         busy=demand.batch * prefill / whole, bound=bound,
     )  # fmt: skip
+
+
+def step_computing_s(demand: Demand, flops: float, f: Factors) -> float:
+    if demand.batch == 1:
+        return demand.step_flops / (flops * f.decode)
+    return demand.step_flops / demand.batch * demand.batch**f.growth / (flops * f.batched)
 
 
 # --- what a model asks of a device ------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
 import time
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
-
 from llmopt import serve
 from llmopt.core import environments
 from llmopt.core.domain import Case, ServerCommand
@@ -21,7 +18,7 @@ from llmopt.core.environments import Environment
 from llmopt.core.errors import LlmoptError, MissingEnvironment, ServerError, UsageError
 from llmopt.pipeline.measuring import options_document, version_of, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
-from llmopt.serve.process import RunningServer, command_anywhere, free_port, serving
+from llmopt.serve.process import RunningServer, command_anywhere, free_port, own_log, serving
 from llmopt.serve.room import require_positions, require_room
 
 FOLLOW_S = 0.2
@@ -62,15 +59,6 @@ def hosted(
                 )
             )  # fmt: skip
         yield server
-
-
-def own_log(stem: Path) -> Path:
-    """``STEM-PID.log``; those of servers that are gone are removed."""
-    for old in stem.parent.glob(f"{stem.name}-*.log"):
-        number = old.stem.rpartition("-")[2]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
-            old.unlink(missing_ok=True)
-    return stem.with_name(f"{stem.name}-{os.getpid()}.log")
 
 
 def follow(server: RunningServer) -> None:

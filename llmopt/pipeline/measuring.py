@@ -33,7 +33,7 @@ from llmopt.core.store import prepare_results, save_run
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve import Backend, require_loadable
 from llmopt.serve.adapters import require_adapters
-from llmopt.serve.process import RunningServer, serving
+from llmopt.serve.process import RunningServer, own_log, serving
 from llmopt.serve.recognise import recognise
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ def measure_and_save(
                 workers=options.workers,
                 warm=warm,
                 alive=subject.alive,
+                warming=lambda p: work.at(
+                    0, workload.requests, f"warming up, {p.finished} answered, {p.active} not yet"
+                ),
                 progress=lambda p: work.at(p.finished, workload.requests),
                 stop_when=stop_when,
                 ended=interrupts.hold,
@@ -174,7 +177,7 @@ def serving_case(
     backend = require_loadable(case.serve.backend, case.artifact.quantization)
     require_adapters(backend, case.serve, case.workload.adapters)
     environment = environments.find(backend.needs, python)
-    log = results / "logs" / f"{case.artifact.label}-{backend.name}.log"
+    log = own_log(results / "logs" / f"{case.artifact.label}-{backend.name}")
     prepare_results(results, this_machine())
     tokenizer, vram_before = load_tokenizer(case.artifact.path), used_by_gpu()
     if doubt := backend.doubt(version_of(backend, environment)):

@@ -278,10 +278,10 @@ def read_quality(file: Path, key: str | None = None) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def quality_of_stored(record: dict[str, Any]) -> dict[str, Any] | None:
+def quality_of_stored(record: dict[str, Any], kv_cache_dtype: str = "auto") -> dict[str, Any] | None:
     """The quality that lies with the artifact of a run's record, where that is the artifact still."""
     try:
         artifact = open_artifact(record["path"])
     except LlmoptError:
         return None
-    return read_quality(quality_file(artifact)) if artifact.key == record.get("key") else None
+    return read_quality(quality_file(artifact, kv_cache_dtype)) if artifact.key == record.get("key") else None

@@ -51,11 +51,11 @@ def rank_runs(
     )
 
 
-def quality_of_record(artifact: dict[str, Any]) -> dict[str, Any] | None:
-    """The quality that lies with the artifact of a run's record: it may have been measured after the run."""
+def quality_of_record(artifact: dict[str, Any], kv_cache_dtype: str = "auto") -> dict[str, Any] | None:
+    """The quality that lies with the artifact of a run's record, served so: it may have been measured after the run."""
     path = artifact.get("path")
     if not path or not Path(path).is_dir():
         return None
     from llmopt.pipeline.proving import quality_of_stored
 
-    return quality_of_stored(artifact)
+    return quality_of_stored(artifact, kv_cache_dtype)

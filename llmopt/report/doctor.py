@@ -56,8 +56,14 @@ def machine_lines(rows: dict[str, Any]) -> list[tuple[tuple[str, str], str, str]
         *[(plain, "gpu", words) for words in gpu_words(machine["gpu"])],
         (plain, "python", f"{rows['python_version']}, {short(rows['python'])}"),
         (plain, "compiler", rows["c_compiler"] or "none (only gptqmodel and llamacpp --build need one)"),
-        (plain, "docker", rows["docker"] or "none (only serve --container needs it)"),
+        docker_line(rows["docker"], rows["docker_problem"]),
     ]
+
+
+def docker_line(program: str | None, problem: str | None) -> tuple[tuple[str, str], str, str]:
+    if program is None:
+        return (" ", ""), "docker", "none (only serve --container needs it)"
+    return (NOT_HERE, "docker", f"{program}: {problem}") if problem else ((" ", ""), "docker", program)
 
 
 def gpu_words(gpu: dict[str, Any]) -> list[str]:
@@ -79,7 +85,8 @@ def engine_line(row: dict[str, Any]) -> tuple[tuple[str, str], str, str]:
     if not row["runs_here"]:
         installed = f"{row['version'] or 'installed'} in {short(row['environment'])}, but " if row["available"] else ""
         return CANNOT, row["name"], f"{row['title']}: {installed}needs {row['needs_device']}"
-    return NOT_HERE, row["name"], f"{row['title']}: {row['hint']}"
+    container = f"; or llmopt serve --container, in {row['image']}" if row["container"] else ""
+    return NOT_HERE, row["name"], f"{row['title']}: {row['hint']}{container}"
 
 
 def quantizer_line(row: dict[str, Any]) -> tuple[tuple[str, str], str, str]:

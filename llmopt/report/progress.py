@@ -35,10 +35,10 @@ class Work:
             self.progress.update(self.task, completed=done, total=total, what=what)
             return
         now = time.monotonic()
-        if total and now - self.last >= LINE_S:
+        if (total or what) and now - self.last >= LINE_S:
             self.last = now
-            left = f", about {(now - self.started) / done * (total - done):.0f} s left" if done else ""
-            self.line(f"  {done}/{total}{f' {what}' if what else ''}{left}")
+            left = f", about {(now - self.started) / done * (total - done):.0f} s left" if done and total else ""
+            self.line(f"  {f'{done}/{total} ' if total else ''}{what}".rstrip() + left)
 
 
 class Reporter:

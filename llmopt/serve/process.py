@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import queue
 import shutil
 import socket
@@ -16,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from llmopt.core import keeper
 from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
@@ -53,6 +56,15 @@ class RunningServer:
     def require_alive(self, backend: Backend, doing: str = "was measured") -> None:
         if not self.process.running:
             raise failure(backend, self.process, f"died while it {doing}")
+
+
+def own_log(stem: Path) -> Path:
+    """``STEM-PID.log``; those of servers that are gone are removed."""
+    for old in stem.parent.glob(f"{stem.name}-*.log"):
+        number = old.stem.rpartition("-")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            old.unlink(missing_ok=True)
+    return stem.with_name(f"{stem.name}-{os.getpid()}.log")
 
 
 @contextlib.contextmanager

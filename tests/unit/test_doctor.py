@@ -173,3 +173,33 @@ def test_an_adapter_that_asks_for_a_program_misses_it():
 
     needs = Needs(modules=(), programs=("no-such-program",), extra="tgi")
     assert environments.missing(environments.current(), needs) == ("no-such-program",)
+
+
+def program(folder, monkeypatch, script):
+    """Stands for docker: the only program on the PATH beside the shell's."""
+    file = folder / "docker"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_a_docker_whose_daemon_does_not_answer_is_no_docker(tmp_path, monkeypatch):
+    program(tmp_path, monkeypatch, "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
+    rows = doctor.examine()
+    assert rows["docker_problem"] == "Cannot connect to the Docker daemon"
+    assert not any(row["container"] for row in rows["engines"])
+    assert "Cannot connect to the Docker daemon" in " ".join(pictured(rows).split())  # its path may be long
+
+
+def test_an_engine_that_is_not_here_may_run_in_its_container(tmp_path, monkeypatch, rows):
+    program(tmp_path, monkeypatch, "exit 0")
+    assert doctor.docker() == {"docker": str(tmp_path / "docker"), "docker_problem": None}
+    absent = {
+        "available": False,
+        "runs_here": True,
+        "container": True,
+        "hint": "install it",
+        "image": "vllm/vllm-openai",
+    }
+    engines = [row | (absent if row["name"] == "vllm" else {}) for row in rows["engines"]]
+    assert "llmopt serve --container" in pictured(rows | {"engines": engines})

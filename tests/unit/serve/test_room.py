@@ -72,7 +72,9 @@ def test_weights_that_do_not_fit_are_said_without_a_context_and_without_a_config
         check(replace(model, path=str(tmp_path / "none"), base=str(tmp_path / "none")), max_model_len=16)
 
 
-@pytest.mark.parametrize(("engine", "words"), [("vllm", ("--cpu-offload-gb=8",)), ("llamacpp", ("--load-mode", "mmap"))])
+@pytest.mark.parametrize(
+    ("engine", "words"), [("vllm", ("--cpu-offload-gb=8",)), ("llamacpp", ("--load-mode", "mmap"))]
+)
 def test_weights_that_may_lie_elsewhere_need_not_fit(model, free, engine, words):
     free(3 * GIB)
     room.require_room(backend(engine), model, ServeOptions(backend=engine, extra_args=words))
