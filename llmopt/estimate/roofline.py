@@ -140,7 +140,7 @@ def times(demand: Demand, bandwidth: float, flops: float, f: Factors) -> Times:
 def step_computing_s(demand: Demand, flops: float, f: Factors) -> float:
     if demand.batch == 1:
         return demand.step_flops / (flops * f.decode)
-    return demand.step_flops / demand.batch * demand.batch**f.growth / (flops * f.batched)
+    return demand.step_flops / demand.batch * math.pow(demand.batch, f.growth) / (flops * f.batched)
 
 
 # --- what a model asks of a device ------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def require_kernel(options: ServeOptions, environment: Environment) -> None:
 
 def facts(lines: Sequence[str]) -> EngineFacts:
     """The server tells them in one line of JSON."""
-    told = next((line.partition(FACTS)[2] for line in lines if FACTS in line), None)
+    told = next((line.partition(FACTS)[2] for line in reversed(lines) if FACTS in line), None)
     return EngineFacts(**json.loads(told)) if told else EngineFacts()
 
 

@@ -1,7 +1,8 @@
 """The process that runs the model for hf_server.py: transformers, with continuous or with static batching.
 
-It turns ("add" | "cancel", …) from its pipe into ("tokens", [News, …]) until the pipe closes.  Before it says ("ready",
-…) it answers requests of its own, a full batch: kernels are chosen, packed weights unpacked, and memory is where it will be.
+It turns ("add" | "cancel", …) from its pipe into ("tokens", [News, …]), and ("facts", …) where its memory grew, until the
+pipe closes.  Before it says ("ready", …) it answers requests of its own, a full batch: kernels are chosen, and packed weights
+unpacked.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ else:
 DEFAULT_CONTEXT = 1024
 WARM_UP, WARM_UP_TOKENS = "warm-up", 64
 WARM_UP_LIMIT_S = 3600.0
+LOOK_S, GROWN_BYTES = 1.0, 1 << 20  # real requests hold more than those of the warm-up: looked at so often, told from so much
 MOST_WARM_UPS = 16  # as many as are served at once, for what a full batch holds is in the account too, but no more
 
 
@@ -59,6 +62,7 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
         **engine.facts(),
         "activation_bytes": activation_bytes(model, before, engine.bytes_per_token * (length + 2) * together),
     }
+    looked = time.monotonic()
     try:
         pipe.send(("ready", (context, facts)))
         while True:
@@ -67,6 +71,12 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
                 engine.add(request, *rest)
             else:
                 engine.cancel(request)
+            if facts["activation_bytes"] is not None and time.monotonic() - looked >= LOOK_S:
+                looked = time.monotonic()
+                held = activation_bytes(model, before, facts["kv_cache_bytes"] or 0)
+                if held is not None and held >= facts["activation_bytes"] + GROWN_BYTES:
+                    facts["activation_bytes"] = held
+                    outbox.tell("facts", facts)
     except (EOFError, OSError):
         os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
     except Exception as error:  # the same thread again: without this one it takes no requests
@@ -100,8 +110,11 @@ class Outbox:
             if self.awaited <= 0:
                 self.warm.set()
             return
+        self.tell("tokens", news)
+
+    def tell(self, word: str, what: Any) -> None:
         with self.lock, contextlib.suppress(OSError):
-            self.pipe.send(("tokens", news))
+            self.pipe.send((word, what))
 
     def wait_until_warm(self) -> None:
         """Ends this process where the warm-up fails: the generating thread would keep it alive."""
@@ -261,9 +274,9 @@ def reset_peak(model: Any) -> int | None:
 
 
 def activation_bytes(model: Any, before: int | None, cached: int) -> int | None:
-    """The most that the warm-up held beyond what was there: by torch on a GPU, by the kernel on a CPU.
+    """The most that computing has held beyond what was there: by torch on a GPU, by the kernel on a CPU.
 
-    ``cached``: what it wrote into memory that is reserved for the KV cache and had not been touched.
+    ``cached``: what it wrote, or at most, into memory that is reserved for the KV cache and had not been touched.
     """
     import torch
 

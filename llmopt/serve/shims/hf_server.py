@@ -96,9 +96,10 @@ class Engine:
             os._exit(1)
         if word == "ready":
             self.context_length, facts = value
-            if facts["baseline_bytes"] is not None:
-                facts["baseline_bytes"] += proportional_set_bytes() or 0
-            print(FACTS + json.dumps(facts), flush=True)
+            tell(facts)
+            return
+        if word == "facts":
+            tell(value)
             return
         for news in value:
             if (queue := self.queues.get(news.request)) is not None:
@@ -123,6 +124,13 @@ class Engine:
             del self.queues[name]
             if not finished:
                 self.pipe.send(("cancel", name))
+
+
+def tell(facts: dict[str, Any]) -> None:
+    """Where the memory of both processes goes."""
+    baseline = facts["baseline_bytes"]
+    whole = None if baseline is None else baseline + (proportional_set_bytes() or 0)
+    print(FACTS + json.dumps(facts | {"baseline_bytes": whole}), flush=True)
 
 
 class Texts:

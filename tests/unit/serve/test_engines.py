@@ -192,6 +192,11 @@ def test_what_transformers_would_die_of_is_said_before(words, option, word):
         words("hf", **option)
 
 
+def test_the_last_word_about_memory_counts():
+    line = 'llmopt facts: {{"baseline_bytes": 1, "weights_bytes": 2, "kv_cache_bytes": 3, "activation_bytes": {}}}'
+    assert backend("hf").facts([line.format(4), "something else", line.format(5)]).activation_bytes == 5
+
+
 def test_a_log_without_facts_tells_nothing():
     assert backend("hf").facts(["Loading weights"]).weights_bytes is None
 
