@@ -3,7 +3,7 @@
 ``python runner.py JOB_FOLDER`` reads ``input.json`` (``{"function": "module:name",
 "arguments": {…}}``) and writes ``output.json`` (``{"result": …}`` or ``{"error": …}``);
 engines may print what they like.  Started before its job is known, it does ``first.json``
-of the same form, and waits.  Only llmopt itself is made importable, not what
+of the same form, and waits; ``seconds`` are those of both.  Only llmopt itself is made importable, not what
 lies beside it, so that the packages of two environments never mix.
 """
 
@@ -100,14 +100,18 @@ def main() -> None:
     # A script's own folder must not shadow the packages of the environment.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     make_llmopt_importable()
+    first_s = 0.0
     if (folder / "first.json").exists():
+        started = time.monotonic()
         with contextlib.suppress(Exception), without_collections():  # the job will meet what it raises, and tell
             call(awaited(folder / "first.json"))
+        first_s = time.monotonic() - started
     job = awaited(folder / "input.json")
     started = time.monotonic()
     answer: dict[str, Any]
     try:
-        answer = {"result": call(job), "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes()}
+        result, seconds = call(job), first_s + time.monotonic() - started
+        answer = {"result": result, "seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
     except Exception as error:
         answer = describe(error)
         with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
