@@ -186,13 +186,24 @@ METRICS: dict[str, Metric] = {
 }  # fmt: skip
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "min", "max")
+OF_A_TASK = "task_score_"  # and the task
+
+
+def name_of(metric: str, statistic: str | None) -> str:
+    """``ttft_p95``, ``task_score_mmlu``: what ``parse_metric`` reads back."""
+    return f"{metric}_{statistic}" if statistic else metric
 
 
 def parse_metric(name: str, *, bare_distribution: bool = False) -> tuple[Metric, str | None]:
-    """``ttft_p95`` → (ttft, "p95"); ``output_tps`` → (output_tps, None).
+    """``ttft_p95`` → (ttft, "p95"); ``output_tps`` → (output_tps, None); ``task_score_mmlu`` → (task_score, "mmlu").
 
-    Raises UsageError for a name that is not in the table, and for a distribution without its statistic unless ``bare_distribution``.
+    Raises UsageError for a name that is not in the table, for a score without its task, and for a distribution without
+    its statistic unless ``bare_distribution``.
     """
+    if name.startswith(OF_A_TASK):
+        return METRICS["task_score"], name.removeprefix(OF_A_TASK)
+    if name == "task_score":
+        raise UsageError(f"{name!r} is the score of a task", hint="say which: --min-score 'mmlu>=0.6', task_score_mmlu")
     base, _, statistic = name.rpartition("_")
     if statistic in STATISTICS and base in METRICS and METRICS[base].kind == "distribution":
         return METRICS[base], statistic
@@ -211,9 +222,9 @@ def metric_names() -> list[str]:
     """Every name that a constraint may use, distributions with their usual percentiles."""
     names = []
     for metric in METRICS.values():
-        names += (
-            [f"{metric.name}_{s}" for s in ("p50", "p95", "p99")] if metric.kind == "distribution" else [metric.name]
-        )
+        if metric.name != "task_score":  # its names end with the tasks, which nobody knows beforehand
+            spread = metric.kind == "distribution"
+            names += [f"{metric.name}_{s}" for s in ("p50", "p95", "p99")] if spread else [metric.name]
     return names
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llmopt.core.domain import Goal, Limit, Recommendation
+from llmopt.core.metric_table import name_of
 from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.units import show
 from llmopt.recommend import baseline as baselines
@@ -132,9 +133,7 @@ def numbers(candidate: Candidate, goal: Goal) -> dict[str, Any]:
     found: dict[str, Any] = {}
     names = [*HEADLINE, *(n for n in goal.objectives if n in METRICS or "_" in n)]
     pairs = [(name, *parse_metric(name)) for name in names]
-    pairs += [
-        (f"{x.metric}_{x.statistic}" if x.statistic else x.metric, METRICS[x.metric], x.statistic) for x in goal.limits
-    ]
+    pairs += [(name_of(x.metric, x.statistic), METRICS[x.metric], x.statistic) for x in goal.limits]
     for name, metric, statistic in pairs:
         value = candidate.value(metric.name, statistic)
         if value is None or name in found:

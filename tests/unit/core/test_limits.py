@@ -3,7 +3,8 @@ import pytest
 from llmopt.core.domain import Limit
 from llmopt.core.errors import UsageError
 from llmopt.core.limits import meets, parse_limit, parse_slo, parse_until
-from llmopt.core.metrics import METRICS
+from llmopt.core.metric_table import name_of
+from llmopt.core.metrics import METRICS, parse_metric
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,7 @@ from llmopt.core.metrics import METRICS
         ("error_rate<1%", "error_rate", None, "<", 0.01),
         ("kl_p99<0.5", "kl_p99", None, "<", 0.5),
         ("top1>95%", "top1", None, ">", 0.95),
+        ("task_score_mmlu>=0.6", "task_score", "mmlu", ">=", 0.6),
     ],
 )
 def test_limits_as_people_write_them(text, metric, statistic, comparison, bound):
@@ -123,3 +125,14 @@ def test_until_needs_a_width_that_can_be(share):
 def test_until_of_a_distribution_needs_its_statistic():
     with pytest.raises(UsageError, match="distribution"):
         parse_until("ttft±5%")
+
+
+def test_a_score_without_its_task_is_refused():
+    with pytest.raises(UsageError, match="is the score of a task") as caught:
+        parse_limit("task_score>0.5")
+    assert "mmlu" in caught.value.hint
+
+
+@pytest.mark.parametrize(("metric", "statistic"), [("ttft", "p95"), ("kl", None), ("task_score", "lambada_openai/acc")])
+def test_the_name_of_a_number_is_read_back(metric, statistic):
+    assert parse_metric(name_of(metric, statistic)) == (METRICS[metric], statistic)
