@@ -53,7 +53,8 @@ class Factors:
     """``bandwidth``: share of the peak that a decoding step reads at; ``decode``, ``prefill``: shares of the operations.
 
     ``decode`` is that of a single sequence.  Several run other kernels, which use for all of them what they read for one:
-    they reach the share ``batched``, and n of them compute for n ** ``growth`` times as long as one would at that share;
+    they reach the share ``batched``, and n of them compute for n ** ``growth`` times as long as one would at that share, but
+    never beyond what a prompt's many rows reach;
     ``step_s``, ``layer_s``, ``token_s``, ``request_s``: what a step, each layer in it, each sequence's token, and each request
     cost besides (transformers takes a millisecond a layer on a GPU, whatever lies in it);
     ``interleave``: the share of other requests' prompts that is read while one's own answer is written, not before it;
@@ -74,10 +75,20 @@ class Factors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DraftSteps:
+    """``count`` steps of a model of so many bytes in 16 bits and so many layers."""
+
+    count: int
+    bytes: float
+    layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demand:
     """What one device must do for ``batch`` sequences: a decoding step of all of them, and the prompt of one.
 
-    ``tokens_per_step``: above 1 where a draft proposes tokens and they are kept.
+    ``rows``: tokens that a step computes, one of each sequence, or those of a draft that it checks besides;
+    ``tokens_per_step``: above 1 where a draft proposes tokens and they are kept; ``draft``: its own steps before each check.
     """
 
     batch: int
@@ -88,10 +99,12 @@ class Demand:
     prompt_bytes: float
     prompt_flops: float
     prompt_steps: int
+    rows: int = 1
     layers: int = 0
     step_link_s: float = 0.0
     prompt_link_s: float = 0.0
     tokens_per_step: float = 1.0
+    draft: DraftSteps | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +128,7 @@ def times(demand: Demand, bandwidth: float, flops: float, f: Factors) -> Times:
     launching = demand.layers * f.layer_s
     hidden, beside = (launching, 0.0) if f.hides_launches else (0.0, launching)
     besides = f.step_s + beside + demand.batch * f.token_s + demand.step_link_s
-    step = (max(reading, computing, hidden) + besides) / demand.tokens_per_step
+    step = (max(reading, computing, hidden) + besides + draft_s(demand, bandwidth, flops, f)) / demand.tokens_per_step
     prompt = demand.prompt_flops / (flops * f.prefill), demand.prompt_bytes / (bandwidth * f.bandwidth)
     prefill = (
         max(*prompt, demand.prompt_steps * hidden) + demand.prompt_steps * (f.step_s + beside) + demand.prompt_link_s
@@ -138,9 +151,26 @@ def times(demand: Demand, bandwidth: float, flops: float, f: Factors) -> Times:
 
 
 def step_computing_s(demand: Demand, flops: float, f: Factors) -> float:
-    if demand.batch == 1:
-        return demand.step_flops / (flops * f.decode)
-    return demand.step_flops / demand.batch * math.pow(demand.batch, f.growth) / (flops * f.batched)
+    return computing_s(demand.step_flops, demand.rows, flops, f)
+
+
+def computing_s(work: float, rows: int, flops: float, f: Factors) -> float:
+    """Of so many operations on so many rows at once."""
+    if rows == 1:
+        return work / (flops * f.decode)
+    return max(work / rows * math.pow(rows, f.growth) / (flops * f.batched), work / (flops * f.prefill))
+
+
+def draft_s(demand: Demand, bandwidth: float, flops: float, f: Factors) -> float:
+    """Each token of a draft is a step of its own, with its own launches; two operations and two bytes for each parameter."""
+    draft = demand.draft
+    if draft is None:
+        return 0.0
+    reading = draft.bytes / (bandwidth * f.bandwidth)
+    computing = computing_s(draft.bytes * demand.batch, demand.batch, flops, f)
+    launching = draft.layers * f.layer_s
+    each = max(reading, computing, launching) if f.hides_launches else max(reading, computing) + launching
+    return draft.count * (each + f.step_s)
 
 
 # --- what a model asks of a device ------------------------------------------------------------------------------------
@@ -182,8 +212,8 @@ def work_of(case: Case) -> Work:
     return Work(case=case, head=head, **{part: size * scale for part, size in found.items()})
 
 
-def demand_of(work: Work, batch: int, link: float | None = None) -> Demand:
-    """Of one device. Raises UsageError where the size of its cache is not known."""
+def demand_of(work: Work, batch: int, link: float | None = None, *, checked: int = 0) -> Demand:
+    """Of one device; ``checked``: tokens of a draft in each sequence's step. Raises UsageError for a cache of unknown size."""
     case = work.case
     load, shape = case.load, case.shape
     sharing = 1 if case.backend in SPLITS_LAYERS else case.devices.tensor_parallel
@@ -191,16 +221,18 @@ def demand_of(work: Work, batch: int, link: float | None = None) -> Demand:
     chunk = load.step_tokens or (UBATCH if case.backend == "llamacpp" else READS_A_STEP)
     chunks, first = math.ceil(load.prompt / chunk), min(chunk, load.prompt)
     reduced = shape.layers * ALL_REDUCES if sharing > 1 else 0
+    rows = batch * (1 + checked)
     body = shape.active_parameters - work.head  # the head sees the last token of a prompt alone
     return Demand(
         batch=batch, prompt=load.prompt, output=load.output,
-        step_bytes=(work.read(batch) + cache_bytes(case, middle, batch, 1)) / sharing,
-        step_flops=batch * (2 * shape.active_parameters + attention_flops(shape, middle)) / sharing,
+        step_bytes=(work.read(rows) + cache_bytes(case, middle, batch, 1)) / sharing,
+        step_flops=rows * (2 * shape.active_parameters + attention_flops(shape, middle)) / sharing,
         prompt_bytes=chunks * work.read(first) / sharing,
         prompt_flops=(2 * (body * load.prompt + work.head) + prompt_attention_flops(shape, load.prompt)) / sharing,
         prompt_steps=chunks,
+        rows=rows,
         layers=shape.layers,
-        step_link_s=reduced * all_reduce_s(batch * shape.hidden * 2, sharing, link),
+        step_link_s=reduced * all_reduce_s(rows * shape.hidden * 2, sharing, link),
         prompt_link_s=reduced * chunks * all_reduce_s(first * shape.hidden * 2, sharing, link),
     )  # fmt: skip
 
@@ -237,14 +269,19 @@ def all_reduce_s(size: float, devices: int, link: float | None) -> float:
     return LINK_LATENCY_S + size * 2 * (devices - 1) / devices / (link or SLOW_LINK)
 
 
-def with_draft(demand: Demand, tokens: int, acceptance: float, draft_bytes: float = 0.0) -> Demand:
+def with_draft(
+    work: Work, batch: int, link: float | None, *, tokens: int, acceptance: float, draft_bytes: float = 0.0
+) -> Demand:
     """Speculative decoding (Leviathan et al. 2023): ``tokens`` are proposed for each sequence and checked in one step.
 
     A token is kept with the chance ``acceptance`` if those before it were; one more comes from the check itself.  The draft,
-    of ``draft_bytes``, takes a step for each of its tokens; one that looks n-grams up reads nothing.
+    of ``draft_bytes``, takes a step for each of its tokens; one that looks n-grams up takes none.
     """
     kept = tokens + 1 if acceptance >= 1 else (1 - acceptance ** (tokens + 1)) / (1 - acceptance)
-    return replace(
-        demand, step_bytes=demand.step_bytes + tokens * draft_bytes,
-        step_flops=demand.step_flops * (tokens + 1) + tokens * draft_bytes * demand.batch, tokens_per_step=kept,
-    )  # fmt: skip
+    draft = DraftSteps(count=tokens, bytes=draft_bytes, layers=usual_layers(draft_bytes / 2)) if draft_bytes else None
+    return replace(demand_of(work, batch, link, checked=tokens), tokens_per_step=kept, draft=draft)
+
+
+def usual_layers(parameters: float) -> int:
+    """Of a dense model of which the size alone is known: some 12 × layers × hidden², the hidden width 100 times the layers."""
+    return max(1, round((parameters / (12 * 100**2)) ** (1 / 3)))

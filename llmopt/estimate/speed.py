@@ -62,10 +62,13 @@ class Question:
 
     def demand(self, batch: int) -> Demand:
         if batch not in self.demands:
-            found = demand_of(self.work, batch, self.peak.link)
-            if self.draft is not None and self.draft.acceptance is not None:
-                found = with_draft(found, self.draft.tokens, self.draft.acceptance, self.draft.bytes)
-            self.demands[batch] = found
+            draft, link = self.draft, self.peak.link
+            if draft is None or draft.acceptance is None:
+                self.demands[batch] = demand_of(self.work, batch, link)
+            else:
+                self.demands[batch] = with_draft(
+                    self.work, batch, link, tokens=draft.tokens, acceptance=draft.acceptance, draft_bytes=draft.bytes
+                )
         return self.demands[batch]
 
     def at(

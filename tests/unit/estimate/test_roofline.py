@@ -74,8 +74,9 @@ def test_the_times_of_a_closed_loop_add_up():
 def test_a_draft_whose_tokens_are_kept_pays_and_one_whose_are_not_costs():
     asked = case(backend="vllm", prompt=512, output=128)
     factors = prior_factors(group_of("vllm", asked.layout, "gpu"))
-    plain = demand_of(work_of(asked), 1)
-    of = {rate: times(with_draft(plain, 4, rate, 1e9), BANDWIDTH, FLOPS, factors).itl_s for rate in (0.0, 0.7, 1.0)}
+    plain, work = demand_of(work_of(asked), 1), work_of(asked)
+    drafted = {rate: with_draft(work, 1, None, tokens=4, acceptance=rate, draft_bytes=1e8) for rate in (0.0, 0.7, 1.0)}
+    of = {rate: times(demand, BANDWIDTH, FLOPS, factors).itl_s for rate, demand in drafted.items()}
     assert of[1.0] < of[0.7] < times(plain, BANDWIDTH, FLOPS, factors).itl_s < of[0.0]
 
 
@@ -84,3 +85,30 @@ def test_decoding_of_many_is_bound_by_computing():
     slow = replace(case(backend="vllm", prompt=16, output=16))
     factors = prior_factors(group_of("vllm", slow.layout, "gpu"))
     assert times(demand_of(work_of(slow), 256), BANDWIDTH, 1e13, factors).bound == "compute"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "hf", "llamacpp"])
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_no_throughput_is_beyond_the_roofline(engine, kind):
+    asked = case(backend=engine, quant="gguf-q4_k_m" if engine == "llamacpp" else "bf16", prompt=1, output=1024)
+    factors = prior_factors(group_of(engine, asked.layout, kind))
+    for batch in (1, 2, 16, 256, 1 << 16):
+        demand = demand_of(work_of(asked), batch)
+        step = times(demand, BANDWIDTH, FLOPS, factors).step_s
+        assert demand.step_flops / step <= FLOPS
+        assert demand.step_bytes / step <= BANDWIDTH
+
+
+def test_checking_a_draft_reads_the_experts_of_all_its_tokens():
+    work = work_of(case(MIXTRAL))
+    checked = with_draft(work, 1, None, tokens=4, acceptance=0.7)
+    assert checked.step_bytes - demand_of(work, 1).step_bytes == pytest.approx(work.read(5) - work.read(1))
+
+
+def test_a_draft_pays_its_own_launches():
+    asked = case(backend="hf", prompt=512, output=128)
+    factors = prior_factors(group_of("hf", asked.layout, "gpu"))
+    plain = demand_of(work_of(asked), 1)
+    dropped = with_draft(work_of(asked), 1, None, tokens=4, acceptance=0.0, draft_bytes=1e9)
+    more = times(dropped, BANDWIDTH, FLOPS, factors).itl_s - times(plain, BANDWIDTH, FLOPS, factors).itl_s
+    assert more > 4 * (factors.step_s + 10 * factors.layer_s)
