@@ -10,8 +10,10 @@ from typing import Any
 from llmopt.core.metrics import METRICS
 from llmopt.recommend.candidates import Candidate
 from llmopt.recommend.front import Axis
-from llmopt.recommend.points import EVIDENCE
+from llmopt.recommend.points import EVIDENCE, PEAKS, Point
 from llmopt.recommend.ties import FEWEST_RUNS, SURE, beats, beats_by_interval
+
+EXACT = ("weights_bytes",)  # counted, not sampled: any difference is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +22,18 @@ class Beats:
 
     probability: float
     over: str | None
+    equal: bool = False
 
     @property
     def sure(self) -> bool:
-        return self.probability >= SURE
+        """Where no interval is known nobody has surely won, however far apart the figures are."""
+        return self.over is not None and self.probability >= SURE
+
+    @property
+    def words(self) -> str:
+        if self.over is not None:
+            return f"P(better) {self.probability:.2f} over {self.over}"
+        return "their figures are equal" if self.equal else "no interval: run each three times"
 
 
 def in_order(
@@ -60,10 +70,10 @@ def tie_groups(candidates: Sequence[Candidate], axis: Axis) -> dict[str, int | N
 
 
 def probability(one: Candidate, other: Candidate, axis: Axis) -> Beats:
-    """P(one is better): over runs where both have three, else from the intervals within them, else by the figures alone."""
+    """P(one is better): over runs where both have three, else from the intervals within them; else nothing is known of it."""
     lower = axis.lower_is_better
     if METRICS[axis.metric].source != "quality":
-        values = [c.point.values(axis.metric, axis.statistic) for c in (one, other)]
+        values = [judged_at(c, axis.metric).values(axis.metric, axis.statistic) for c in (one, other)]
         if min(map(len, values)) >= FEWEST_RUNS:
             return Beats(probability=beats(*values, lower_is_better=lower), over="runs")
     figures = [c.value(axis.metric, axis.statistic) for c in (one, other)]
@@ -79,7 +89,36 @@ def probability(one: Candidate, other: Candidate, axis: Axis) -> Beats:
         over = " and ".join(sorted({b["over"] for b in bounds if b}))
         return Beats(probability=p, over=f"{over} within the run" if over == "blocks" else over)
     costs = axis.cost(one), axis.cost(other)
-    return Beats(probability=0.5 if costs[0] == costs[1] else float(costs[0] < costs[1]), over=None)
+    equal = costs[0] == costs[1]
+    if axis.metric in EXACT:
+        return Beats(probability=0.5 if equal else float(costs[0] < costs[1]), over="the bytes of both")
+    return Beats(probability=0.5, over=None, equal=equal)
+
+
+def judged_at(c: Candidate, metric: str) -> Point:
+    """The point that a figure comes from: of a peak the load, up to the chosen one, at which it was reached."""
+    if metric not in PEAKS:
+        return c.point
+    below = [p for p in c.points[: c.at + 1] if not p.invalid and p.value(metric) is not None]
+    return max(below, key=lambda p: p.value(metric) or 0.0, default=c.point)
+
+
+def sure_dominator(c: Candidate, front: Sequence[Candidate], axes: Sequence[Axis]) -> Candidate | None:
+    """Who of the front is nowhere worse and somewhere surely better; ``None`` where the data do not tell them apart."""
+    own = [a.cost(c) for a in axes]
+    for other in front:
+        theirs = [a.cost(other) for a in axes]
+        if (
+            other.key != c.key
+            and EVIDENCE.index(other.evidence) <= EVIDENCE.index(c.evidence)
+            and all(t <= o for t, o in zip(theirs, own, strict=True))
+            and any(
+                math.isfinite(o) and t < o and probability(other, c, a).sure
+                for t, o, a in zip(theirs, own, axes, strict=True)
+            )
+        ):
+            return other
+    return None
 
 
 def interval_of(c: Candidate, axis: Axis) -> dict[str, Any] | None:

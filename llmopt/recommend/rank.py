@@ -10,7 +10,7 @@ from llmopt.core.domain import Goal, Recommendation
 from llmopt.recommend import baseline as baselines
 from llmopt.recommend.candidates import Candidate
 from llmopt.recommend.choosing import choose
-from llmopt.recommend.comparing import beats_next, in_order, tie_groups
+from llmopt.recommend.comparing import beats_next, in_order, sure_dominator, tie_groups
 from llmopt.recommend.constraints import broken, check_filters, filtered, holds
 from llmopt.recommend.cost import Api
 from llmopt.recommend.front import AGAINST, Axis, axes, dominators, knee, memory_axis
@@ -149,22 +149,25 @@ def rank(
             else []
         )
         following = order[place] if place < len(order) else None
+        beaten = sure_dominator(candidate, front, list(axis.values())) if behind[candidate.key] else None
         words = reasons(
             candidate,
             goal,
             axis,
             everyone,
             others,
-            behind[candidate.key],
+            beaten,
             against(candidate),
             alone=len(order) == 1,
         )
+        if (ahead := behind[candidate.key]) is not None and beaten is None:
+            words = (*words, f"not told apart from the front: {ahead.label} is ahead of it in nothing surely")
         if bend is candidate:
             words = (*words, f"the knee of the front: beyond it, more {wanted[0].word} costs most {other.word}")
         found.append(
             line(
                 candidate, goal, against(candidate), api, reasons=words, rank=place,
-                tie_group=groups[candidate.key], on_front=behind[candidate.key] is None, knee=bend is candidate,
+                tie_group=groups[candidate.key], on_front=beaten is None, knee=bend is candidate,
                 beats_next=None if following is None else beats_next(candidate, following, wanted[0]),
             )
         )  # fmt: skip

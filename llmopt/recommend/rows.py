@@ -40,9 +40,8 @@ def reasons(
     if ties:
         ahead, after = sorted((candidate, ties[0]), key=lambda c: (wanted.cost(c), c.label))
         p = probability(ahead, after, wanted)
-        how = f"P(better) {p.probability:.2f} over {p.over}" if p.over else "their figures are equal"
         names = ", ".join(c.label for c in ties[:5]) + (f" and {len(ties) - 5} more" if len(ties) > 5 else "")
-        found.append(f"ties in {wanted.word} with {names}: {how}")
+        found.append(f"ties in {wanted.word} with {names}: {p.words}")
     best = [a.word for n, a in axis.items() if math.isfinite(own := a.cost(candidate)) and own == best_of[n]]
     if best and not alone:
         found.append(f"best of all in {' and '.join(dict.fromkeys(best))}")

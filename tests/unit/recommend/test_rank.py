@@ -95,9 +95,20 @@ def test_a_tie_is_with_the_leader_and_not_with_a_chain():
     assert [r.tie_group for r in ranked(*chain)] == [1, 1, 2]
 
 
-def test_without_intervals_only_equals_tie():
-    bare = [candidate(n, throughput=t, latency_s=s, runs=1) for n, t, s in (("a", 9, 3), ("b", 9, 3), ("c", 8, 1))]
-    assert [r.tie_group for r in ranked(*bare)] == [1, 1, 2]
+def test_without_an_interval_nobody_surely_wins():
+    bare = [candidate(n, throughput=t, latency_s=s, runs=1) for n, t, s in (("a", 9, 3), ("b", 9, 3), ("c", 4, 1))]
+    found = ranked(*bare)
+    assert [r.tie_group for r in found] == [1, 1, 1]
+    assert any("no interval: run each three times" in reason for reason in found[2].reasons)
+    assert found[1].beats_next["probability"] is None
+
+
+def test_who_is_not_surely_worse_is_not_behind_the_front():
+    near, far = candidate("near", 99.9, spread=0.05), candidate("far", 50)
+    found = ranked(candidate("best", 100, spread=0.05), near, far)
+    assert [r.on_front for r in found] == [True, True, False]
+    assert any("not told apart from the front: best on hf" in reason for reason in found[1].reasons)
+    assert not any("behind" in reason for reason in found[1].reasons)
 
 
 def test_a_broken_limit_rejects_with_what_was_measured():
