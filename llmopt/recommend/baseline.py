@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from llmopt.core.errors import UsageError, nearest
 from llmopt.core.metrics import parse_metric
 from llmopt.core.statistics import ratio_interval
-from llmopt.recommend.candidates import Candidate
+from llmopt.recommend.candidates import CONTEXT, Candidate
+from llmopt.recommend.points import PEAKS
 
 # By what it is compared, in the words of the issue: latency, throughput, memory, cost, quality.
 WATCHED = {
@@ -21,15 +23,18 @@ WATCHED = {
 
 
 def named(candidates: Sequence[Candidate], wanted: str) -> Candidate:
-    """By label, by quantization where only one has it, or by key. Raises UsageError."""
+    """By label, by quantization where only one has it, or by key. Raises UsageError, for one without a valid run too."""
     words = wanted.strip().lower()
     exact = [
         c for c in candidates if words in (c.label.lower(), c.key) or (len(words) >= 6 and c.key.startswith(words))
     ]
     loose = [c for c in candidates if words in (c.name.lower(), str(c.identity["name"]).lower())]
     found = exact or loose
-    if len(found) == 1:
+    if len(found) == 1 and not found[0].invalid:
         return found[0]
+    if len(found) == 1:
+        why = "; ".join(d.message for d in found[0].verdict.reasons if d.severity == "invalid")
+        raise UsageError(f"--baseline {wanted!r} has no valid run: {why}", hint="measure it again: llmopt bench")
     if found:
         raise UsageError(
             f"--baseline {wanted!r} could be {len(found)} configurations",
@@ -47,7 +52,11 @@ def bases(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def default_baseline(candidate: Candidate, bases: Sequence[Candidate]) -> Candidate | None:
-    """The base on the same engine, with the options most like its own; else on another engine; else none."""
+    """The base on the same engine, with the options most like its own; else on another engine; else none.
+
+    Of runs that were forced together only a base of the same model, machine and workload is one.
+    """
+    bases = [c for c in bases if not unlike_context(c, candidate)]
     if not bases or candidate.artifact.get("method") == "none":
         return None
 
@@ -58,33 +67,92 @@ def default_baseline(candidate: Candidate, bases: Sequence[Candidate]) -> Candid
     return min([c for c in bases if c.backend == candidate.backend] or bases, key=unlike)
 
 
+def unlike_context(one: Candidate, other: Candidate) -> list[str]:
+    """What runs that were forced together differ in, in words."""
+    own, others = (c.identity.get("context", {}) for c in (one, other))
+    return [words for name, words in CONTEXT.items() if own.get(name) != others.get(name)]
+
+
+def common_places(baseline: Candidate, candidate: Candidate) -> tuple[int, int] | None:
+    """Where both were measured under one load: the candidate's own, else the highest before saturation, else the highest.
+
+    A latency of 16 users is no change of one of 1 user: without a load in common nothing is compared but what no load changes.
+    """
+    theirs, own = ({p.load: place for place, p in enumerate(c.points) if not p.invalid} for c in (baseline, candidate))
+    both = [load for load in own if load in theirs]
+    if candidate.point.load in both:
+        return theirs[candidate.point.load], own[candidate.point.load]
+    calm = [x for x in both if not (candidate.points[own[x]].saturated or baseline.points[theirs[x]].saturated)]
+    highest = (calm or both)[-1:]
+    return (theirs[highest[0]], own[highest[0]]) if highest else None
+
+
 def against(baseline: Candidate, candidate: Candidate) -> dict[str, Any]:
-    """JSON-ready: each at its own point. ``ratio`` is after / before; its interval is over runs, where both have two."""
+    """JSON-ready: ``changes`` at one load that both were measured at; ``own_points``: each where it is judged, if elsewhere.
+
+    ``load`` is ``None`` where they have none in common.  ``unlike``: what was forced together.
+    """
+    common, own = common_places(baseline, candidate), (baseline.at, candidate.at)
     return {
         "label": baseline.label,
         "key": baseline.key,
-        "load_before": baseline.point.load,
-        "load_after": candidate.point.load,
-        "changes": {
-            name: found
-            for group, names in WATCHED.items()
-            for name in names
-            if (found := change(baseline, candidate, group, name)) is not None
+        "unlike": unlike_context(baseline, candidate),
+        "load": candidate.points[common[1]].load if common else None,
+        "changes": changes(baseline, candidate, common),
+        "own_points": None
+        if common == own
+        else {
+            "load_before": baseline.point.load,
+            "load_after": candidate.point.load,
+            "changes": changes(baseline, candidate, own),
         },
     }
 
 
-def change(baseline: Candidate, candidate: Candidate, group: str, name: str) -> dict[str, Any] | None:
+def changes(baseline: Candidate, candidate: Candidate, places: tuple[int, int] | None) -> dict[str, dict[str, Any]]:
+    return {
+        name: found
+        for group, names in WATCHED.items()
+        if places is not None or group == "quality"
+        for name in names
+        if (found := change(baseline, candidate, places or (0, 0), group, name)) is not None
+    }
+
+
+def change(
+    baseline: Candidate, candidate: Candidate, places: tuple[int, int], group: str, name: str
+) -> dict[str, Any] | None:
+    """``ratio`` is after / before.  With runs to repeat it, it and its interval are both of geometric means.
+
+    Otherwise it is that of the two figures as they are shown: of single runs, of quality, and of the highest peaks.
+    """
     metric, statistic = parse_metric(name)
-    before, after = (c.value(metric.name, statistic) for c in (baseline, candidate))
+    sides = list(zip((baseline, candidate), places, strict=True))
+    before, after = (c.value_at(place, metric.name, statistic) for c, place in sides)
     if before is None or after is None:
         return None
     bounds = None
-    if group != "quality":
-        bounds = ratio_interval(*(c.point.values(metric.name, statistic) for c in (baseline, candidate)))
+    if group != "quality" and name not in PEAKS:
+        bounds = ratio_interval(*(c.points[place].values(metric.name, statistic) for c, place in sides))
     low, high = bounds or (None, None)
+    ratio = math.sqrt(bounds[0] * bounds[1]) if bounds else after / before if before else None
     return {
-        "of": group, "before": before, "after": after, "difference": after - before, "ratio": after / before if before else None,
+        "of": group, "before": before, "after": after, "difference": after - before, "ratio": ratio,
         "low": low, "high": high, "over": "runs" if bounds else None,
-        "evidence": max(baseline.evidence, candidate.evidence, key=("measured", "interpolated", "estimated").index),
+        "evidence": max((c.points[place].evidence for c, place in sides), key=("measured", "interpolated", "estimated").index),
     }  # fmt: skip
+
+
+def ratio_words(baseline: Candidate, candidate: Candidate, metric: str, statistic: str | None) -> str:
+    """``, 2.00× bf16 on hf at 4 users``; empty where that is not known at one load."""
+    places = common_places(baseline, candidate)
+    if places is None or baseline.key == candidate.key:
+        return ""
+    before, after = (
+        c.value_at(place, metric, statistic) for c, place in zip((baseline, candidate), places, strict=True)
+    )
+    if not before or not after:
+        return ""
+    where = f" at {candidate.points[places[1]].load}" if places != (baseline.at, candidate.at) else ""
+    unlike = unlike_context(baseline, candidate)
+    return f", {after / before:.2f}× {baseline.label}{where}" + (f" ({', '.join(unlike)})" if unlike else "")

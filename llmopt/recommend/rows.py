@@ -87,10 +87,9 @@ def headline(candidate: Candidate, objective: Axis, base: Candidate | None) -> s
     if bounds is not None:
         unit = METRICS[objective.metric].unit
         text += f" [{show(bounds['low'], unit)}, {show(bounds['high'], unit)}]"
-    own, other = (c.value(objective.metric, objective.statistic) if c else None for c in (candidate, base))
-    if base is not None and base.key != candidate.key and own and other:
-        text += f", {own / other:.2f}× {base.label}"
-    return text
+    return text + (
+        baselines.ratio_words(base, candidate, objective.metric, objective.statistic) if base is not None else ""
+    )
 
 
 # --- one line of the document -----------------------------------------------------------------------------------

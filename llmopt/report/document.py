@@ -26,7 +26,9 @@ A row of ``ranked`` or ``rejected``::
     memory                 the split: weights_bytes, kv_cache_bytes, activation_bytes, rest_bytes, total_bytes, …
     cost                   null without --price-per-hour: per_1m_output_tokens, per_1m_input_tokens,
                            per_1m_tokens_blended, interval_output, at, monthly (recommend.cost.monthly)
-    against_baseline       {label, load_before, load_after, changes {metric: {of, before, after, ratio, low, high, over}}}
+    against_baseline       {label, load, changes {metric: {of, before, after, ratio, low, high, over}}, own_points, unlike}:
+                           at one load of both (null where there is none); own_points {load_before, load_after, changes}
+                           where each is judged at another
     diagnosis              [{code, words, next, evidence}], a closed list (recommend.diagnosis)
     verdict, evidence, runs, reasons (of ranked) or because (of rejected)
 

@@ -184,8 +184,7 @@ def against(row: dict[str, Any]) -> dict[str, Any] | None:
     changes = [(name, found["changes"][name]) for name in CHANGES if name in found["changes"]]
     return {
         "label": found["label"],
-        "load_before": found["load_before"],
-        "load_after": found["load_after"],
+        "where": "no load was measured of both" if found["load"] is None else f"both at {found['load']}",
         "changes": [change_line(name, change) for name, change in changes],
     }
 

@@ -19,7 +19,7 @@ def row_lines(row: dict[str, Any]) -> list[str]:
     """All that is said of one configuration: why it stands where it does, or why it does not."""
     found = [*row.get("reasons", ()), *row.get("because", ())]
     if row.get("rank") is not None:
-        found += [line for line in (beats_line(row), baseline_line(row), cost_line(row), month_line(row)) if line]
+        found += [line for line in (beats_line(row), *baseline_lines(row), cost_line(row), month_line(row)) if line]
     return found + [diagnosis_line(d) for d in row.get("diagnosis") or ()]
 
 
@@ -30,23 +30,28 @@ def beats_line(row: dict[str, Any]) -> str | None:
     return f"better than {found['label']} in {found['in']} with probability {found['probability']:.2f} (over {found['over']})"
 
 
-def baseline_line(row: dict[str, Any]) -> str | None:
+def baseline_lines(row: dict[str, Any]) -> list[str]:
+    """Before and after at one load; then, where they are judged at others, each at its own."""
     found = row.get("against_baseline")
     if not found:
-        return None
-    parts = [
-        f"{word} {factor(found['changes'][name])}"
-        for name, word in TOLD.items()
-        if found["changes"].get(name, {}).get("ratio")
-    ]
-    kl = found["changes"].get("kl")
-    parts += [f"KL {kl['difference']:+.4f}"] if kl else []
-    loads = (
-        ""
-        if found["load_before"] == found["load_after"]
-        else f" ({found['load_after']} against its {found['load_before']})"
-    )
-    return f"against {found['label']}{loads}: {', '.join(parts)}" if parts else None
+        return []
+    name = found["label"] + (f" ({', '.join(found['unlike'])}: forced)" if found["unlike"] else "")
+    own, parts, lines = found["own_points"], change_parts(found["changes"]), []
+    if found["load"] is None:
+        parts.insert(0, "no load was measured of both")
+    where = f", both at {found['load']}" if own and found["load"] else ""
+    if parts:
+        lines.append(f"against {name}{where}: {', '.join(parts)}")
+    if own and (apart := change_parts(own["changes"], quality=False)):
+        loads = f"{own['load_after']} against its {own['load_before']}"
+        lines.append(f"against {found['label']}, each at its own point ({loads}): {', '.join(apart)}")
+    return lines
+
+
+def change_parts(changes: dict[str, Any], *, quality: bool = True) -> list[str]:
+    parts = [f"{word} {factor(changes[name])}" for name, word in TOLD.items() if changes.get(name, {}).get("ratio")]
+    kl = changes.get("kl") if quality else None
+    return parts + ([f"KL {kl['difference']:+.4f}"] if kl else [])
 
 
 def factor(change: dict[str, Any]) -> str:

@@ -1,9 +1,11 @@
 import pytest
 
-from llmopt.core.domain import Goal
+from llmopt.core.domain import Doubt, Goal, Verdict
 from llmopt.core.errors import UsageError
+from llmopt.core.limits import parse_limit
+from llmopt.recommend.candidates import comparable
 from llmopt.recommend.rank import recommend
-from unit.make import QUALITY, candidate
+from unit.make import QUALITY, candidate, curve, metrics, run
 
 BASE = candidate("bf16", throughput=100, memory=8.0, kl=0.0)
 SMALL = candidate("nf4", throughput=200, memory=4.0, latency_s=0.5)
@@ -65,3 +67,59 @@ def test_a_base_that_breaks_a_limit_is_compared_with_all_the_same():
     big = candidate("bf16", memory=9e9, quality=QUALITY)
     goal = Goal(limits=())
     assert recommend([big, SMALL], goal).ranked[0].against_baseline["label"] == "bf16 on hf"
+
+
+def at_its_own_point(slower, faster, *limits):
+    """Of two curves, what is said of the faster one."""
+    found = comparable([*slower, *faster]).candidates
+    goal = Goal(limits=tuple(map(parse_limit, limits)))
+    return next(r for r in recommend(found, goal).ranked if r.label == "nf4 on hf")
+
+
+def test_before_and_after_are_of_one_load():
+    slow, fast = curve("bf16", u1=(50, 0.1), u16=(200, 1.0)), curve("nf4", u1=(100, 0.04), u16=(400, 0.4))
+    row = at_its_own_point(slow, fast, "ttft_p95<500ms")
+    found = row.against_baseline
+    assert (found["load"], found["changes"]["output_tps"]["ratio"]) == ("16 users", 2)
+    assert found["changes"]["ttft_p50"]["ratio"] == pytest.approx(0.4)
+    own = found["own_points"]
+    assert (own["load_before"], own["load_after"], own["changes"]["output_tps"]["ratio"]) == ("1 user", "16 users", 8)
+    assert "2.00× bf16 on hf at 16 users" in row.reasons[0]
+
+
+def test_the_highest_load_of_both_where_the_base_lacks_the_chosen_one():
+    slow, fast = (
+        curve("bf16", u1=(50, 0.1), u4=(150, 0.1)),
+        curve("nf4", u1=(100, 0.04), u4=(300, 0.04), u16=(900, 0.1)),
+    )
+    assert at_its_own_point(slow, fast).against_baseline["load"] == "4 users"
+
+
+def test_without_a_load_of_both_quality_alone_is_compared():
+    found = at_its_own_point(curve("bf16", u1=(50, 0.1)), curve("nf4", u16=(900, 0.1))).against_baseline
+    assert found["load"] is None
+    assert {c["of"] for c in found["changes"].values()} == {"quality"}
+
+
+def test_a_ratio_lies_in_its_interval_and_peaks_have_none():
+    before = [run("bf16", throughput=t, metrics=metrics(t, memory=m)) for t, m in ((100, 1e9), (100, 2e9), (400, 8e9))]
+    after = [run("nf4", throughput=t, metrics=metrics(t, memory=m)) for t, m in ((200, 1e9), (200, 1e9), (200, 1e9))]
+    changes = recommend(comparable([*before, *after]).candidates, Goal(), baseline="bf16").ranked
+    changes = next(r for r in changes if r.label == "nf4 on hf").against_baseline["changes"]
+    assert changes["output_tps"]["low"] < changes["output_tps"]["ratio"] < changes["output_tps"]["high"]
+    assert (changes["peak_rss_bytes"]["ratio"], changes["peak_rss_bytes"]["low"]) == (0.125, None)
+
+
+def test_a_baseline_without_a_valid_run_is_refused():
+    doubt = Doubt(code="errors", severity="invalid", message="all failed", remedy="look")
+    broken = candidate("bf16", 3, verdict=Verdict(status="invalid", reasons=(doubt,)))
+    with pytest.raises(UsageError, match="no valid run: all failed"):
+        against(SMALL, broken, baseline="bf16")
+
+
+def test_a_base_of_another_model_that_was_forced_is_a_baseline_only_when_named():
+    other = run("bf16", artifact=run("bf16").artifact | {"base_key": "other", "base_name": "other"})
+    made = comparable([other, run("nf4", throughput=1000.0)], force=True).candidates
+    label = next(c.label for c in made if c.name == "nf4 on hf")
+    assert against(*made)[label] is None
+    assert against(*made, baseline="bf16")[label]["unlike"] == ["another model"]
