@@ -112,7 +112,9 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
     rates = numbers("--rates", given["--rates"]) if "--rates" in given else None
     users = numbers("--concurrency", given["--concurrency"], whole=True) if "--concurrency" in given else usual_levels()
     levels = rates or users
-    knobs = dict(map(parse_knob, given.get("--knob", [])))
+    knobs = dict(pairs := [parse_knob(text) for text in given.get("--knob", [])])
+    if len(knobs) < len(pairs):
+        raise UsageError("one --knob for each setting", hint="all of its values in one: --knob max_num_seqs=1,2,4")
     workload = make_workload(
         input_tokens=given.get("--input-tokens", "64"), output_tokens=given.get("--output-tokens", "32"),
         prefix_tokens=given.get("--prefix-tokens", 0), requests=given.get("--requests"), seed=given.get("--seed", 0),
@@ -139,9 +141,33 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
     )  # fmt: skip
     for load in job.loads:
         check_workload(load)
+    require_readable(job)
     if job.budget_s <= 0:
         raise UsageError("--budget must be more than 0", hint="--budget 10min")
     return job
+
+
+def require_readable(job: Job) -> None:
+    """Raise UsageError for a goal that no run of this job can tell, and for options that it would not hear."""
+    from llmopt.pipeline.visiting import samples_of, words_of
+
+    words = words_of(job.goal)
+    if len(set(words)) < len(words):
+        raise UsageError(f"--optimize {job.goal.optimize} names one thing twice", hint="each once")
+    if "goodput_rps" in words and not job.workload.slos:
+        raise UsageError(
+            "goodput_rps counts the requests that meet an SLO, and there is none", hint="--slo 'ttft<500ms'"
+        )
+    if job.requests is not None and job.requests < (needed := samples_of(job.goal)):
+        raise UsageError(
+            f"the goal's percentiles need {needed} requests of each load, --requests are {job.requests}",
+            hint=f"--requests {needed} or more, or leave it out",
+        )
+    if job.quantizations and job.given:
+        raise UsageError(
+            f"{job.model} is quantized already: --quants {','.join(job.quantizations)} would make nothing of it",
+            hint="name the folder of the unquantized model, or leave --quants out",
+        )
 
 
 def counted(slos: list[str]) -> tuple[str, ...]:

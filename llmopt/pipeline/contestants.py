@@ -12,7 +12,7 @@ from llmopt import quantize as quantizers
 from llmopt import serve
 from llmopt.core import environments
 from llmopt.core.artifacts import MANIFEST, open_artifact, open_model
-from llmopt.core.domain import Artifact, Goal, Quantization, Workload
+from llmopt.core.domain import Artifact, Goal, Quantization, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, LlmoptError, MissingEnvironment, ModelError, UsageError
 from llmopt.core.files import scratch_folder
 from llmopt.core.limits import meets
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def loads(self) -> tuple[Workload, ...]:
-        return tuple(at_level(self.workload, level, self.requests, self.goal.limits) for level in sorted(self.levels))
+        return tuple(at_level(self.workload, level, self.requests, self.goal) for level in sorted(self.levels))
 
     @property
     def most_at_once(self) -> int:
@@ -189,8 +189,8 @@ def contestants_of(job: Job, folder: Path, report: Reporter, time_left: Callable
             own = [c for c in own if c not in too_large]
             if not own:
                 continue
-            if not time_left():
-                found.dropped.append(Dropped(label=name, reason="there was no time left to make it"))
+            if not (time_left() or is_there(job, name, folder)):
+                found.dropped.append(Dropped(label=name, reason="there was no time left in the budget to make it"))
                 continue
             try:
                 found.artifacts[name] = made(job, name, folder, report, shared)
@@ -203,6 +203,12 @@ def contestants_of(job: Job, folder: Path, report: Reporter, time_left: Callable
                 found.dropped.append(Dropped(label=name, reason=error.message, hint=error.hint))
     found.reference = reference_of(job, found)
     return found
+
+
+def is_there(job: Job, name: str, folder: Path) -> bool:
+    """Whether nothing has to be made: the model itself, or what an earlier start made."""
+    made_before = (folder / "artifacts").glob(f"{name}-*/{MANIFEST}")
+    return job.given or name in quantizers.UNQUANTIZED or any(made_before)
 
 
 def no_room(job: Job, configuration: Configuration) -> str | None:
@@ -249,7 +255,7 @@ def enter(
     try:
         require_known(serve.backend(options.backend), options)
         case = case_of(artifact, options, job.loads[0])
-        if (cache := options.kv_cache_dtype) and quality is not None:
+        if (cache := options.kv_cache_dtype) and not is_synthetic(artifact.base):
             quality = prove(
                 artifact, job.text, report, log_folder=folder / "artifacts" / "logs", shared=shared,
                 engine=options.backend, kv_cache_dtype=cache,
@@ -260,7 +266,7 @@ def enter(
     except LlmoptError as error:
         found.dropped.append(Dropped(label=label, reason=error.message, hint=error.hint))
         return
-    if reasons := screened(job, artifact, quality):
+    if reasons := screened(job, artifact, quality, options):
         found.dropped.append(Dropped(label=label, reason="; ".join(reasons)))
         return
     found.configurations[label] = configuration
@@ -269,11 +275,12 @@ def enter(
     )
 
 
-def screened(job: Job, artifact: Artifact, quality: dict[str, Any] | None) -> list[str]:
-    """The limits on quality that it breaks; the base is its own reference and keeps them all."""
+def screened(job: Job, artifact: Artifact, quality: dict[str, Any] | None, options: ServeOptions) -> list[str]:
+    """The limits on quality that it breaks; the base is its own reference and keeps them all, with its own KV cache."""
     found = []
+    itself = artifact.quantization.method == "none" and not options.kv_cache_dtype
     for limit in job.goal.limits:
-        if limit.metric not in OF_QUALITY or artifact.quantization.method == "none":
+        if limit.metric not in OF_QUALITY or itself:
             continue
         if quality is None:
             found += [] if limit.default else [f"{limit.text}: its quality is not known"]
@@ -283,13 +290,7 @@ def screened(job: Job, artifact: Artifact, quality: dict[str, Any] | None) -> li
 
 
 def reference_of(job: Job, found: Field) -> str:
-    """What quality is told against, in words: the base where it takes part, else the best artifact beside it."""
-    base = job.base.quantization.name
-    here = {c.case.artifact.label: c for c in found.contestants.values()}
-    if not here or base in here:
-        return base
-    kl = {label: c.quality["kl_mean"] for label, c in here.items() if c.quality}
-    if not kl:
-        return base
-    best = min(kl, key=lambda label: kl[label])
-    return f"{best}, the nearest to {base} of what can be served here (KL {kl[best]:.4g})"
+    """What quality is told against, in words: every artifact is proven against the model that it was made from."""
+    base = job.base.quantization.name if not job.given else Path(job.base.base).name
+    served = {c.case.artifact.quantization.method for c in found.contestants.values()}
+    return base if "none" in served else f"{base}, which is not served here"

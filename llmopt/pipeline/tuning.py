@@ -28,7 +28,19 @@ from llmopt.pipeline.measuring import RunOptions, engine_version
 from llmopt.pipeline.plans import rank_runs
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.searching import Searching
-from llmopt.pipeline.visiting import Contestant, Outcome, around, disturbed, enough, judged, objective, visit
+from llmopt.pipeline.visiting import (
+    Contestant,
+    Outcome,
+    around,
+    disturbed,
+    enough,
+    judged,
+    objective,
+    of_rounds,
+    visit,
+)
+from llmopt.recommend.constraints import on_memory
+from llmopt.recommend.proposals import require_optuna
 from llmopt.recommend.racing import Race, Standing
 from llmopt.recommend.space import Dropped
 from llmopt.serve.options import command_words
@@ -37,6 +49,7 @@ EXHAUSTIVE_ROUNDS = 3
 MEASURING = 0.5  # of the budget, kept for measuring: once only so much is left nothing more is quantized
 LAST_ROUND = 2  # visits that the first round leaves time for: the leader and its nearest once more
 LATEST = 6
+MOST_ROUNDS = 10_000
 STATE = "tune.json"
 
 
@@ -76,15 +89,26 @@ class Budget:
 def tune(job: Job, folder: Path, report: Watcher) -> dict[str, Any]:
     """Everything, from the space to the ranking. Raises Interrupted, and UsageError for what could never run."""
     budget = Budget(seconds=job.budget_s)
+    if job.ranges:
+        require_optuna()  # before hours of making
+    video = bool(this_machine().gpus)
+    job = replace(job, goal=on_memory(job.goal, "peak_vram_bytes" if video else "peak_rss_bytes"))
     found = contestants_of(job, folder, report, lambda: budget.left > job.budget_s * MEASURING)
     if not found.contestants:
         raise nothing_left(found.dropped)
+    if budget.left <= 0:
+        raise Inconclusive(
+            f"the budget of {job.budget_s:.0f} s ended before anything could be measured",
+            hint="a longer --budget: what was made is kept, and the same command goes on",
+        )
     racing = Racing(job, found, folder, report, budget)
     return document_of(racing, found, racing.run())
 
 
 def tune_document(job: Job) -> dict[str, Any]:
     """What would be made and measured, and what not, with the reasons."""
+    if job.ranges:
+        require_optuna()
     space = space_of(job)
     large = {c.label: reason for c in space.configurations if (reason := no_room(job, c))}
     dropped = [*space.dropped, *(Dropped(label=label, reason=reason) for label, reason in large.items())]
@@ -127,6 +151,7 @@ class Racing:
         self.race = Race(list(self.contestants), better=better, prior=expected, traits=traits, seed=job.seed)
         self.runs: list[Measurement] = []
         self.failures, proposed = read_state(self.state)
+        self.proposed_before = proposed
         self.outcomes: dict[str, Outcome] = {}
         self.visits = 0
         self.put_off: dict[str, tuple[int, Outcome]] = {}
@@ -188,17 +213,30 @@ class Racing:
         """What an earlier start measured goes into the race; returns the visits that it did not finish."""
         unfinished = []
         for label, failure in self.failures.items():
-            if label in self.contestants and failure["key"] == self.contestants[label].case.key:
-                self.race.record(failure["round"], label, failure=failure["reason"])
+            if label in self.contestants and failure.get("key") == self.failure_key(label):
+                self.race.record(1, label, failure=f"{failure['reason']} (at an earlier start; {STATE} remembers it)")
         for (round, label), runs in sorted(self.stored().items()):
             self.runs += runs
             if len(runs) == runs[0].race.get("loads") or enough(runs, self.job.goal):
                 self.judge(round, label, runs)
             elif label not in self.race.failed:
                 unfinished.append((round, label))
+        if self.job.exhaustive:
+            unfinished += self.left_out_of_rounds(unfinished)
         if self.runs:
             self.report.say(f"taken up: {len(self.runs)} runs of {self.race.round} rounds")
         return unfinished
+
+    def left_out_of_rounds(self, unfinished: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Of the rounds that were begun, the visits that did not come to pass."""
+        return [
+            (round, label)
+            for round in range(1, self.race.round + 1)
+            for label in self.contestants
+            if label not in self.race.failed
+            and round not in self.race.values.get(label, {})
+            and (round, label) not in unfinished
+        ]
 
     def stored(self) -> dict[tuple[int, str], list[Measurement]]:
         """This machine's runs of these configurations by round, by rising load."""
@@ -208,10 +246,12 @@ class Racing:
         cases = {label: keys_of(contestant) for label, contestant in self.contestants.items()}
         versions = {name: engine_version(name) for name in {c.case.serve.backend for c in self.contestants.values()}}
         for run in load_runs(self.results, machine=this_machine()):
-            label = run.race.get("configuration", "")
+            label, round = run.race.get("configuration", ""), run.race.get("round")
+            if not (isinstance(round, int) and 0 < round <= MOST_ROUNDS):
+                continue  # not of a race, or somebody wrote into it
             current = run.measuring_revision == MEASURING_REVISION and run.case_key in cases.get(label, ())
             if current and not was_interrupted(run) and run.backend.get("version") == versions[run.serve["backend"]]:
-                found.setdefault((run.race["round"], label), []).append(run)
+                found.setdefault((round, label), []).append(run)
         for key, runs in found.items():
             runs.sort(key=lambda run: cases[key[1]].index(run.case_key))
         return found
@@ -225,7 +265,7 @@ class Racing:
         there = [run for run in self.runs if run.race == options.race]
         self.show(doing=label)
         try:
-            runs = visit(
+            runs, whole = visit(
                 contestant, workloads, self.job.goal, options, self.report,
                 there=there, saved=self.runs.append, time_left_s=lambda: self.budget.left,
             )  # fmt: skip
@@ -236,6 +276,8 @@ class Racing:
                 return
             self.fail(round, label, error.message + (f"; {error.hint}" if error.hint else ""))
         else:
+            if not whole:  # half a curve says nothing about its best load
+                return
             self.judge(round, label, runs)
         self.visits += 1
         self.budget.visits.append(time.monotonic() - started)
@@ -243,22 +285,33 @@ class Racing:
     def workloads(self, label: str) -> tuple[Workload, ...]:
         """The whole curve the first time; then the load at which it was judged, and its neighbours."""
         own, before = self.contestants[label].workloads, self.outcomes.get(label)
-        return own if before is None or self.job.exhaustive else around(own, before.place)
+        return own if before is None or self.job.exhaustive else around(own, self.place_of(label, before.key))
 
     def judge(self, round: int, label: str, runs: Sequence[Measurement]) -> None:
-        """What a visit says goes into the race, once it is put off: where something else disturbed its run."""
-        outcome = judged(runs, self.job.goal)
+        """What all rounds say goes into the race; once it is put off, where one run does not tell."""
+        every = [run for run in self.runs if run.race["configuration"] == label and run.race["round"] <= round]
+        outcome = judged(every, self.job.goal)
         if outcome.value is not None:
-            self.outcomes[label] = replace(outcome, place=self.place_of(label, runs[outcome.place]))
-        decisive = runs if outcome.value is None else [runs[outcome.place]]
-        if any(map(disturbed, decisive)) and label not in self.put_off:
+            self.outcomes[label] = outcome
+        decisive = [run for run in runs if run.case_key == outcome.key] or runs
+        doubt = "the client or the machine was disturbed" if any(map(disturbed, decisive)) else ""
+        doubt = doubt or ("a limit is missed by little" if outcome.near else "")
+        if doubt and label not in self.put_off:
             self.put_off[label] = round, outcome
-            self.report.say(f"{label}: the client or the machine was disturbed: measured again in the next round")
+            self.report.say(f"{label}: {doubt}: measured again in the next round")
             return
         self.record(round, label, outcome)
 
     def record(self, round: int, label: str, outcome: Outcome) -> None:
-        self.race.record(round, label, outcome.value, failure=outcome.failure)
+        """Every round at the one load at which the configuration is judged now: values of unlike loads do not compare."""
+        every = [run for run in self.runs if run.race["configuration"] == label]
+        values = of_rounds(every, outcome.key, self.job.goal) if outcome.value is not None else {}
+        if values:
+            self.race.values.pop(label, None)
+            for number, value in values.items():
+                self.race.record(number, label, value)
+        else:
+            self.race.record(round, label, outcome.value, failure=outcome.failure)
         if self.searching:
             self.searching.tell(label, outcome.value)
 
@@ -268,21 +321,26 @@ class Racing:
             if label not in self.race.values and label not in self.race.failed:
                 self.record(round, label, outcome)
 
-    def place_of(self, label: str, run: Measurement) -> int:
-        """Which of the configuration's loads a run had."""
-        return keys_of(self.contestants[label]).index(run.case_key)
+    def place_of(self, label: str, key: str) -> int:
+        """Which of the configuration's loads has the case of this key."""
+        return keys_of(self.contestants[label]).index(key)
 
     def fail(self, round: int, label: str, reason: str) -> None:
         """A crash is not tried again by the next start, either."""
         self.race.record(round, label, failure=reason)
         if self.searching:
             self.searching.tell(label, None)
-        self.failures[label] = {"round": round, "key": self.contestants[label].case.key, "reason": reason}
+        self.failures[label] = {"round": round, "key": self.failure_key(label), "reason": reason}
         self.save()
         self.report.say(f"{label}: {reason}")
 
+    def failure_key(self, label: str) -> str:
+        """Another version of the engine may not crash."""
+        case = self.contestants[label].case
+        return f"{case.key} {engine_version(case.serve.backend)}"
+
     def save(self) -> None:
-        proposed = self.searching.state() if self.searching else []
+        proposed = self.searching.state() if self.searching else self.proposed_before
         write_atomic(self.state, json.dumps({"failures": self.failures, "proposed": proposed}, indent=1).encode())
 
     def show(self, doing: str | None = None) -> None:
@@ -316,14 +374,16 @@ def read_state(file: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, An
     """Failures and proposals of earlier starts; empty where there is no file that can be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text())
-        return dict(kept["failures"]), list(kept["proposed"])
+        failures = {label: f for label, f in kept["failures"].items() if isinstance(f, dict) and "reason" in f}
+        return failures, [p for p in kept["proposed"] if isinstance(p, dict) and {"base", "values"} <= p.keys()]
     return {}, []
 
 
 def document_of(racing: Racing, found: Field, ended: str) -> dict[str, Any]:
     """The ranking of what was measured, how the race went, and everything that was left out, with its reason."""
     quality = {key: c.quality for c in racing.contestants.values() for key in keys_of(c)}
-    runs = [with_quality(run, quality[run.case_key]) for run in racing.runs]
+    crashed = {label for label in racing.failures if label in racing.race.failed}
+    runs = [with_quality(r, quality[r.case_key]) for r in racing.runs if r.race["configuration"] not in crashed]
     if not runs:
         raise nothing_left([Dropped(label=a, reason=r) for a, r in racing.race.standing().dropped.items()])
     job, race = racing.job, racing.document(racing.race.standing())

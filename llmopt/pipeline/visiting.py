@@ -14,15 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from llmopt.bench.load import Progress
 from llmopt.bench.sweep import falls_behind
-from llmopt.core.domain import Case, Goal, Limit, Measurement, Workload
+from llmopt.core.domain import Case, Goal, Measurement, Workload
+from llmopt.core.errors import Interrupted
 from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.statistics import MIN_SAMPLES
 from llmopt.pipeline.measuring import RunOptions, measure_and_save, serving_case
 from llmopt.pipeline.reporter import Reporter
 from llmopt.recommend.candidates import Candidate, comparable
 from llmopt.recommend.choosing import choose
-from llmopt.recommend.constraints import broken, of_the_load
+from llmopt.recommend.constraints import broken, excess_at, of_the_load
 
 WORTH_MORE_LOAD = 1.05  # of the best throughput so far: a closed loop that gives less than that more is saturated
 IN_A_ROW = 2
@@ -31,6 +33,7 @@ SPARE = 5  # requests above what a percentile needs
 REQUESTS, REQUESTS_PER_USER = 64, 4  # 64 suffice for a 95th percentile; four of each user for a steady window
 # What was not the server's doing: such a run says little about the configuration.
 DISTURBANCES = {"client_saturated", "throttled", "shared_gpu", "other_traffic"}
+NEAR = 0.1  # of a limit's bound: three deviations of a usual run
 ZERO = 1e-9  # stands for a divergence of nothing: the race compares logarithms
 AXES = {
     "throughput": ("output_tps", None),
@@ -58,25 +61,37 @@ class Contestant:
 class Outcome:
     """What a visit says of a configuration: the objective at the load where it is judged, or why it is out.
 
-    ``load`` in words; ``place``: which of the visit's runs it is.
+    ``load`` in words, ``key`` that of its case.  ``near``: a limit is missed by so little that one run does not tell.
     """
 
     value: float | None
     failure: str = ""
     load: str = ""
-    place: int = 0
+    key: str = ""
+    near: bool = False
 
 
-def at_level(workload: Workload, level: float, requests: int | None, limits: Sequence[Limit]) -> Workload:
-    """The workload at one level of its load; without ``requests``, with as many as the limits' percentiles need."""
+def at_level(workload: Workload, level: float, requests: int | None, goal: Goal) -> Workload:
+    """The workload at one level of its load; without ``requests``, with as many as the goal's percentiles need."""
     users = 0 if workload.open_loop else int(level)
     load = {"rate": level} if workload.open_loop else {"concurrency": users}
-    return replace(workload, requests=requests or requests_for(users, limits), **load)
+    return replace(workload, requests=requests or requests_for(users, goal), **load)
 
 
-def requests_for(users: int, limits: Sequence[Limit]) -> int:
-    tails = [MIN_SAMPLES[int(x.statistic[1:])] for x in limits if x.statistic in ("p90", "p95", "p99")]
-    return max(REQUESTS, REQUESTS_PER_USER * users, *(n + SPARE for n in tails), 0)
+def requests_for(users: int, goal: Goal) -> int:
+    needed = samples_of(goal)
+    return max(REQUESTS, REQUESTS_PER_USER * users, needed + SPARE if needed else 0)
+
+
+def samples_of(goal: Goal) -> int:
+    """Requests that the percentiles of its limits and of what it is optimized for need at least; 0 without any."""
+    statistics = {limit.statistic for limit in goal.limits} | {word.rpartition("_")[2] for word in words_of(goal)}
+    return max((MIN_SAMPLES[int(s[1:])] for s in statistics if s in ("p90", "p95", "p99")), default=0)
+
+
+def words_of(goal: Goal) -> list[str]:
+    """What it is optimized for, the first thing first."""
+    return [word.strip() for word in goal.optimize.split(",")]
 
 
 def visit(
@@ -89,18 +104,20 @@ def visit(
     there: Sequence[Measurement] = (),
     saved: Callable[[Measurement], None] = lambda run: None,
     time_left_s: Callable[[], float] = lambda: math.inf,
-) -> list[Measurement]:
-    """The runs of one round, by rising load. ``there``: those of this round that an earlier start left.
+) -> tuple[list[Measurement], bool]:
+    """The runs of one round, by rising load, and whether that is all of them: not where the time ran out on the way.
 
-    No load is begun, and no start of a server awaited, longer than there is time left.
+    ``there``: those of this round that an earlier start left.  A run that the end of the time cuts is none.
     Raises ServerError and the like for a server that does not start, dies or answers nothing; Interrupted.
     """
     runs = list[Measurement]()
     with contextlib.ExitStack() as stack:
         subject = None
         for workload in workloads:
-            if runs and (enough(runs, goal) or time_left_s() <= 0):
+            if runs and enough(runs, goal):
                 break
+            if runs and time_left_s() <= 0:
+                return runs, False
             case = replace(contestant.case, workload=workload)
             known = next((run for run in there if run.case_key == case.key), None)
             if known is None:
@@ -109,13 +126,36 @@ def visit(
                     patience = time_left_s() if time_left_s() < LONGEST_START_S else None
                     serving = serving_case(contestant.case, report, results=options.results, ready_timeout_s=patience)
                     subject = replace(stack.enter_context(serving), quality=contestant.quality)
-                known = measure_and_save(
-                    subject, workload, options, report, warm=warm, word=f"{contestant.label}, {workload.shape}",
-                    stop_when=falls_behind(workload.rate or 0.0, alone_s(runs[0])) if runs and workload.load == "open" else None,
-                )  # fmt: skip
+                word = f"{contestant.label}, {workload.shape}"
+                stop = End(workload, runs, time_left_s)
+                try:
+                    known = measure_and_save(subject, workload, options, report, warm=warm, word=word, stop_when=stop)
+                except (Interrupted, KeyboardInterrupt):
+                    if stop.out_of_time:
+                        return runs, False
+                    raise
                 saved(known)
             runs.append(known)
-    return runs
+    return runs, True
+
+
+class End:
+    """Whether a run is to end early: it is past saturation.
+
+    Raises KeyboardInterrupt where the time is over: like one of Ctrl-C it leaves a record that says so, and that the next
+    start measures anew.
+    """
+
+    def __init__(self, workload: Workload, runs: Sequence[Measurement], time_left_s: Callable[[], float]) -> None:
+        self.time_left_s, self.out_of_time = time_left_s, False
+        open_loop = bool(runs) and workload.load == "open"
+        self.behind = falls_behind(workload.rate or 0.0, alone_s(runs[0])) if open_loop else lambda _: False
+
+    def __call__(self, now: Progress) -> bool:
+        if self.time_left_s() <= 0:
+            self.out_of_time = True
+            raise KeyboardInterrupt
+        return self.behind(now)
 
 
 def alone_s(run: Measurement) -> float:
@@ -158,25 +198,47 @@ def throughput(run: Measurement) -> float | None:
 
 
 def judged(runs: Sequence[Measurement], goal: Goal) -> Outcome:
-    """The objective at the load at which the configuration is judged, or the limits that no load keeps."""
+    """The objective at the load at which the configuration is judged, or the limits that no load keeps.
+
+    ``runs`` of all rounds: repeats of a load are one point of the curve, so that no single run decides.
+    """
     if all(run.verdict.status == "invalid" for run in runs):
         first = next(doubt for doubt in runs[0].verdict.reasons if doubt.severity == "invalid")
         return Outcome(value=None, failure=f"no valid run: {first.message}")
     chosen = choose(candidate_of(runs, goal), goal)
     if reasons := [why for x in goal.limits if (why := broken(chosen, chosen.at, x))]:
-        return Outcome(value=None, failure="; ".join(reasons), load=chosen.point.load)
-    name, statistic, _ = objective(goal, video=bool(runs[0].metrics.get("peak_vram_bytes")))
-    value = chosen.value(name, statistic)
-    if value is None and name == "output_tps":  # too short for a steady window: of the whole run
-        value = chosen.value("output_tps_whole")
+        near = excess_at(chosen, chosen.at, goal.limits) <= NEAR
+        return Outcome(value=None, failure="; ".join(reasons), load=chosen.point.load, near=near)
+    value = objective_of(chosen, goal)
     if value is None:
-        return Outcome(value=None, failure=f"{name} is not known", load=chosen.point.load)
-    return Outcome(value=max(value, ZERO), load=chosen.point.load, place=chosen.at)
+        return Outcome(value=None, failure=f"{goal.optimize} is not known", load=chosen.point.load)
+    return Outcome(value=value, load=chosen.point.load, key=chosen.point.record.case_key)
+
+
+def objective_of(candidate: Candidate, goal: Goal) -> float | None:
+    """At its load."""
+    video = bool(candidate.point.record.metrics.get("peak_vram_bytes"))
+    name, statistic, _ = objective(goal, video=video)
+    value = candidate.value(name, statistic)
+    if value is None and name == "output_tps":  # too short for a steady window: of the whole run
+        value = candidate.value("output_tps_whole")
+    return None if value is None else max(value, ZERO)
+
+
+def of_rounds(runs: Sequence[Measurement], key: str, goal: Goal) -> dict[int, float]:
+    """Round → the objective at the load of this key, where the round has a valid run of it."""
+    found = {}
+    for run in runs:
+        if run.case_key == key and run.verdict.status != "invalid":
+            value = objective_of(candidate_of([run], goal), goal)
+            if value is not None:
+                found[run.race["round"]] = value
+    return found
 
 
 def objective(goal: Goal, *, video: bool) -> tuple[str, str | None, Literal["higher", "lower"]]:
     """The first objective's metric, statistic and direction: the race is run on that one."""
-    word = goal.optimize.split(",")[0].strip()
+    word = words_of(goal)[0]
     if word == "memory":
         return ("peak_vram_bytes" if video else "peak_rss_bytes"), None, "lower"
     if word in AXES:

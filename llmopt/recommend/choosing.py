@@ -2,7 +2,8 @@
 
 With SLOs, the highest load measured that keeps every limit.  Without, the load of the highest throughput before
 saturation: of an open loop the highest rate that the server keeps up with, of a closed one the fewest users that reach the
-highest throughput, since more of them only wait longer.
+highest throughput, since more of them only wait longer.  For the lowest latency it is the lowest load, which is the same for
+all: each at the load of its own throughput would put the one in front that can take the fewest users.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmopt.core.domain import Goal, Limit
+from llmopt.core.errors import LlmoptError
+from llmopt.core.metric_table import parse_metric
 from llmopt.recommend.candidates import Candidate
 from llmopt.recommend.constraints import excess_at, holds, of_the_load
 
@@ -28,8 +31,25 @@ def choose(candidate: Candidate, goal: Goal) -> Candidate:
         passing = [i for i in passing if not candidate.points[i].saturated]
         at = passing[-1] if passing else nearest_place(candidate, places, goal.limits)
         return replace(candidate, at=at, why=why_with_slos(candidate, at, places, passing))
+    if wants_latency(goal):
+        at = (passing or places)[0]
+        return replace(
+            candidate, at=at, why=f"{candidate.points[at].load}: the lowest load, where latencies are compared"
+        )
     at, why = best_throughput(candidate, passing or places)
     return replace(candidate, at=at, why=why)
+
+
+def wants_latency(goal: Goal) -> bool:
+    """Whether the first objective is a time of a request."""
+    first = goal.optimize.split(",")[0].strip()
+    if first == "latency":
+        return True
+    try:
+        metric, _ = parse_metric(first)
+    except LlmoptError:  # one of the names of an axis
+        return False
+    return metric.of_request is not None and metric.unit == "s"
 
 
 def nearest_place(candidate: Candidate, places: Sequence[int], limits: Sequence[Limit]) -> int:

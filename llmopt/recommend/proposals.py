@@ -40,6 +40,15 @@ class Proposal:
     values: tuple[tuple[str, float], ...]
 
 
+def require_optuna() -> None:
+    """Raise MissingEnvironment where it is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise MissingEnvironment(
+            "ranges of knobs are searched by Optuna, which is not installed here",
+            hint="pip install 'llmopt[optuna]', or list the values: --knob threads=1,2",
+        )
+
+
 class Proposals:
     """Ask for the next ones, tell what each gave. Raises MissingEnvironment where Optuna is not installed.
 
@@ -53,11 +62,7 @@ class Proposals:
         better: Literal["higher", "lower"],
         seed: int,
     ) -> None:
-        if importlib.util.find_spec("optuna") is None:
-            raise MissingEnvironment(
-                "ranges of knobs are searched by Optuna, which is not installed here",
-                hint="pip install 'llmopt[optuna]', or list the values: --knob threads=1,2",
-            )
+        require_optuna()
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)

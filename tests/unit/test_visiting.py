@@ -1,5 +1,10 @@
+from dataclasses import replace
+
+import pytest
+
+from llmopt.bench.load import Progress
 from llmopt.core.domain import Doubt, Verdict, Workload
-from llmopt.pipeline.visiting import around, at_level, enough, judged, objective
+from llmopt.pipeline.visiting import End, around, at_level, enough, judged, objective, of_rounds
 from llmopt.recommend.constraints import make_goal
 from unit.make import curve
 
@@ -26,7 +31,34 @@ def test_two_loads_that_miss_a_limit_end_the_curve():
 
 def test_the_objective_is_judged_at_the_highest_load_that_keeps_the_limits():
     found = judged(curve(u1=(100, FAST), u2=(190, 0.3), u4=(300, 0.9)), make_goal(["ttft_p95<500ms"]))
-    assert (found.value, found.load, found.place) == (190, "2 users", 1)
+    assert (found.value, found.load) == (190, "2 users")
+
+
+def test_no_single_run_decides_about_a_limit():
+    """Three rounds at 2 users, of which one misses: the middle one keeps it."""
+    rounds = [
+        replace(run, race={"round": n})
+        for n, ttft in ((1, 0.4), (2, 0.45), (3, 0.505))
+        for run in curve(u2=(190 + n, ttft))
+    ]
+    found = judged(rounds, make_goal(["ttft_p95<500ms"]))
+    assert found.failure == ""
+    assert of_rounds(rounds, found.key, make_goal([])) == {1: 191, 2: 192, 3: 193}
+
+
+def test_a_limit_that_is_missed_by_little_is_near():
+    assert judged(curve(u1=(100, 0.505)), make_goal(["ttft_p95<500ms"])).near
+    assert not judged(curve(u1=(100, 0.6)), make_goal(["ttft_p95<500ms"])).near
+
+
+def test_the_end_of_the_time_ends_a_run_like_an_interrupt():
+    left = iter([1.0, 0.0])
+    end = End(Workload(), [], lambda: next(left))
+    now = Progress(finished=0, failed=0, active=1, waiting=0)
+    assert end(now) is False
+    with pytest.raises(KeyboardInterrupt):
+        end(now)
+    assert end.out_of_time
 
 
 def test_a_limit_that_no_load_keeps_is_named_with_what_was_measured():
@@ -57,9 +89,10 @@ def test_memory_is_of_the_gpu_where_there_is_one():
 
 def test_requests_suffice_for_the_percentiles_of_the_limits():
     workload = Workload(requests=64)
-    assert at_level(workload, 2, None, make_goal(["ttft_p99<1s"]).limits).requests == 304
-    assert at_level(workload, 64, None, ()).requests == 256
-    assert at_level(workload, 64, 40, ()).requests == 40
+    assert at_level(workload, 2, None, make_goal(["ttft_p99<1s"])).requests == 304
+    assert at_level(workload, 2, None, make_goal([], optimize="ttft_p99")).requests == 304
+    assert at_level(workload, 64, None, make_goal([])).requests == 256
+    assert at_level(workload, 64, 40, make_goal([])).requests == 40
 
 
 def test_later_rounds_go_to_the_load_and_its_neighbours():

@@ -87,6 +87,12 @@ def test_without_slos_more_users_that_only_wait_are_left_out():
     assert "more users only wait longer" in found.why
 
 
+@pytest.mark.parametrize("name", ["latency", "ttft_p95", "latency,throughput"])
+def test_for_latency_it_is_the_lowest_load_which_all_have(name):
+    (candidate,) = comparable(curve(**RISING)).candidates
+    assert choose(candidate, Goal(optimize=name)).point.load == "1 user"
+
+
 def test_where_every_rate_is_past_saturation_that_is_said():
     assert "past saturation" in chosen(sweep(r8=(5, 0.1), r16=(5, 0.1))).why
 
