@@ -16,7 +16,9 @@ from llmopt.core.weights import BLOCK_BYTES, FETCH_AGAIN
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-KEPT_ITEMS = 16  # of an array; a vocabulary of 150,000 strings is stepped over
+KEPT_ITEMS = 16  # of a long array; a vocabulary of 150,000 strings is stepped over
+LISTED = 10_000  # numbers are kept whole up to so many: those of a model's layers
+DEEPEST = 4  # of arrays in arrays
 LONGEST_NAME = 1 << 20
 
 
@@ -58,6 +60,7 @@ TYPES = {
         (34, "TQ1_0", 256, 54, (52,)),
         (35, "TQ2_0", 256, 66, (64,)),
         (39, "MXFP4", 32, 17, ()),
+        (40, "NVFP4", 64, 36, ()),
         (41, "Q1_0", 128, 18, (0,)),
     )
 }
@@ -96,7 +99,8 @@ class GgufFile:
 
     @property
     def file_type(self) -> str | None:
-        return FILE_TYPES.get(self.metadata.get("general.file_type", -1))
+        number = self.metadata.get("general.file_type")
+        return FILE_TYPES.get(number) if isinstance(number, int) else None
 
 
 def read_gguf(file: Path) -> GgufFile:
@@ -113,8 +117,14 @@ def read_gguf(file: Path) -> GgufFile:
                 key = read_string(stream)
                 metadata[key] = read_value(stream, unpack(stream, "I"))
             infos = [read_info(stream) for _ in range(tensor_count)]
-            alignment = int(metadata.get("general.alignment", 32))
+            alignment = metadata.get("general.alignment", 32)
+            if not isinstance(alignment, int) or not 0 < alignment <= LONGEST_NAME:
+                raise ValueError(f"an alignment of {alignment}")
             start = -(-stream.tell() // alignment) * alignment
+        if odd := sorted({kind for _, _, kind, _ in infos if kind not in TYPES}):
+            raise ModelError(
+                f"{file} has tensors of type {odd[0]}, not known here", hint="a file of another type; or is it damaged?"
+            )
         tensors = tuple(Tensor(name=n, shape=s, type=TYPES[t], offset=start + o) for n, s, t, o in infos)
         end = max((t.offset + t.bytes for t in tensors), default=0)
         if file.stat().st_size < end:
@@ -135,20 +145,27 @@ def read_string(stream: BinaryIO) -> str:
     return stream.read(length).decode("utf-8", "replace")
 
 
-def read_value(stream: BinaryIO, kind: int) -> Any:
+def read_value(stream: BinaryIO, kind: int, depth: int = 0) -> Any:
     if kind == STRING:
         return read_string(stream)
     if kind != ARRAY:
         return unpack(stream, SCALARS[kind])
+    if depth > DEEPEST:
+        raise ValueError("arrays in arrays without end")
     kind, count = struct.unpack("<IQ", stream.read(12))
     if kind in SCALARS:
-        width = struct.calcsize(f"<{SCALARS[kind]}")
-        kept = [unpack(stream, SCALARS[kind]) for _ in range(min(count, KEPT_ITEMS))]
-        stream.seek(max(0, count - KEPT_ITEMS) * width, 1)
-        return kept
+        width, kept = struct.calcsize(f"<{SCALARS[kind]}"), count if count <= LISTED else KEPT_ITEMS
+        found = list(struct.unpack(f"<{kept}{SCALARS[kind]}", stream.read(kept * width)))
+        stream.seek((count - kept) * width, 1)
+        return found
     if count > LONGEST_NAME * 16:
         raise ValueError("an array in its header has more than 16 million entries")
-    return [value for place in range(count) if (value := read_value(stream, kind)) is not None and place < KEPT_ITEMS]
+    found = []
+    for place in range(count):
+        value = read_value(stream, kind, depth + 1)
+        if place < KEPT_ITEMS:
+            found.append(value)
+    return found
 
 
 def read_info(stream: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:

@@ -29,6 +29,7 @@ WIDTHS |= dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e4m3fn", "fp8_e5m2", "fp8_inc",
 WIDTHS |= dict.fromkeys(("int8", "int8_per_token_head"), 1.0)
 WIDTHS |= dict.fromkeys(("int4", "int4_per_token_head", "ultraquant_4bit", "turboquant_4bit_nc"), 0.5)
 WIDTHS |= dict.fromkeys(("nvfp4", "nvfp4_4over6", "fp4_e2m1"), 9 / 16)  # one byte of scale for 16 numbers
+MOST_LAYERS = 10_000  # beyond that a config is damaged
 UNKNOWN_TYPE = "bfloat16"  # of a config that names none; the largest that a KV cache usually has
 # What a layer keeps of its tokens, by its name in ``layer_types``: all, a window, or a state of fixed size (or nothing).
 WHOLE = ("full_attention", "attention")
@@ -130,7 +131,7 @@ def latent_row(text: dict[str, Any], rank: int, heads: int, *, latent: bool | No
 def layer_windows(text: dict[str, Any]) -> list[int | None] | None:
     """The tokens that each layer keeps at most, ``None`` for all of them; nothing where the config does not say."""
     layers = first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    kinds = layer_kinds(text, layers) if layers else None
+    kinds = layer_kinds(text, layers) if layers and layers <= MOST_LAYERS else None
     if kinds is None:
         return None
     windows: list[int | None] = []

@@ -9,8 +9,9 @@ from typing import Any
 
 from llmopt.core.errors import UsageError, nearest
 from llmopt.core.formats import Layout
-from llmopt.core.kv_cache import WINDOWED, kv_cache_bytes, positions
-from llmopt.estimate.activations import UBATCH, Activations, activations, attention_widths
+from llmopt.core.kv_cache import kv_cache_bytes, positions
+from llmopt.estimate.activations import Activations, activations, attention_widths
+from llmopt.estimate.llamacpp import as_cached
 from llmopt.estimate.load import Load
 from llmopt.estimate.shape import Shape
 from llmopt.estimate.weights import Weights
@@ -21,7 +22,6 @@ SPLITS_LAYERS = ("hf", "llamacpp")  # among GPUs, where others share out every l
 EXPANDS_LATENT = ("hf",)
 RECURRENT_STATE_BYTES = 4
 UNNAMED_POSITIONS = 1 << 20  # the longest that is looked at where the config names no limit
-WINDOW_CELLS = 256  # llama.cpp pads the cache of sliding layers so: 1,536 cells for Gemma 3's window of 1,024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,26 +156,16 @@ def cache_bytes(case: Case, tokens: int, sequences: int, block: int) -> int:
     # The type that the weights are computed in, whatever the config says of the stored ones; llama.cpp's own default is f16.
     computed = "float32" if case.layout.rest == 32 and case.backend != "llamacpp" else "float16"
     dtype = computed if case.kv_dtype in (None, "auto") else case.kv_dtype
-    each = kv_cache_bytes(as_cached(case), rounded, dtype, latent=case.backend not in EXPANDS_LATENT)
+    config = case.shape.config
+    if case.backend == "llamacpp":
+        config = as_cached(config, case.load.step_tokens)
+    each = kv_cache_bytes(config, rounded, dtype, latent=case.backend not in EXPANDS_LATENT)
     if each is None:
         raise UsageError(
             f"the KV cache of {case.shape.model_type!r} with type {case.kv_dtype or 'auto'} is not known here",
             hint="another --kv-cache-dtype, or leave it out",
         )
     return round(sequences * (each * replication(case) + state_bytes(case.shape)))
-
-
-def as_cached(case: Case) -> dict[str, Any]:
-    """The config with the windows that the engine keeps: llama.cpp adds a step's tokens, in cells of 256."""
-    config = case.shape.config
-    if case.backend != "llamacpp":
-        return config
-    step = case.load.step_tokens or UBATCH
-    return config | {
-        name: -(-(config[name] + step) // WINDOW_CELLS) * WINDOW_CELLS
-        for name in WINDOWED.values()
-        if isinstance(config.get(name), int) and config[name]
-    }
 
 
 def replication(case: Case) -> float:

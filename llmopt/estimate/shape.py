@@ -12,6 +12,7 @@ from llmopt.core.errors import ModelError
 
 Role = Literal["linear", "expert", "embedding", "position", "head", "norm", "bias", "router", "conv", "state", "vision"]
 UNKNOWN = "unknown"  # the type of a model whose size alone was named
+MOST_LAYERS, MOST_HEADS = 10_000, 100_000
 LARGEST = 1 << 40  # of any number of a config: beyond that it is damaged
 BY_HAND = "name its size yourself: --parameters 7e9, for weights alone"
 
@@ -137,6 +138,13 @@ class Reader:
         value = self.get(*names)
         return 0 if value in (None, 0) else self.whole(names[0], value)
 
+    def bounded(self, most: int, *names: str) -> int:
+        """As ``number``, of what is counted one by one."""
+        found = self.number(*names)
+        if found > most:
+            raise ModelError(f"{self.place}: {names[0]} is {found:,}, which no model has", hint="restore the file")
+        return found
+
     def whole(self, name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ModelError(f"{self.place}: {name} is {value!r}, no number", hint="restore the file")
@@ -166,11 +174,11 @@ class Reader:
         for listed in (self.get("layers_block_type"), self.get("hybrid_override_pattern")):  # Nemotron-H has no number
             if isinstance(listed, (list, str)) and listed and self.get("num_hidden_layers") is None:
                 return len(listed)
-        return self.number("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        return self.bounded(MOST_LAYERS, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
     @property
     def heads(self) -> int:
-        return self.number("num_attention_heads", "n_head", "n_heads", "num_heads")
+        return self.bounded(MOST_HEADS, "num_attention_heads", "n_head", "n_heads", "num_heads")
 
     @property
     def kv_heads(self) -> int:

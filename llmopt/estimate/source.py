@@ -89,7 +89,7 @@ def open_source(name: str) -> Source:
 
 def open_folder(folder: Path) -> Source:
     file, ggufs = folder / "config.json", sorted(folder.glob("*.gguf"))
-    if len(ggufs) == 1 and not any(folder.glob("*.safetensors")):
+    if len({re.sub(r"-\d{5}-of-\d{5}", "", gguf.name) for gguf in ggufs}) == 1 and not any(folder.glob("*.safetensors")):
         from llmopt.estimate.gguf import open_gguf
 
         return replace(open_gguf(ggufs[0]), name=folder.resolve().name)

@@ -82,15 +82,13 @@ def gguf(
     tensors: dict[str, tuple[str, tuple[int, ...]]],
     file_type: int = 15,
     scale: float = 1.0,
-    said: dict[str, int | str] | None = None,
+    said: dict[str, Any] | None = None,
 ) -> Path:
     """A GGUF file of name → (type, shape with the row length first); every block has this scale; ``said``: more metadata."""
     said = said or {}
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2 + len(said))
     for key, value in said.items():
-        head += text(key) + (
-            struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value)
-        )
+        head += text(key) + told(value)
     head += text("general.file_type") + struct.pack("<II", 4, file_type)
     head += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
     data = b""
@@ -106,6 +104,19 @@ def gguf(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(head + bytes(-len(head) % 32) + data)
     return file
+
+
+def told(value: Any) -> bytes:
+    """A value of the metadata with its type before it; bytes as they are."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + text(value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, list):
+        return struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
+    return struct.pack("<Ii", 5, value) if value < 0 else struct.pack("<II", 4, value)
 
 
 def text(words: str) -> bytes:

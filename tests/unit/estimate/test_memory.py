@@ -88,9 +88,16 @@ def test_transformers_unpacks_compressed_tensors():
 
 
 def test_llama_cpp_keeps_a_step_beside_the_window():
-    windowed = QWEN | {"layer_types": ["sliding_attention"] * 28, "sliding_window": 1024}
+    windowed = QWEN | {"model_type": "gemma3_text", "layer_types": ["sliding_attention"] * 28, "sliding_window": 1024,
+                       "head_dim": 128}  # fmt: skip
     found = memory_of(case(windowed, quant="gguf-q4_k_m", backend="llamacpp", prompt=8192)).kv_cache_bytes
     assert found == 1536 * KV_OF_A_TOKEN  # its log of Gemma 3: 1,536 cells
+
+
+def test_llama_cpp_has_no_windows_of_most_models():
+    windowed = QWEN | {"model_type": "mistral", "sliding_window": 1024}
+    found = memory_of(case(windowed, quant="gguf-q4_k_m", backend="llamacpp", prompt=8192)).kv_cache_bytes
+    assert found == 8192 * KV_OF_A_TOKEN
 
 
 def test_the_cache_has_the_type_that_is_computed_in():
