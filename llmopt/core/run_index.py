@@ -23,8 +23,10 @@ import msgspec
 from llmopt.core.domain import Measurement, stable_hash
 from llmopt.core.errors import StoreError
 from llmopt.core.files import PARTIAL
-from llmopt.core.run_row import NUMBERS, WORDS, Row, read_row
-from llmopt.core.run_table import RunTable, assemble, impossible, joined
+from llmopt.core.possible import impossible
+from llmopt.core.run_record import SCHEMA
+from llmopt.core.run_row import NUMBERS, WORDS, Row, another_schema, read_row
+from llmopt.core.run_table import RunTable, assemble, joined
 from llmopt.core.store import read_run
 
 if TYPE_CHECKING:
@@ -214,13 +216,21 @@ def read_file(file: str) -> Row | str | None:
         return error.strerror or str(error)
     try:
         return read_row(data)
-    except msgspec.DecodeError as error:
-        try:
-            document = msgspec.json.decode(data)
-        except msgspec.DecodeError:
-            return f"not a whole run record: {error}"
-        meant = isinstance(document, dict) and "run_id" in document
-        return f"not a whole run record: {error}" if meant else None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        return reason_of(data, error)
+
+
+def reason_of(data: bytes, error: Exception) -> str | None:
+    """Why a file is no run that can be used; nothing for JSON that was not meant as one."""
+    reason = f"not a whole run record: {error}"
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return reason
+    if not isinstance(document, dict) or "run_id" not in document:
+        return None
+    schema = document.get("schema", SCHEMA)
+    return reason if schema == SCHEMA else another_schema(schema)
 
 
 def content(file: str) -> bytes:

@@ -7,21 +7,28 @@ import math
 from array import array
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from llmopt.core.domain import Evidence, Status
+from llmopt.core.domain import Machine, ServeOptions, Workload
 from llmopt.core.load_level import level, shape
-from llmopt.core.metric_table import METRICS, STATISTICS
+from llmopt.core.metric_table import STATISTICS
+from llmopt.core.run_record import (
+    QUALITY,
+    SCHEMA,
+    SINGLE,
+    SPREAD,
+    Bounds,
+    Number,
+    Proof,
+    TaskScore,
+    WhatWasServed,
+    read_head,
+)
 
-SCHEMA = 1
 STATS = (*STATISTICS, "n", "missing")
-QUALITY = {"kl": "kl_mean", "kl_p99": "kl_p99", "top1": "top1_agreement", "perplexity": "perplexity"}
 INTERVALS = ("ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "output_tps", "error_rate", "slo_attainment")
-SPREAD = tuple(m for m in METRICS.values() if m.kind == "distribution")
-NOT_IN_RECORDS = (*QUALITY, "task_score", "cost", "cost_input", "cost_blended")
-SINGLE = tuple(m for m in METRICS.values() if m.kind == "scalar" and m.name not in NOT_IN_RECORDS)
 NUMBERS = (
     *(f"{m.key}.{s}" for m in SPREAD for s in STATS),
     *(m.key for m in SINGLE),
@@ -36,94 +43,11 @@ WORDS = ("case", "machine", "base", "loop", "shape", "slos", "revision", "config
          "status", "doubts", "evidence", "tasks")  # fmt: skip
 
 
-# --- what is read of a record -----------------------------------------------------------------------------------
-
-Number = float | None
-
-
-class Distribution(msgspec.Struct):
-    mean: Number = None
-    p50: Number = None
-    p90: Number = None
-    p95: Number = None
-    p99: Number = None
-    min: Number = None
-    max: Number = None
-    n: Number = None
-    missing: Number = None
-
-
-class Bounds(msgspec.Struct):
-    low: Number = None
-    high: Number = None
-
-
-class Reason(msgspec.Struct):
-    code: str
-    severity: Literal["suspect", "invalid"]
-    message: str
-    remedy: str
-
-
-class Judged(msgspec.Struct):
-    status: Status
-    reasons: list[Reason] = []
-
-
-class Engine(msgspec.Struct):
-    name: str = ""
-    version: str | None = None
-
-
-class Proof(msgspec.Struct):
-    kl_mean: Number = None
-    kl_p99: Number = None
-    top1_agreement: Number = None
-    perplexity: Number = None
-    tasks: list[dict[str, Any]] | None = None
-
-
-class Sender(msgspec.Struct):
-    achieved_rate: Number = None
-
-
-class Place(msgspec.Struct):
-    fingerprint: str
-
-
-Figures = msgspec.defstruct(
-    "Figures",
-    [(m.key, Distribution | None, None) for m in SPREAD] + [(m.key, Number, None) for m in SINGLE],
-)
-
-
-class Head(msgspec.Struct):
-    """The part of a record that makes its row; ``Raw`` parts are alike in many runs and read once for all of them."""
-
-    run_id: str
-    started_at: str
-    case_key: str
-    machine: msgspec.Raw
-    backend: Engine
-    artifact: msgspec.Raw
-    serve: msgspec.Raw
-    workload: msgspec.Raw
-    verdict: Judged
-    metrics: Figures  # type: ignore[valid-type]
-    intervals: dict[str, Bounds | None]
-    client: Sender = msgspec.field(default_factory=Sender)
-    quality: Proof | None = None
-    evidence: Evidence = "measured"
-    measuring_revision: int = 0
-    schema: int = SCHEMA
-
-
-HEAD = msgspec.json.Decoder(Head)
 NO_SPREAD = (math.nan,) * len(STATS)
 NO_BOUNDS = Bounds(low=math.nan, high=math.nan)
 
 
-class Row(msgspec.Struct):
+class Row(msgspec.Struct, gc=False):
     """One run of a table while it is made."""
 
     run_id: str
@@ -133,10 +57,12 @@ class Row(msgspec.Struct):
 
 
 def read_row(data: bytes) -> Row:
-    """The row of a record. Raises msgspec.ValidationError for what is no whole record, and for figures that cannot be."""
-    head = HEAD.decode(data)
+    """The row of a record. Raises msgspec.DecodeError for what is no whole record, ValueError for bytes that are no text."""
+    head = read_head(data)
     if head.schema != SCHEMA:
-        raise msgspec.ValidationError(f"it has schema {head.schema}, and this llmopt reads {SCHEMA}")
+        raise msgspec.ValidationError(another_schema(head.schema))
+    if "/" in head.run_id:
+        raise msgspec.ValidationError(f"its run_id {head.run_id!r} names no file")
     machine = place_of(bytes(head.machine))
     artifact = artifact_of(bytes(head.artifact))
     loop, form, rate, slos = load_of(bytes(head.workload))
@@ -156,11 +82,15 @@ def read_row(data: bytes) -> Row:
         head.case_key, machine, artifact.base, loop, form, slos, str(head.measuring_revision),
         served, artifact.text, head.backend.version or "",
         head.verdict.status, ",".join(sorted(r.code for r in reasons)) if reasons else "", head.evidence,
-        json.dumps(head.quality.tasks) if head.quality and head.quality.tasks else "",
+        tasks_of(bytes(head.quality.tasks)) if head.quality else "",
     )  # fmt: skip
     # Three times as fast as leaving None to numpy.
     known = array("d", [math.nan if number is None else number for number in numbers])
     return Row(run_id=head.run_id, started_at=head.started_at, words=words, numbers=known)
+
+
+def another_schema(schema: Any) -> str:
+    return f"it has schema {schema}, and this llmopt reads {SCHEMA}"
 
 
 def quality_numbers(proof: Proof | None, unquantized: bool) -> tuple[Number, ...]:
@@ -179,16 +109,23 @@ class ArtifactWords:
 
 @lru_cache(4096)
 def place_of(data: bytes) -> str:
-    return msgspec.json.decode(data, type=Place).fingerprint
+    return msgspec.json.decode(data, type=Machine).fingerprint
+
+
+@lru_cache(4096)
+def tasks_of(data: bytes) -> str:
+    """The scores of tasks as they stand in the record; empty for none."""
+    found = msgspec.json.decode(data, type=list[TaskScore] | None)
+    return json.dumps(msgspec.json.decode(data)) if found else ""
 
 
 @lru_cache(4096)
 def artifact_of(data: bytes) -> ArtifactWords:
-    document = msgspec.json.decode(data, type=dict[str, Any])
+    known = msgspec.json.decode(data, type=WhatWasServed)
     return ArtifactWords(
-        base=str(document.get("base_key")),
-        text=json.dumps(document, sort_keys=True),
-        unquantized=document.get("method") == "none",
+        base=str(known.base_key),
+        text=json.dumps(msgspec.json.decode(data), sort_keys=True),
+        unquantized=known.method == "none",
     )
 
 
@@ -197,7 +134,8 @@ def configuration(artifact: str, serve: bytes) -> str:
     """An artifact is the same wherever it lies, and an option that is left to the engine is no part of a configuration."""
     known = json.loads(artifact)
     same = {"key": known["key"]} if known.get("key") else {n: v for n, v in known.items() if n != "path"}
-    options = msgspec.json.decode(serve, type=dict[str, Any])
+    msgspec.json.decode(serve, type=ServeOptions)
+    options = msgspec.json.decode(serve)
     asked = {name: value for name, value in options.items() if value not in (None, [], ())}
     name = known.get("label") or known.get("quantization")
     return json.dumps({"name": name, "artifact": same, "serve": asked}, sort_keys=True)
@@ -212,7 +150,8 @@ def cache_type(configuration: str) -> str:
 @lru_cache(4096)
 def load_of(data: bytes) -> tuple[str, str, float | None, str]:
     """The loop, the shape, the level and the SLOs of a workload."""
-    workload = msgspec.json.decode(data, type=dict[str, Any])
+    msgspec.json.decode(data, type=Workload)
+    workload = msgspec.json.decode(data)
     form = shape(workload)
     slos = sorted(workload.get("slos") or ())
     return str(form["load"]), json.dumps(form, sort_keys=True), level(workload), json.dumps(slos)

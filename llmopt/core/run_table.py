@@ -8,7 +8,6 @@ The whole record of a run is read only when it is asked for.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmopt.core.domain import Measurement
-from llmopt.core.metric_table import METRICS
-from llmopt.core.run_row import NUMBERS, QUALITY, WORDS, Row, cache_type, read_row
+from llmopt.core.run_record import QUALITY
+from llmopt.core.run_row import NUMBERS, WORDS, Row, cache_type, read_row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,31 +174,3 @@ def joined(tables: Sequence[RunTable]) -> RunTable:
         codes=codes,
         vocabulary=vocabulary,
     )
-
-
-OF_ALL = ("error_rate", "slo_attainment", "top1")  # shares that are counted, not told by an engine: never above 1
-
-
-def limits_of_figures() -> dict[str, tuple[float, float]]:
-    """What each figure can be at all: no size, time or rate is below nothing."""
-    bounds = {}
-    for name in NUMBERS:
-        metric = METRICS.get(name) or next((m for m in METRICS.values() if name.partition(".")[0] == m.key), None)
-        if metric is not None and metric.name != "kl":
-            bounds[name] = (0.0, 1.0 + 1e-9 if metric.name in OF_ALL else math.inf)
-    return bounds
-
-
-def impossible(table: RunTable) -> dict[int, str]:
-    """Rows with a figure that no run can have, and which: somebody wrote into the record."""
-    import numpy as np
-
-    found: dict[int, str] = {}
-    for name, (low, high) in limits_of_figures().items():
-        column = table.numbers.get(name)
-        if column is None:
-            continue
-        with np.errstate(invalid="ignore"):
-            wrong = np.flatnonzero((column < low) | (column > high))
-        found |= {int(row): f"{name} is {column[row]:g}, which cannot be" for row in wrong}
-    return found

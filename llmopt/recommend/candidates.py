@@ -12,7 +12,7 @@ from typing import Any
 from llmopt.core.domain import Evidence, Measurement, Verdict, stable_hash
 from llmopt.core.errors import Inconclusive
 from llmopt.core.metrics import METRICS, parse_metric
-from llmopt.core.run_row import QUALITY
+from llmopt.core.run_record import QUALITY
 from llmopt.core.run_table import RunTable, table_of
 from llmopt.recommend.points import EVIDENCE, OF_SLOS, PEAKS, Curves, Point, task_scores
 from llmopt.recommend.ties import over_runs

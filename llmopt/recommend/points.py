@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from llmopt.core.domain import Doubt, Evidence, Measurement, Verdict, stable_hash
 from llmopt.core.load_level import level_words, past_saturation
 from llmopt.core.metrics import METRICS, Metric
-from llmopt.core.run_row import QUALITY, STATS
+from llmopt.core.run_record import QUALITY
+from llmopt.core.run_row import STATS
 from llmopt.core.run_table import RunTable
 from llmopt.core.statistics import relative_spread
 from llmopt.recommend.cost import COSTS, TOKENS_OF_A_PRICE

@@ -54,15 +54,14 @@ def reasons(
 
 
 def about_quality(candidate: Candidate) -> list[str]:
-    if quality := candidate.quality:
-        low, high = quality["kl_mean_interval"]
-        return [
-            f"KL to the base {quality['kl_mean']:.4f} [{low:.4f}, {high:.4f}], "
-            f"{quality['top1_agreement']:.1%} of top tokens unchanged"
-        ]
-    if candidate.value("kl") is None:
+    kl, top1 = candidate.value("kl"), candidate.value("top1")
+    if kl is None:
         return ["doubt: its quality was not measured, so nothing says that its answers are any good"]
-    return []
+    if candidate.quality is None:  # the base itself
+        return []
+    bounds = candidate.interval("kl")
+    words = f"KL to the base {kl:.4f}" + (f" [{bounds['low']:.4f}, {bounds['high']:.4f}]" if bounds else "")
+    return [words + ("" if top1 is None else f", {top1:.1%} of top tokens unchanged")]
 
 
 def doubts(candidate: Candidate) -> list[str]:

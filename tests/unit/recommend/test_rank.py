@@ -6,7 +6,7 @@ from llmopt.core.domain import Doubt, Goal, Verdict
 from llmopt.core.limits import parse_limit
 from llmopt.recommend.constraints import make_goal
 from llmopt.recommend.rank import Ranking, recommend
-from unit.make import candidate, distribution
+from unit.make import QUALITY, candidate, distribution
 
 ANY = Goal()
 
@@ -186,3 +186,8 @@ def test_nothing_is_best_in_what_nobody_knows():
 def test_an_unknown_objective_comes_last():
     found = ranked(candidate("unknown", memory=None, latency_s=0.1), SMALL, goal=Goal(optimize="memory"))
     assert names(found) == ["small", "unknown"]
+
+
+def test_a_proof_without_its_interval_is_told_without_it():
+    (one,) = ranked(candidate(quality=QUALITY | {"kl_mean_interval": None}))
+    assert "KL to the base 0.0100, 97.0% of top tokens unchanged" in one.reasons
