@@ -102,7 +102,7 @@ class WorkloadText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
 
 
 class GoalText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    optimize: Literal["throughput", "latency", "memory"] = "throughput"
+    optimize: str = "throughput"
     slos: list[str] = []
     max_memory: str | None = None
     max_kl: float | None = None
@@ -121,6 +121,37 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     goal: GoalText = GoalText()
     compare: Literal["ranking", "steps"] = "ranking"
     price_per_hour: float | None = None
+
+
+class SearchText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """What ``llmopt tune MODEL`` takes as options, in a file; left out is what the command does unasked."""
+
+    slos: list[str] = []
+    max_kl: float | None = None
+    max_memory: str | None = None
+    optimize: str | None = None
+    price_per_hour: float | None = None
+    budget: str | None = None
+    backends: list[str] = []
+    quantizations: list[str] = []
+    knobs: dict[str, str | int | list[str | int | float | bool]] = {}
+    extra_args: list[str] = []
+    concurrency: list[int] = []
+    rates: list[float] = []
+    input_tokens: str | int | None = None
+    output_tokens: str | int | None = None
+    prefix_tokens: int | None = None
+    requests: int | None = None
+    exhaustive: bool = False
+    seed: int | None = None
+
+
+class SearchRecipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A recipe without cases: the space that is searched for them."""
+
+    name: str
+    model: str
+    search: SearchText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +200,21 @@ def load_quantizations(path: Path) -> QuantizePlan:
     return read(path, lambda document: quantize_plan(msgspec.convert(document, QuantizeRecipe), path.parent))
 
 
+def is_search(path: Path) -> bool:
+    """Whether a recipe names a space to search instead of cases. Raises UsageError for a file that is none."""
+    return read(path, lambda document: isinstance(document, dict) and "search" in document)
+
+
+def load_search(path: Path) -> tuple[Path, SearchText]:
+    """The model and what is searched; raises UsageError that names the place in the file."""
+
+    def checked(document: Any) -> tuple[Path, SearchText]:
+        recipe = msgspec.convert(document, SearchRecipe)
+        return resolve(recipe.model, path.parent, demo.MODEL), recipe.search
+
+    return read(path, checked)
+
+
 def read(path: Path, checked: Callable[[Any], T]) -> T:
     try:
         return checked(yaml.safe_load(path.read_text()))
@@ -209,7 +255,13 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         cases=tuple(cases),
         workload=workload,
         repeats=recipe.repeats,
-        goal=make_goal(goal.slos, max_memory=goal.max_memory, max_kl=goal.max_kl, optimize=goal.optimize),
+        goal=make_goal(
+            goal.slos,
+            max_memory=goal.max_memory,
+            max_kl=goal.max_kl,
+            optimize=goal.optimize,
+            price_per_hour=recipe.price_per_hour,
+        ),
         steps=tuple(steps),
         price_per_hour=recipe.price_per_hour,
     )
@@ -222,8 +274,8 @@ def check_mode(recipe: Recipe) -> None:
         raise UsageError(f"price_per_hour must be more than 0, got {price}", hint="price_per_hour: 1.2")
     if recipe.compare == "steps" and recipe.goal != GoalText():
         raise UsageError("steps are not ranked: a goal would not be heard", hint="leave goal out, or compare: ranking")
-    if recipe.compare == "ranking" and (price is not None or any("step" in group for group in recipe.cases)):
-        raise UsageError("step and price_per_hour are of steps", hint="compare: steps")
+    if recipe.compare == "ranking" and any("step" in group for group in recipe.cases):
+        raise UsageError("a step is of a recipe that compares steps", hint="compare: steps")
 
 
 def case_group(group: dict[str, Any], place: str, workload: Workload, folder: Path) -> tuple[list[str], ServeOptions]:

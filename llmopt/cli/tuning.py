@@ -1,4 +1,4 @@
-"""``llmopt tune``: the whole job from one line, or from a recipe of cases."""
+"""``llmopt tune``: the whole job from one line, or from a recipe: of cases, or of a space to search."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ search = functools.partial(typer.Option, rich_help_panel="Search")  # of no use 
 def tune_command(
     model: Annotated[
         str | None,
-        typer.Argument(help="Model folder, artifact, builtin; or a recipe of cases: recipes/progressive.yaml."),
+        typer.Argument(
+            help="Model folder, artifact, builtin; or a recipe: recipes/search.yaml, recipes/progressive.yaml."
+        ),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe of cases, instead of a model.")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe, instead of a model.")] = None,
     slo: Annotated[list[str] | None, search("--slo", help="Limit such as 'ttft_p95<500ms'; may be repeated.")] = None,
     max_kl: Annotated[float | None, search("--max-kl", help="Largest mean KL divergence to the base.")] = None,
     max_memory: Annotated[str | None, search("--max-memory", help="Peak memory limit, e.g. 2GiB.")] = None,
@@ -92,9 +94,41 @@ def tune_command(
     }  # fmt: skip
     given = {flag: value for flag, value in asked.items() if value is not None}
     if recipe is not None or Path(model or "").suffix in RECIPES:
-        tune_recipe(recipe or Path(model or ""), given, out, dry_run=dry_run, json=json)
-        return
+        file = recipe or Path(model or "")
+        if not is_search(file):
+            tune_recipe(file, given, out, dry_run=dry_run, json=json)
+            return
+        model, written = search_of(file)
+        given = written | given  # what is said now goes before what the file says
     tune_model(job_of(model or "", given), out or Path("llmopt-tune"), dry_run=dry_run, json=json)
+
+
+def is_search(file: Path) -> bool:
+    from llmopt import recipe as recipes
+
+    return recipes.is_search(file)
+
+
+def search_of(file: Path) -> tuple[str, dict[str, Any]]:
+    """The model of a recipe, and its search as the options of the command. Raises UsageError."""
+    from llmopt import recipe as recipes
+
+    def listed(value: Any) -> str:
+        values = value if isinstance(value, list) else [value]
+        return ",".join(str(one).lower() if isinstance(one, bool) else str(one) for one in values)
+
+    model, text = recipes.load_search(file)
+    flags = {
+        "--slo": text.slos, "--max-kl": text.max_kl, "--max-memory": text.max_memory, "--optimize": text.optimize,
+        "--budget": text.budget, "--backends": listed(text.backends), "--quants": listed(text.quantizations),
+        "--knob": [f"{name}={listed(values)}" for name, values in text.knobs.items()], "--extra-arg": text.extra_args,
+        "--concurrency": listed(text.concurrency), "--rates": listed(text.rates),
+        "--input-tokens": None if text.input_tokens is None else str(text.input_tokens),
+        "--output-tokens": None if text.output_tokens is None else str(text.output_tokens),
+        "--prefix-tokens": text.prefix_tokens, "--requests": text.requests, "--exhaustive": text.exhaustive or None,
+        "--seed": text.seed, "--price-per-hour": text.price_per_hour,
+    }  # fmt: skip
+    return str(model), {flag: value for flag, value in flags.items() if value not in (None, "", [])}
 
 
 def job_of(model: str, given: dict[str, Any]) -> Job:

@@ -37,7 +37,6 @@ from llmopt.serve.room import require_room
 QUANTIZATIONS = ("gguf-q8_0", "gguf-q4_k_m", "w8a8-int8", "gptq-int4-g128", "nf4")
 LEVELS_OF_A_CPU, LEVELS_OF_A_GPU = (1.0, 2.0, 4.0, 8.0, 16.0), (1.0, 4.0, 16.0, 64.0, 128.0)
 BATCHED_TOKENS = (512, 8192)  # tried on GPUs beside the engine's own default
-MOST = 512  # configurations that are listed
 NO_ENGINES = ("scripted", "triton")  # a fake, and one that serves through another's engine: by name alone
 OF_QUALITY = {"kl": "kl_mean", "kl_p99": "kl_p99", "top1": "top1_agreement", "perplexity": "perplexity"}
 
@@ -117,13 +116,7 @@ def space_of(job: Job) -> Space:
     engines = [engine_of(job, name) for name in wanted]
     if not job.backends:  # what nobody asked for is not told to be missing, unless there is nothing else
         engines = [engine for engine in engines if not engine.lacking] or engines
-    space = build(job.names, engines, lambda engine, name: refusal(job, engine, name), job.knobs)
-    if (count := len(space.configurations)) > MOST:
-        raise UsageError(
-            f"{count:,} configurations are too many to measure each",
-            hint="fewer values of each --knob, or a range that is searched: --knob threads=1:8",
-        )
-    return space
+    return build(job.names, engines, lambda engine, name: refusal(job, engine, name), job.knobs, job.ranges)
 
 
 def refusal(job: Job, engine: str, name: str) -> str | None:
@@ -135,7 +128,7 @@ def refusal(job: Job, engine: str, name: str) -> str | None:
 
 def engine_of(job: Job, name: str) -> Engine:
     backend = serve.backend(name)
-    shared, gpus = bool(job.workload.prefix_tokens), bool(this_machine().gpus)
+    shared, gpus = bool(job.workload.prefix_tokens), len(this_machine().gpus)
     usual: dict[str, Any] = {
         "max_num_seqs": job.most_at_once, "enable_prefix_caching": shared, "extra_args": job.extra_args,
     }  # fmt: skip
@@ -144,6 +137,7 @@ def engine_of(job: Job, name: str) -> Engine:
         "max_num_batched_tokens": BATCHED_TOKENS if gpus else (),
         "enable_chunked_prefill": (False,) if gpus else (),
         "enable_prefix_caching": (False,) if shared else (),
+        "tensor_parallel_size": (gpus,) if gpus > 1 else (),
     }
     lacking = None
     try:

@@ -29,10 +29,15 @@ class Searching:
         self.proposals = Proposals(knobs, job.ranges, better, job.seed)
         self.by_label: dict[str, Proposal] = {}
         earlier = [Proposal(base=p["base"], values=tuple(map(tuple, p["values"]))) for p in proposed]
-        known = [p for p in earlier if p.base in self.bases and dict(p.values).keys() == set(knobs[p.base])]
+        known = [p for p in earlier if p.base in self.bases and self.within(p, knobs[p.base])]
         for proposal in known:
             self.proposals.take_up(proposal)
         self.taken_up = [label for proposal in known if (label := self.entered(proposal))]
+
+    def within(self, proposal: Proposal, knobs: Sequence[str]) -> bool:
+        """Whether it lies in the ranges of this start."""
+        values, ranges = dict(proposal.values), self.job.ranges
+        return values.keys() == set(knobs) and all(ranges[n].low <= v <= ranges[n].high for n, v in values.items())
 
     def more(self) -> list[str]:
         """The labels of new contestants."""

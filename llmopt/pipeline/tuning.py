@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from llmopt import serve
 from llmopt.core.domain import Measurement, Workload
 from llmopt.core.errors import Inconclusive, Interrupted, LlmoptError
 from llmopt.core.files import write_atomic
@@ -42,10 +43,13 @@ from llmopt.pipeline.visiting import (
 from llmopt.recommend.constraints import on_memory
 from llmopt.recommend.proposals import require_optuna
 from llmopt.recommend.racing import Race, Standing
-from llmopt.recommend.space import Dropped
-from llmopt.serve.options import command_words
+from llmopt.recommend.space import Configuration, Dropped
+from llmopt.serve.options import command_words, require_known
 
 EXHAUSTIVE_ROUNDS = 3
+# Of the visits of an exhaustive search, after which those that are left are taken for equal: eight within the noise are never
+# told apart (benchmarks/search). A small field may use more.
+MOST_OF_EXHAUSTIVE, FEW_VISITS = 0.75, 12
 MEASURING = 0.5  # of the budget, kept for measuring: once only so much is left nothing more is quantized
 LAST_ROUND = 2  # visits that the first round leaves time for: the leader and its nearest once more
 LATEST = 6
@@ -110,7 +114,7 @@ def tune_document(job: Job) -> dict[str, Any]:
     if job.ranges:
         require_optuna()
     space = space_of(job)
-    large = {c.label: reason for c in space.configurations if (reason := no_room(job, c))}
+    large = {c.label: reason for c in space.configurations if (reason := unknown_to_it(c) or no_room(job, c))}
     dropped = [*space.dropped, *(Dropped(label=label, reason=reason) for label, reason in large.items())]
     return {
         "kind": "tune",
@@ -126,6 +130,15 @@ def tune_document(job: Job) -> dict[str, Any]:
         ],
         "not_measured": [asdict(reason) for reason in dropped],
     }
+
+
+def unknown_to_it(configuration: Configuration) -> str | None:
+    """Why the engine would refuse these options."""
+    try:
+        require_known(serve.backend(configuration.options.backend), configuration.options)
+    except LlmoptError as error:
+        return error.message
+    return None
 
 
 def nothing_left(dropped: Sequence[Dropped]) -> LlmoptError:
@@ -178,6 +191,8 @@ class Racing:
     def why_ended(self) -> str:
         if self.job.exhaustive and self.race.round == EXHAUSTIVE_ROUNDS and self.budget.affords():
             return "the rounds of an exhaustive search are over"
+        if not self.job.exhaustive and self.at_length():
+            return "those that are left are not told apart by as many visits as are worth it"
         return "the budget ended"
 
     def round_of(self, arms: Sequence[str]) -> bool:
@@ -198,7 +213,12 @@ class Racing:
             self.save()
         if self.job.exhaustive:
             return self.race.whole_round() if self.race.round < EXHAUSTIVE_ROUNDS else []
-        return self.race.next_round(self.budget.runs)
+        return [] if self.at_length() else self.race.next_round(self.budget.runs)
+
+    def at_length(self) -> bool:
+        """Whether as much was measured as is worth it where nothing settles."""
+        visits = sum(map(len, self.race.values.values())) + len(self.race.failed)
+        return visits >= max(FEW_VISITS, MOST_OF_EXHAUSTIVE * EXHAUSTIVE_ROUNDS * len(self.contestants))
 
     def join(self, labels: Iterable[str]) -> None:
         for label in labels:
@@ -352,7 +372,7 @@ class Racing:
             "round": self.race.round,
             "configurations": len(self.contestants),
             "visits": self.visits,
-            "noise": standing.noise,
+            "noise": standing.noise if any(len(v) > 1 for v in self.race.values.values()) else None,
             "survivors": [asdict(e) | {"load": self.outcomes[e.arm].load} for e in standing.survivors],
             "unmeasured": list(standing.unmeasured),
             "dropped": [{"configuration": arm, "reason": reason} for arm, reason in standing.dropped.items()],

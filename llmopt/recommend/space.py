@@ -6,7 +6,8 @@ What an engine has and what it loads is told by the caller; nothing is asked of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,7 +17,9 @@ from llmopt.recommend.proposals import Range
 
 # The options that may be searched; the others change what is asked, not how it is served.
 KNOBS = ("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill", "kv_cache_dtype",
-         "threads", "gpu_memory_utilization", "block_size", "attn_implementation", "batching")  # fmt: skip
+         "threads", "gpu_memory_utilization", "block_size", "attn_implementation", "batching", "tensor_parallel_size",
+         "enforce_eager", "speculative_model", "num_speculative_tokens")  # fmt: skip
+MOST = 512  # configurations that are listed
 NUMERIC = ("max_num_seqs", "max_num_batched_tokens", "threads", "block_size", "gpu_memory_utilization")
 SWITCHES = {"on": True, "off": False, "true": True, "false": False}
 Value = int | float | bool | str
@@ -77,12 +80,15 @@ def build(
     engines: Sequence[Engine],
     refusal: Callable[[str, str], str | None],
     knobs: Mapping[str, tuple[Value, ...]] | None = None,
+    searched: Collection[str] = (),
 ) -> Space:
     """Every quantization on every engine that loads it, at the engine's usual settings and at others.
 
     Without ``knobs`` each value that an engine would try is changed alone; with them all combinations are taken, of those
-    that the engine has.  ``refusal``: (engine, quantization) → why it cannot be loaded.
+    that the engine has; ``searched`` are others, which take values later.  ``refusal``: (engine, quantization) → why it
+    cannot be loaded.  Raises UsageError for more than ``MOST``.
     """
+    require_few(math.prod(len(values) for values in (knobs or {}).values()))
     found, dropped = list[Configuration](), list[Dropped]()
     for engine, quantization in itertools.product(engines, quantizations):
         label = f"{quantization} on {engine.name}"
@@ -92,13 +98,22 @@ def build(
             dropped.append(Dropped(label=label, reason=reason))
         else:
             found += settings_of(quantization, engine, knobs)
-    for name in knobs or {}:
+    require_few(len(found))
+    for name in (*(knobs or {}), *searched):
         dropped += [
             Dropped(label=f"{name} on {engine.name}", reason=f"{engine.name} has no such option")
             for engine in engines
             if not engine.lacking and name not in engine.options
         ]
     return Space(configurations=tuple(dict.fromkeys(found)), dropped=tuple(dropped))
+
+
+def require_few(count: int) -> None:
+    if count > MOST:
+        raise UsageError(
+            f"{count:,} configurations are too many to measure each",
+            hint="fewer values of each --knob, or a range that is searched: --knob threads=1:8",
+        )
 
 
 def settings_of(
@@ -141,12 +156,18 @@ def parse_knob(text: str) -> tuple[str, tuple[Value, ...] | Range]:
     return name, tuple(dict.fromkeys(parse_value(name, word, kind) for word in values))
 
 
+def positive(number: int) -> int:
+    if number < 1:
+        raise ValueError(f"{number} is less than one")
+    return number
+
+
 def parse_value(name: str, word: str, kind: str) -> Value:
     try:
         if kind.startswith("bool"):
             return SWITCHES[word.lower()]
         if kind.startswith("int"):
-            return int(word)
+            return positive(int(word))
         return float(word) if kind.startswith("float") else word
     except (KeyError, ValueError):
         example = "on,off" if kind.startswith("bool") else "512,2048"

@@ -134,11 +134,17 @@ def race_lines(document: dict[str, Any]) -> list[str]:
     lines = [
         f"{race['visits']} visits in {race['round']} round(s) over {race['configurations']} configurations, "
         f"{document['spent_s']:.0f} of {document['budget_s']:.0f} s; ended: {document['ended']}",
-        f"run-to-run noise {race['noise']:.1%}; quality is told against {document['reference']}",
+        f"{noise_words(race['noise'])}; quality is told against {document['reference']}",
     ]
     lines += [f"dropped: {row['configuration']}: {row['reason']}" for row in race["dropped"]]
     lines += [f"never measured: {label}: {document['ended']}" for label in race["unmeasured"]]
     return lines + [f"not measured: {row['label']}: {row['reason']}" for row in document["not_measured"]]
+
+
+def noise_words(noise: float | None) -> str:
+    if noise is None:
+        return "nothing was measured twice: the intervals rest on the noise that machines usually have"
+    return f"run-to-run noise {noise:.1%}"
 
 
 def race_markdown(document: dict[str, Any]) -> str:
