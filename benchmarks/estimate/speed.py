@@ -4,7 +4,7 @@
     python benchmarks/estimate/speed.py --write      (fits and predicts, and writes speed.md)
 
 Measured: llama.cpp with the bundled model and two checkpoints of random weights, in three file types, with 1 to 8 users and two
-lengths of prompts, each three times.  Half of the configurations, drawn at random, teach; the others are predicted; so 40 times over.
+lengths of prompts, each three times.  Half of the configurations, drawn at random, teach; the others are predicted; so 20 times over.
 """
 
 from __future__ import annotations
@@ -109,9 +109,11 @@ def middle(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def keep(models: dict[str, Path], rows: Sequence[dict[str, Any]]) -> None:
     """After every server: what was measured until it is stopped is not lost."""
+    peak = peaks.this_peak()
+    assert peak is not None, "a GPU that the table of devices lacks"
     document = {
         "machine": dataclasses.asdict(this_machine()), "date": str(datetime.date.today()),
-        "peak": dataclasses.asdict(peaks.this_peak()),
+        "peak": dataclasses.asdict(peak),
         "models": {model: json.loads((path / "config.json").read_text()) for model, path in models.items()},
         "runs": rows,
     }  # fmt: skip

@@ -224,8 +224,9 @@ def speed_of(
         )
     peak, drafted, paid = make_peak(**device), make_draft(**draft), make_price(case, **price)
     if peak is None:
+        alone = "of the device its memory alone is known"
         return {
-            "unknown_because": "of the device its memory alone is known",
+            "unknown_because": alone if device["vram"] else "this machine's GPU is not in the table of devices",
             "hint": "--bandwidth 1008GB --flops 165e12",
         }
     return speed_document(

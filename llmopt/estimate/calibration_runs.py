@@ -17,7 +17,8 @@ from llmopt.estimate.calibration import Observation
 from llmopt.estimate.efficiency import group_of
 from llmopt.estimate.load import Load
 from llmopt.estimate.memory import Case, Devices
-from llmopt.estimate.peak import engine_cores, gpu_peak
+from llmopt.estimate.hardware import by_words
+from llmopt.estimate.peak import engine_cores
 from llmopt.estimate.roofline import Peak, demand_of, work_of
 from llmopt.estimate.source import Source, open_source
 
@@ -70,10 +71,9 @@ def of_device(folder: Path, peak: Peak) -> bool:
         page = json.loads((folder / PAGE).read_bytes())
         if peak.key == page["fingerprint"]:
             return True
-        found = gpu_peak(tuple(page["gpus"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(page["gpus"]) and peak.key in {one.key for one in by_words(page["gpus"][0])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return found is not None and found.key == peak.key
 
 
 def observed(record: dict[str, Any], peak: Peak) -> Observation | None:

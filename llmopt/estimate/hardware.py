@@ -13,6 +13,12 @@ from llmopt.core.errors import UsageError, nearest
 
 TABLE = Path(__file__).with_name("hardware.toml")
 GIB = 1 << 30
+VENDORS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "radeon", "intel", "apple", "gpu"}
+# Words of drivers' names that tell no two devices of the table apart; "pcie", "ti" or "laptop" do.
+SILENT = {
+    "generation", "edition", "server", "workstation", "blackwell", "hbm2", "hbm2e", "hbm3", "hbm3e", "oam", "rtx",
+    "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "gb",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +57,43 @@ def devices() -> dict[str, Device]:
     }  # fmt: skip
 
 
-def device(name: str) -> Device:
-    """By its key, an alias, or its full name, with or without dashes; raises UsageError with the nearest names."""
+def device(name: str, memory_bytes: int | None = None) -> Device:
+    """By its key, an alias, or its full name, with or without dashes, or as a driver names it.
+
+    ``memory_bytes``: as the driver tells it, where a name is that of several.  Raises UsageError with the nearest names.
+    """
     known = devices()
     wanted = plain(name).removeprefix("nvidia").removeprefix("geforce").removeprefix("amd")
     for found in known.values():
-        if wanted in map(plain, (found.key, *found.aliases, found.name)):
+        if memory_bytes is None and wanted in map(plain, (found.key, *found.aliases, found.name)):
             return found
+    if alike := by_words(name):
+        said = re.search(r"(\d+) ?gi?b", name.lower())
+        told = memory_bytes or (int(said[1]) * GIB if said else None)
+        return alike[0] if told is None else min(alike, key=lambda one: abs(one.memory_bytes - told))
     hint = nearest(name, [alias for one in known.values() for alias in (one.key, *one.aliases)])
     if hint.startswith("known:"):
         hint = "llmopt estimate --gpu list names them; or give its memory: --vram 24GiB"
     raise UsageError(f"unknown GPU {name!r}", hint=hint)
+
+
+def by_words(name: str) -> list[Device]:
+    """All whose words are those of a driver's name; they differ in their memory alone."""
+    asked, found, most = words(name), list[Device](), 0
+    for one in devices().values():
+        fits = [w for w in map(words, (one.key, *one.aliases)) if w and w <= asked and asked - w <= SILENT]
+        longest = max(map(len, fits), default=0)
+        if longest > most:
+            found, most = [], longest
+        if longest and longest == most:
+            found.append(one)
+    return found
+
+
+def words(name: str) -> set[str]:
+    """Without vendors' and the memory's."""
+    found = set(re.findall(r"[a-z0-9]+", name.lower()))
+    return {word for word in found if not re.fullmatch(r"\d+gi?b?", word)} - VENDORS
 
 
 def plain(name: str) -> str:

@@ -19,7 +19,8 @@ from llmopt.estimate.efficiency import table
 from llmopt.estimate.hardware import Device, device
 from llmopt.estimate.roofline import Peak
 
-DRIVER = Path("/dev/nvidiactl")  # asking NVIDIA's library takes longer than all the rest
+# Of NVIDIA and AMD; asking NVIDIA's library takes longer than all the rest.
+DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 MEASURED_SPREAD = 0.1
 ARRAY_BYTES = 64 << 20  # beyond the caches of most processors, and twice
 MATRIX = 1024
@@ -41,10 +42,11 @@ def named_peak(bandwidth: float, flops: float, name: str) -> Peak:
     return Peak(name=name, key=name, kind="gpu", bandwidth=bandwidth, flops={"fp16": flops}, source="as given")
 
 
-def this_peak() -> Peak:
-    """Of this machine: its first GPU where the table knows it, else its processor."""
-    if DRIVER.exists() and (found := gpu_peak(this_machine().gpus)) is not None:
-        return found
+def this_peak() -> Peak | None:
+    """Of this machine: its first GPU, else its processor; ``None`` where it has a GPU that the table lacks."""
+    if any(driver.exists() for driver in DRIVERS) and (kind := hardware.gpus().kind):
+        # What runs on a GPU says nothing of the processor beside it.
+        return gpu_peak(this_machine().gpus, this_gpu_bytes()) if kind == "cuda" else None
     machine = this_machine()
     name = f"this machine ({machine.cpu}, {machine.logical_cores} cores)"
     return measured_peak(machine.fingerprint, name) or guessed_peak(machine.fingerprint, name)
@@ -54,18 +56,26 @@ def this_device() -> Device:
     """This machine as a row of the table. Raises UsageError for a GPU that the table lacks."""
     machine = this_machine()
     if machine.gpus:
-        return device(machine.gpus[0])
+        return device(machine.gpus[0], this_gpu_bytes())
     peak = this_peak()
+    if peak is None:
+        raise UsageError("this machine's GPU does not tell its name", hint="name it: --gpu mi300x, or --vram 24GiB")
     return Device(
         key=peak.key, name=peak.name, kind="cpu", memory_bytes=machine.memory_bytes, bandwidth_bytes_per_s=peak.bandwidth,
         tflops={kind: value / TERA for kind, value in peak.flops.items()}, source=peak.source,
     )  # fmt: skip
 
 
-def gpu_peak(names: tuple[str, ...]) -> Peak | None:
+def this_gpu_bytes() -> int | None:
+    """Memory of the first GPU here, as its driver tells it."""
+    found = hardware.gpus().found
+    return found[0].memory_bytes if found else None
+
+
+def gpu_peak(names: tuple[str, ...], memory_bytes: int | None = None) -> Peak | None:
     """Of the first GPU, by the name that its driver gives; ``None`` for one that the table lacks."""
     try:
-        return peak_of(device(names[0])) if names else None
+        return peak_of(device(names[0], memory_bytes)) if names else None
     except UsageError:
         return None
 

@@ -54,6 +54,8 @@ def prior(
     if metric not in FIGURES or not asked:
         return [None] * len(asked)
     peak = this_peak()
+    if peak is None:
+        return [None] * len(asked)
     knowledge = knowledge_of(results, peak)
     return [expected(model, one, metric, peak, knowledge) for one in asked]
 

@@ -284,4 +284,4 @@ def with_draft(
 
 def usual_layers(parameters: float) -> int:
     """Of a dense model of which the size alone is known: some 12 × layers × hidden², the hidden width 100 times the layers."""
-    return max(1, round((parameters / (12 * 100**2)) ** (1 / 3)))
+    return max(1, round(math.cbrt(parameters / (12 * 100**2))))

@@ -1,19 +1,34 @@
 """What this machine can do at most: measured once and kept, else guessed."""
 
 import json
+import re
 
 import pytest
 
 from llmopt.core import hardware
+from llmopt.core.errors import UsageError
 from llmopt.estimate import peak
 from llmopt.estimate.calibration_runs import with_threads
+from llmopt.estimate.hardware import device, devices
 from llmopt.estimate.roofline import Peak
+
+
+NAMES = {
+    "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H100 PCIe": "h100-pcie", "NVIDIA H100 NVL": "h100-nvl", "NVIDIA H20": "h20",
+    "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA A100-SXM4-40GB": "a100-40gb", "NVIDIA A100 80GB PCIe": "a100-pcie",
+    "NVIDIA A100-PCIE-40GB": "a100-pcie-40gb", "NVIDIA A800-SXM4-80GB": "a800", "NVIDIA GH200 480GB": "gh200",
+    "Tesla V100-SXM2-16GB": "v100-16gb", "Tesla V100-SXM2-32GB": "v100", "Tesla V100-PCIE-16GB": "v100-pcie-16gb",
+    "NVIDIA RTX 6000 Ada Generation": "rtx-6000-ada", "NVIDIA RTX A6000": "rtx-a6000", "Tesla T4": "t4",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "rtx-pro-6000", "NVIDIA L40S": "l40s", "NVIDIA GB10": "gb10",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "rtx-pro-6000", "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA GeForce RTX 4070 Ti SUPER": "rtx-4070-ti-super", "AMD Instinct MI300X": "mi300x", "NVIDIA B200": "b200",
+}  # fmt: skip
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMOPT_HOME", str(tmp_path))
-    monkeypatch.setattr(peak, "DRIVER", tmp_path / "none")
+    monkeypatch.setattr(peak, "DRIVERS", ())
     return tmp_path
 
 
@@ -57,7 +72,31 @@ def test_more_threads_do_more_on_a_processor_alone(monkeypatch):
 
 
 def test_a_gpu_is_known_by_its_drivers_name():
-    assert peak.gpu_peak(("NVIDIA H100 80GB HBM3",)).key == "h100"
-    assert peak.gpu_peak(("NVIDIA GeForce RTX 4090",)).key == "rtx-4090"
     assert peak.gpu_peak(("Something else",)) is None
     assert peak.gpu_peak(()) is None
+    for name, key in NAMES.items():
+        assert device(name).key == key, name
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H200 NVL", "Quadro RTX 6000", "Apple M1 Pro"])
+def test_a_gpu_that_is_merely_alike_is_not_taken_for_it(name):
+    with pytest.raises(UsageError, match="unknown GPU"):
+        device(name)
+
+
+def test_gpus_of_one_name_are_told_apart_by_their_memory():
+    name = "NVIDIA GeForce RTX 4060 Ti"
+    assert [device(name, gib << 30).key for gib in (8, 16)] == ["rtx-4060-ti-8gb", "rtx-4060-ti-16gb"]
+    assert device("NVIDIA A100-SXM4-40GB", 40 << 30).key == "a100-40gb"
+
+
+def test_beside_a_gpu_that_is_not_known_nothing_is_said_of_the_processor(monkeypatch, tmp_path):
+    monkeypatch.setattr(peak, "DRIVERS", (tmp_path,))
+    monkeypatch.setattr(hardware, "gpus", lambda: hardware.Gpus(kind="rocm"))
+    assert peak.this_peak() is None
+
+
+def test_every_device_of_a_shared_board_has_its_link():
+    fast = [one for one in devices().values() if re.search(r"SXM|Instinct MI3|Gaudi|NVL|^G?[BH]2?00|H20", one.name)]
+    assert len(fast) > 10
+    assert [one.key for one in fast if one.link_bytes_per_s is None] == []
