@@ -274,12 +274,12 @@ def _gaps(run: Columns) -> dict[str, Any]:
 
 
 def _met(run: Columns, slo: str) -> NDArray[np.bool_]:
-    """Which requests met an SLO; one that succeeded but has no value of its metric meets it."""
+    """Which requests met an SLO; one that succeeded but has no value of its metric (``tpot`` of a one-chunk answer) misses it."""
     import numpy as np
 
     limit = parse_slo(slo)
     values = run.of(METRICS[limit.metric])
-    kept: NDArray[np.bool_] = run.ok & np.array([math.isnan(v) or meets(limit, v) for v in values], bool)
+    kept: NDArray[np.bool_] = run.ok & np.array([meets(limit, v) for v in values], bool)  # NaN meets nothing
     return kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from llmopt.core.errors import UsageError
 
@@ -53,11 +54,15 @@ def show(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
     if unit == "s":
-        return f"{value * 1e3:.1f} ms" if value < 10 else f"{value:.1f} s"
+        if value < 10:
+            return f"{value * 1e3:.2g} ms" if 0 < value < 1e-4 else f"{value * 1e3:.1f} ms"
+        return f"{value:.1f} s"
     if unit == "bytes":
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
     if unit == "share":
-        return f"{value:.1%}"
+        return f"{value * 100:.2g}%" if 0 < value < 0.001 else f"{value:.1%}"
+    if unit in ("tps", "rps") and 0 < value < 1:
+        return f"{value:.3g} {'tok/s' if unit == 'tps' else 'req/s'}"
     if unit == "tps":
         return f"{value:.0f} tok/s" if value >= 100 else f"{value:.1f} tok/s"
     if unit == "rps":
@@ -69,3 +74,44 @@ def show(value: float | None, unit: str) -> str:
     if value >= 1000:
         return f"{value:.0f}"
     return f"{value:.4f}" if value < 1 else f"{value:.3g}"
+
+
+DIGITS_OF_A_BOUND = 4
+
+
+def bound_that_holds(value: float, unit: str, *, at_most: bool) -> str:
+    """``512.4ms`` for a value of 512.31 ms: as ``parse_quantity`` reads it back, rounded so that the value still keeps it."""
+    suffix, scale = scale_of(value, unit)
+    exact = Decimal(repr(value)) / Decimal(repr(scale))
+    places = Decimal(1).scaleb(exact.adjusted() - DIGITS_OF_A_BOUND + 1) if exact else Decimal(1)
+    rounded = exact.quantize(places, ROUND_CEILING if at_most else ROUND_FLOOR)
+    text = f"{rounded.normalize():f}{suffix}"
+    if at_most and parse_quantity(text, unit) < value:  # the product of the two is not exact in binary
+        text = f"{(rounded + places).normalize():f}{suffix}"
+    elif not at_most and parse_quantity(text, unit) > value:
+        text = f"{(rounded - places).normalize():f}{suffix}"
+    return text
+
+
+def scale_of(value: float, unit: str) -> tuple[str, float]:
+    """In which of its units a quantity is written."""
+    if unit == "s":
+        return ("ms", TIME["ms"]) if value < 10 else ("s", 1.0)
+    if unit == "bytes":
+        suffix = "GiB" if value >= BYTES["GiB"] else "MiB"
+        return suffix, float(BYTES[suffix])
+    return ("%", SHARE["%"]) if unit == "share" else ("", 1.0)
+
+
+def show_beside(value: float, bound: float, unit: str) -> str:
+    """As ``show``, with as many digits as tell it from the bound that it misses."""
+    if show(value, unit) != show(bound, unit) or value == bound:
+        return show(value, unit)
+    suffix, scale = scale_of(bound, unit)
+    for digits in range(2, 18):
+        text = f"{value / scale:.{digits}g}"
+        if text != f"{bound / scale:.{digits}g}":
+            break
+    space = "" if unit == "share" else " "
+    named = {"tps": " tok/s", "rps": " req/s"}.get(unit, f"{space}{suffix}" if suffix else "")
+    return f"{text}{named}"

@@ -14,7 +14,7 @@ from llmopt.core.errors import UsageError, nearest
 from llmopt.core.limits import meets, parse_limit
 from llmopt.core.metrics import METRICS, metric_names, parse_metric
 from llmopt.core.statistics import MIN_SAMPLES
-from llmopt.core.units import parse_quantity, show
+from llmopt.core.units import parse_quantity, show_beside
 from llmopt.recommend.candidates import Candidate
 from llmopt.recommend.cost import COSTS, check_price
 
@@ -193,16 +193,23 @@ def of_the_load(limit: Limit) -> bool:
 def holds(candidate: Candidate, place: int, limit: Limit) -> bool:
     """What was not measured never passes, a limit of ours (``default``) apart."""
     value = candidate.value_at(place, limit.metric, limit.statistic)
-    return limit.default if value is None else meets(limit, value)
+    return not breaks(value, limit)
 
 
 def excess(value: float | None, limit: Limit) -> float:
-    """By how much a value breaks a limit, relative to its bound; infinite where it is unknown."""
+    """By how much a value breaks a limit, relative to its bound; infinite where it is unknown.
+
+    A strict limit can be broken by nothing: whether it is, ``breaks`` tells.
+    """
     if value is None:
         return 0.0 if limit.default else math.inf
     if meets(limit, value):
         return 0.0
-    return abs(value - limit.bound) / abs(limit.bound) if limit.bound else abs(value) or 1e-9
+    return abs(value - limit.bound) / abs(limit.bound) if limit.bound else abs(value)
+
+
+def breaks(value: float | None, limit: Limit) -> bool:
+    return not (limit.default if value is None else meets(limit, value))
 
 
 def excess_at(candidate: Candidate, place: int, limits: Sequence[Limit]) -> float:
@@ -217,7 +224,7 @@ def broken(candidate: Candidate, place: int, limit: Limit) -> str | None:
         return None if limit.default else f"{limit.text}: not known{at} ({why_unknown(candidate, place, limit)})"
     if meets(limit, value):
         return None
-    return f"{limit.text}: {candidate.evidence} {show(value, METRICS[limit.metric].unit)}{at}"
+    return f"{limit.text}: {candidate.evidence} {show_beside(value, limit.bound, METRICS[limit.metric].unit)}{at}"
 
 
 def why_unknown(candidate: Candidate, place: int, limit: Limit) -> str:

@@ -9,18 +9,19 @@ from typing import Any
 
 from llmopt.core.domain import Goal, Limit
 from llmopt.core.metrics import METRICS
-from llmopt.core.units import show
+from llmopt.core.units import bound_that_holds, show
 from llmopt.recommend.candidates import Candidate
-from llmopt.recommend.constraints import excess, holds, of_the_load
+from llmopt.recommend.constraints import breaks, excess, holds, of_the_load
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A candidate at one of its loads, and by how much each limit is broken there."""
+    """A candidate at one of its loads, which limits are broken there, and by how much: by nothing where it is the bound itself."""
 
     candidate: Candidate
     at: int
     excesses: tuple[float, ...]
+    broken: tuple[bool, ...]
 
     @property
     def sort_key(self) -> tuple[str, int]:
@@ -41,7 +42,7 @@ def relaxation(candidates: Sequence[Candidate], goal: Goal) -> dict[str, Any]:
     """
     slos = any(map(of_the_load, goal.limits))
     places = [
-        Place(candidate=c, at=at, excesses=excesses_at(c, at, goal.limits))
+        place_at(c, at, goal.limits)
         for c in candidates
         for at, point in enumerate(c.points)
         if not point.invalid and not (slos and point.saturated)
@@ -50,7 +51,7 @@ def relaxation(candidates: Sequence[Candidate], goal: Goal) -> dict[str, Any]:
     together = min(places, key=lambda p: (sum(p.excesses), p.sort_key), default=None)
     if together is None or not math.isfinite(sum(together.excesses)):
         return {"binding": [], "each": [], "joint": None, "never_known": never_known(places, goal.limits)}
-    moved = [n for n, more in enumerate(together.excesses) if more > 0]
+    moved = [n for n, more in enumerate(together.broken) if more]
     return {
         "binding": [limit.text for limit, found in zip(goal.limits, each, strict=True) if found is not None],
         "each": [found for found in each if found is not None],
@@ -59,16 +60,22 @@ def relaxation(candidates: Sequence[Candidate], goal: Goal) -> dict[str, Any]:
             "load": together.candidate.points[together.at].load,
             "changes": [change(together, goal.limits[n]) for n in moved],
             "excess": sum(together.excesses),
-            "output_tps": together.candidate.value_at(together.at, "output_tps"),
+            **gives(together),
             "words": f"{' and '.join(change(together, goal.limits[n])['words'] for n in moved)} would let {together.words} through"
-            f"{throughput(together)}",
+            f"{gives_words(together)}",
         },
         "never_known": never_known(places, goal.limits),
     }
 
 
-def excesses_at(candidate: Candidate, at: int, limits: Sequence[Limit]) -> tuple[float, ...]:
-    return tuple(excess(candidate.value_at(at, x.metric, x.statistic), x) for x in limits)
+def place_at(candidate: Candidate, at: int, limits: Sequence[Limit]) -> Place:
+    values = [(candidate.value_at(at, x.metric, x.statistic), x) for x in limits]
+    return Place(
+        candidate=candidate,
+        at=at,
+        excesses=tuple(excess(value, x) for value, x in values),
+        broken=tuple(breaks(value, x) for value, x in values),
+    )
 
 
 def alone(places: Sequence[Place], limits: Sequence[Limit], number: int) -> dict[str, Any] | None:
@@ -76,7 +83,7 @@ def alone(places: Sequence[Place], limits: Sequence[Limit], number: int) -> dict
     enough = [
         p
         for p in places
-        if math.isfinite(p.excesses[number]) and not sum(p.excesses[:number]) and not sum(p.excesses[number + 1 :])
+        if math.isfinite(p.excesses[number]) and not any(p.broken[:number]) and not any(p.broken[number + 1 :])
     ]
     if not enough:
         return None
@@ -85,17 +92,20 @@ def alone(places: Sequence[Place], limits: Sequence[Limit], number: int) -> dict
     return moved | {
         "label": best.candidate.label,
         "load": best.candidate.points[best.at].load,
-        "output_tps": best.candidate.value_at(best.at, "output_tps"),
-        "words": f"{moved['words']} alone would let {best.words} through{throughput(best)}",
+        **gives(best),
+        "words": f"{moved['words']} alone would let {best.words} through{gives_words(best)}",
     }
 
 
 def change(place: Place, limit: Limit) -> dict[str, Any]:
-    """From the bound to the value that was measured."""
+    """From the bound to the value that was measured; ``limit_that_holds`` is written as the option takes it."""
     value, unit = place.candidate.value_at(place.at, limit.metric, limit.statistic), METRICS[limit.metric].unit
     assert value is not None
     relative = excess(value, limit)
-    more = f"{relative:.0%} {'more' if limit.comparison[0] == '<' else 'less'}" if limit.bound else "instead of 0"
+    at_most = limit.comparison[0] == "<"
+    more = f"{relative * 100:.3g}% {'more' if at_most else 'less'}" if limit.bound else "instead of 0"
+    name = limit.text.partition(limit.comparison)[0]
+    held = f"{name}{limit.comparison[0]}={bound_that_holds(value, unit, at_most=at_most)}"
     return {
         "limit": limit.text,
         "metric": limit.metric,
@@ -103,13 +113,21 @@ def change(place: Place, limit: Limit) -> dict[str, Any]:
         "from": limit.bound,
         "to": value,
         "relative": relative,
-        "words": f"{limit.text} relaxed to {show(value, unit)} ({more})",
+        "limit_that_holds": held,
+        "words": f"{limit.text} relaxed to {held}" + (f" ({more})" if relative else ""),
     }
 
 
-def throughput(place: Place) -> str:
-    rate = place.candidate.value_at(place.at, "output_tps")
-    return "" if rate is None else f", with {show(rate, 'tps')}"
+def gives(place: Place) -> dict[str, float | None]:
+    """What the one that is let through gives and costs at its load; money only where a price is known."""
+    return {name: place.candidate.value_at(place.at, name) for name in ("output_tps", "cost")}
+
+
+def gives_words(place: Place) -> str:
+    found = gives(place)
+    parts = [show(found["output_tps"], "tps")] if found["output_tps"] is not None else []
+    parts += [f"{show(found['cost'], 'price')} per 1M output tokens"] if found["cost"] is not None else []
+    return f", with {' and '.join(parts)}" if parts else ""
 
 
 def never_known(places: Sequence[Place], limits: Sequence[Limit]) -> list[str]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt.core.errors import UsageError
-from llmopt.core.units import BYTES, TIME, parse_quantity, show
+from llmopt.core.units import BYTES, TIME, bound_that_holds, parse_quantity, show, show_beside
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,28 @@ def test_a_shown_size_reads_back(size):
 def test_a_shown_share_reads_back(share):
     found = parse_quantity(show(share, "share"), "share")
     assert math.isclose(found, share, abs_tol=0.0006)
+
+
+@given(st.floats(1e-9, 1e12), st.sampled_from(["s", "bytes", "tps", "nats"]), st.booleans())
+def test_a_bound_that_holds_is_never_on_the_wrong_side(value, unit, at_most):
+    found = parse_quantity(bound_that_holds(value, unit, at_most=at_most), unit)
+    assert found >= value if at_most else found <= value
+    assert found == pytest.approx(value, rel=2e-3)
+
+
+def test_a_bound_is_written_as_an_option_takes_it():
+    assert bound_that_holds(0.512345, "s", at_most=True) == "512.4ms"
+    assert bound_that_holds(0.99985, "share", at_most=False) == "99.98%"
+    assert bound_that_holds(0.0321, "rps", at_most=False) == "0.0321"
+
+
+def test_a_figure_beside_the_bound_that_it_misses_is_told_from_it():
+    assert show_beside(0.99985, 0.9999, "share") == "99.98%"
+    assert show_beside(0.50004, 0.5, "s") == "500.04 ms"
+    assert show_beside(0.7, 0.5, "s") == "700.0 ms"
+
+
+def test_small_rates_and_shares_keep_their_digits():
+    assert show(0.0321, "rps") == "0.0321 req/s"
+    assert show(0.0004, "share") == "0.04%"
+    assert show(2e-6, "s") == "0.002 ms"

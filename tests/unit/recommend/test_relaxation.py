@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmopt.core.domain import Goal
 from llmopt.core.limits import parse_limit
@@ -22,7 +24,10 @@ def test_the_limit_that_binds_and_the_least_that_lets_something_pass():
     (each,) = found["each"]
     assert (each["label"], each["load"], each["to"]) == ("a on hf", "4 users", 0.2)
     assert each["relative"] == pytest.approx(0.2 / 0.09 - 1)
-    assert "relaxed to 200.0 ms (122% more) alone would let a on hf at 4 users through, with 150 tok/s" in each["words"]
+    assert (
+        "relaxed to ttft_p95<=200ms (122% more) alone would let a on hf at 4 users through, with 150 tok/s"
+        in each["words"]
+    )
 
 
 def test_each_limit_alone_is_told_when_either_would_do():
@@ -72,3 +77,31 @@ def test_rejections_are_counted_by_limit():
 def test_runs_without_a_figure_are_no_way_out():
     runs = [run("dark", metrics=metrics() | {"ttft_s": None}), *curve("a", u1=(90, 0.11))]
     assert relaxed(runs, "ttft_p95<100ms")["joint"]["label"] == "a on hf"
+
+
+def test_a_strict_limit_that_is_missed_by_nothing_is_what_gives():
+    found = relaxed(curve("a", u1=(90, 0.1)), "ttft_p95<100ms")
+    assert found["binding"] == ["ttft_p95<100ms"]
+    assert found["each"][0]["words"].startswith("ttft_p95<100ms relaxed to ttft_p95<=100ms alone would let a on hf")
+    assert found["joint"]["changes"][0]["limit_that_holds"] == "ttft_p95<=100ms"
+
+
+def test_one_that_is_missed_by_nothing_is_not_kept_while_another_gives():
+    found = relaxed(curve("a", u1=(90, 0.1)), "ttft_p95<100ms", "output_tps>=100")
+    assert found["binding"] == []
+    assert len(found["joint"]["changes"]) == 2
+
+
+@given(st.floats(1e-5, 1e4))
+def test_the_limit_that_is_printed_lets_it_pass(seconds):
+    runs = curve("a", u1=(90, seconds))
+    each = relaxed(runs, "ttft_p95<1us")["each"][0]
+    limit = parse_limit(each["limit_that_holds"])
+    assert recommend(comparable(runs).candidates, Goal(limits=(limit,))).ranked
+
+
+def test_what_it_costs_is_told_where_a_price_is_known():
+    candidates = comparable(CURVES, price_per_hour=3.6).candidates
+    found = recommend(candidates, Goal(limits=(parse_limit("ttft_p95<90ms"),), price_per_hour=3.6)).relaxation
+    assert found["each"][0]["cost"] == pytest.approx(20)
+    assert found["joint"]["words"].endswith("with 50.0 tok/s and 20 per 1M output tokens")
