@@ -37,6 +37,7 @@ class GpuSample:
 
     index: int
     used_bytes: int | None = None
+    total_bytes: int | None = None
     util: float | None = None
     power_w: float | None = None
     sm_mhz: float | None = None
@@ -77,6 +78,7 @@ class Nvml:
         return GpuSample(
             index=index,
             used_bytes=None if memory is None else int(memory.used),
+            total_bytes=None if memory is None else int(memory.total),
             util=None if util is None else util.gpu / 100,
             power_w=None if milliwatts is None else milliwatts / 1000,
             sm_mhz=ask(lambda: float(lib.nvmlDeviceGetClockInfo(handle, lib.NVML_CLOCK_SM))),
@@ -114,12 +116,13 @@ class Amdsmi:
         violations = ask(lambda: lib.amdsmi_get_violation_status(handle)) or {}
         energy = ask(lambda: lib.amdsmi_get_energy_count(handle))
         users = ask(lambda: lib.amdsmi_get_gpu_process_list(handle))
-        used = number(memory.get("vram_used"))
+        used, there = (number(memory.get(f"vram_{word}")) for word in ("used", "total"))
         util = number(activity.get("gfx_activity"))
         watts = [number(power.get(f"{kind}_socket_power")) for kind in ("current", "average")]
         return GpuSample(
             index=index,
             used_bytes=None if used is None else round(used * 2**20),
+            total_bytes=None if there is None else round(there * 2**20),
             util=None if util is None else util / 100,
             power_w=next((w for w in watts if w), None),
             sm_mhz=self.clock(handle),

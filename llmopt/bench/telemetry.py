@@ -243,6 +243,10 @@ class Telemetry:
         readings = [s.energy_j for samples in self.gpu for s in samples if s.index == index and s.energy_j is not None]
         return readings[-1] - readings[0] if len(readings) > 1 else None
 
+    def memory_of(self, index: int) -> int | None:
+        """All that one card has."""
+        return next((s.total_bytes for samples in self.gpu for s in samples if s.index == index), None)
+
     def metrics(self) -> dict[str, Any]:
         """By record key."""
         return {
@@ -266,6 +270,7 @@ class Telemetry:
             "throttled": self.throttled,
             "samples": self.samples,
             "gpus": sorted(self._own),
+            "gpu_memory_bytes": [self.memory_of(index) for index in sorted(self._own)],
             "gpu_source": self._gpu.name if self._gpu is not None else None,
             "foreign_gpu_processes": self.foreign_gpu_processes,
             "sm_mhz": mean(self.column("sm_mhz")),

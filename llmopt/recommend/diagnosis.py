@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llmopt.recommend.candidates import Candidate
-from llmopt.recommend.points import NOISY_SPREAD, spread_of_three
+from llmopt.recommend.points import NOISY_SPREAD, Point, spread_of_three
 
 FULL = 0.95  # of a KV cache: blocks are given out whole, so the last per cent is never used
 HALF = 0.5
@@ -83,9 +83,9 @@ def memory_bound(c: Candidate) -> Diagnosis | None:
     """Nearly all memory of the machine is taken: nothing is left for more sequences or a longer context."""
     record = c.point.record
     used, there = c.value("peak_rss_bytes"), record.machine.memory_bytes
-    gpus = [g.get("memory_bytes") for g in record.telemetry.get("gpus") or [] if isinstance(g, dict)]
-    if (video := c.value("peak_vram_bytes")) and gpus and all(gpus):
-        used, there = video, sum(g for g in gpus if g)
+    if video := c.value("peak_vram_bytes"):
+        gpus = record.telemetry.get("gpu_memory_bytes") or [None]
+        used, there = video, 0 if None in gpus else sum(gpus)
     if not used or not there or used < NEARLY_ALL * there:
         return None
     return Diagnosis(
@@ -100,20 +100,29 @@ def queueing(c: Candidate) -> Diagnosis | None:
     """Requests wait for their turn before anything is computed for them."""
     queue, ttft = c.value("server_queue", "mean"), c.value("ttft", "mean")
     share = queue / ttft if queue is not None and ttft else None
-    lowest = c.points[0]
+    lowest, full = c.points[0], over_full(c, c.point)
     grown = ratio(c.value("ttft", "p50"), lowest.value("ttft", "p50")) if c.at else None
     slowed = ratio(c.value("tpot", "p50"), lowest.value("tpot", "p50")) if c.at else None
     by_curve = share is None and (grown or 0) > GROWN and slowed is not None and slowed < STEADY
-    if not c.point.saturated and not (share is not None and share > HALF) and not by_curve:
+    if (
+        not c.point.saturated
+        and not (share is not None and share > HALF)
+        and not by_curve
+        and not (full and share is None)
+    ):
         return None
     seqs, users = c.identity["serve"].get("max_num_seqs"), c.point.level
-    full = seqs is not None and users is not None and c.point.workload["load"] == "closed" and users > seqs
-    words = "requests come faster than they are answered: the queue grows as long as the load lasts"
-    if not c.point.saturated:
-        words = f"requests wait for their turn: {share:.0%} of the time to the first token" if share is not None else (
+    if c.point.saturated:
+        words = "requests come faster than they are answered: the queue grows as long as the load lasts"
+    elif share is not None:
+        words = f"requests wait for their turn: {share:.0%} of the time to the first token"
+    elif by_curve:
+        words = (
             f"requests wait for their turn: the first token takes {grown:.1f} times as long as at {lowest.load},"
             " the tokens after it no longer"
-        )  # fmt: skip
+        )
+    else:
+        words = f"requests wait for their turn: there are {users:g} users, and {seqs} sequences at once"
     return Diagnosis(
         code="queueing",
         words=words,
@@ -128,11 +137,26 @@ def queueing(c: Candidate) -> Diagnosis | None:
     )
 
 
+def over_full(c: Candidate, point: Point) -> bool:
+    """Whether a closed loop has more users than the engine has sequences: some of them always wait."""
+    seqs, users = c.identity["serve"].get("max_num_seqs"), point.level
+    return seqs is not None and users is not None and point.workload["load"] == "closed" and users > seqs
+
+
+def nobody_waits(c: Candidate, point: Point) -> bool:
+    """One user alone, no more than the engine has sequences, or a rate that it keeps up with."""
+    if point.workload["load"] != "closed":
+        return not point.saturated
+    return point.level == 1 or (c.identity["serve"].get("max_num_seqs") is not None and not over_full(c, point))
+
+
 def prefill_bound(c: Candidate) -> Diagnosis | None:
     prefill, e2e = c.value("server_prefill", "mean"), c.value("e2e", "mean")
     source = "server_prefill_mean_s"
     if prefill is None and c.value("server_queue", "mean") is None:
-        # Without a word of the server: the first token at the lowest load, where nobody waits.
+        # Without a word of the server: the first token at the lowest load, if nobody waits there.
+        if not nobody_waits(c, c.points[0]):
+            return None
         prefill, e2e, source = c.points[0].value("ttft", "p50"), c.value("e2e", "p50"), "ttft_p50_at_lowest_load_s"
     share = ratio(prefill, e2e)
     if share is None or share <= HALF:

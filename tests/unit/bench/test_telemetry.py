@@ -68,6 +68,7 @@ def test_gpu_memory_power_and_use_of_the_servers_card():
         "the last moment stays, and is read at the end"
     )
     assert found.record()["gpus"] == [0]
+    assert found.record()["gpu_memory_bytes"] == [81_559 << 20]
     assert found.record()["clock_reasons"] == {"power_cap": pytest.approx(2 / 3)}
     assert not found.throttled, "a card at its power limit does what it was built for"
 

@@ -104,3 +104,26 @@ def test_an_open_loop_that_falls_behind_is_queueing():
     figures = timed(3.0, 0.01, 3.3) | {"requests_per_s": 4.0}
     one = found(run(metrics=figures, workload=WORKLOAD | {"load": "open", "rate": 8.0}))
     assert "the queue grows" in one["queueing"]["words"]
+
+
+def test_more_users_than_sequences_are_queueing_and_no_long_prompt():
+    figures = timed(0.9, 0.003, 1.0)
+    one = found(
+        run(metrics=figures, workload=WORKLOAD | {"concurrency": 64}, serve={"backend": "hf", "max_num_seqs": 4})
+    )
+    assert set(one) == {"queueing"}
+    assert "64 users, and 4 sequences" in one["queueing"]["words"]
+
+
+def test_users_of_whom_none_waits_may_be_prefill_bound():
+    figures = timed(0.9, 0.003, 1.0)
+    assert set(found(run(metrics=figures, serve={"backend": "hf", "max_num_seqs": 4}))) == {"prefill-bound"}
+    assert found(run(metrics=figures)) == {}  # nobody knows how many sequences there are
+
+
+def test_gpu_memory_that_is_all_taken_is_memory_bound():
+    card = 80 * 2**30
+    telemetry = {"gpus": [0], "gpu_memory_bytes": [card]}
+    one = found(run(metrics=metrics() | {"peak_vram_bytes": 0.95 * card}, telemetry=telemetry))
+    assert one["memory-bound"]["evidence"]["memory_bytes"] == card
+    assert found(run(metrics=metrics() | {"peak_vram_bytes": 0.5 * card}, telemetry=telemetry)) == {}
