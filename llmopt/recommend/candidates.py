@@ -15,9 +15,10 @@ from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.run_record import QUALITY
 from llmopt.core.run_table import RunTable, table_of
 from llmopt.recommend.points import EVIDENCE, OF_SLOS, PEAKS, Curves, Point, task_scores
-from llmopt.recommend.ties import over_runs
+from llmopt.recommend.ties import over_requests, over_runs
 
 INTERVALS = ("output_tps", "ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "peak_rss_bytes", "peak_vram_bytes")
+SHARES_OF_REQUESTS = ("error_rate", "slo_attainment")
 # What must be alike, and how runs that differ in it are called; the first that differs names them.
 CONTEXT = {
     "machine": "another machine",
@@ -93,8 +94,8 @@ class Candidate:
     def value_at(self, place: int, name: str, statistic: str | None = None) -> float | None:
         """A peak is the highest up to this load: caches grow, and memory must suffice for the way there too."""
         if name in PEAKS:
-            below = [v for p in self.points[: place + 1] if (v := p.value(name)) is not None]
-            return max(below, default=None)
+            way = [p for p in self.points[: place + 1] if not p.invalid] or [self.points[place]]
+            return max((v for p in way if (v := p.value(name)) is not None), default=None)
         if name == "task_score":
             return self.task_scores.get(statistic or "", (None, None))[0]
         if name in QUALITY:
@@ -132,7 +133,8 @@ class Candidate:
     def _interval(self, name: str) -> dict[str, Any] | None:
         """95 %: over runs where there are three or more; else the widest of the runs' own. ``name`` with its statistic.
 
-        Of quality its own, over windows of the text.
+        Of quality its own, over windows of the text; of shares of requests over all of them; of a peak, the highest that
+        was seen, none.
         """
         metric, statistic = (
             parse_metric(name, bare_distribution=True) if name != "task_score" else (METRICS[name], None)
@@ -141,14 +143,28 @@ class Candidate:
             bounds = (self.quality or {}).get(f"{QUALITY[metric.name].removesuffix('_agreement')}_interval")
             return {"low": bounds[0], "high": bounds[1], "over": "windows of text"} if bounds else None
         point = self.point
+        if metric.name in PEAKS:
+            return None
+        if metric.name in SHARES_OF_REQUESTS and (shares := self.share_interval(metric.name)) is not None:
+            return shares
         values = point.values(metric.name, statistic)
         complete = len(values) == point.runs or metric.name in ("output_tps", "total_tps", "requests_per_s", "cost")
-        if complete and (bounds := over_runs(values, highest=metric.name in PEAKS)) is not None:
+        if complete and (bounds := over_runs(values)) is not None:
             return {"low": bounds[0], "high": bounds[1], "over": "runs"}
         if metric.name in ("cost", "cost_blended", "cost_input"):
             return self.cost_interval(metric.name)
         own = point.own_interval(name)
         return {"low": own[0], "high": own[1], "over": "blocks"} if own else None
+
+    def share_interval(self, name: str) -> dict[str, Any] | None:
+        """Three runs without a failure show no more than that failures are rare."""
+        column, rows = self.curves.table.column, self.point.rows
+        shares, counts = column(name)[rows], column("requests_ok")[rows] + column("requests_failed")[rows]
+        shown = self.point.value(name)
+        if shown is None or (shares + counts != shares + counts).any():
+            return None
+        low, high = over_requests(shares.tolist(), counts.tolist(), shown)
+        return {"low": low, "high": high, "over": "requests (Wilson)"}
 
     def cost_interval(self, name: str) -> dict[str, Any] | None:
         """As uncertain as the throughput that it follows from."""
@@ -170,7 +186,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparable:
-    """The candidates of one machine, model and shape of workload; ``left_out``: how many runs had another, by what."""
+    """The candidates of one machine, model and shape of workload; ``left_out``: how many runs are in none of them, and why."""
 
     candidates: tuple[Candidate, ...]
     machine: dict[str, Any]
@@ -212,7 +228,7 @@ def comparable(
         machine=asdict(run.machine),
         workload=run.workload,
         base=run.artifact.get("base_name", ""),
-        left_out={} if force else left_out,
+        left_out=({} if force else left_out) | curves.superseded,
         forced=force and bool(left_out),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics as st
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,13 +37,14 @@ class Curves:
     """The points of all configurations of a table; ``members`` of point ``n`` are the rows of its usable runs.
 
     Of a configuration only the runs of the newest engine version count, and only those of its best evidence; of a point
-    only those that are not invalid, where there is one.
+    only those that are not invalid, where there is one.  ``superseded``: how many runs that leaves out, by what.
     """
 
     def __init__(self, table: RunTable, rows: NDArray[np.int64], price_per_hour: float | None = None) -> None:
         import numpy as np
 
         self.table, self.price_per_hour = table, price_per_hour
+        self.superseded: dict[str, int] = {}
         configuration = table.codes["configuration"][rows]
         rows = rows[np.lexsort((table.run_ids[rows], table.started_at[rows], configuration))]
         rows = self._newest(rows)
@@ -108,11 +110,17 @@ class Curves:
         best = np.full(len(self.table.vocabulary["configuration"]), len(EVIDENCE))
         np.minimum.at(best, configuration, evidence)
         keep = evidence == best[configuration]
+        self._superseded("estimates where there are measurements", keep)
         rows, configuration = rows[keep], configuration[keep]
         version = self.table.codes["version"][rows]
         newest = np.zeros(len(best), np.int64)
         newest[configuration] = version  # the last of each wins, and they are in the order of their start
+        self._superseded("an older version of the engine", version == newest[configuration])
         return np.asarray(rows[version == newest[configuration]])
+
+    def _superseded(self, words: str, keep: NDArray[np.bool_]) -> None:
+        if count := int((~keep).sum()):
+            self.superseded[words] = count
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -270,8 +278,10 @@ class Point:
         """Whether an open loop asked for more than the server can do. Of a closed loop the whole curve tells."""
         if self.workload["load"] != "open" or self.level is None:
             return False
-        sent = self.curves.table.column("achieved_rate")[self.rows]
-        rate = min(self.level, *(float(s) for s in sent if s == s)) if (sent == sent).any() else self.level
+        rate = self.level
+        if "held_back" not in self.codes:  # by a cap, which sends no more than the server answers
+            sent = self.curves.table.column("achieved_rate")[self.rows]
+            rate = min(rate, *sent[sent == sent].tolist(), math.inf)  # what chance, or a slow client, really asked
         return past_saturation(rate, self.value("requests_per_s"), self.codes)
 
     @property

@@ -154,7 +154,7 @@ def footnotes(document: dict[str, Any]) -> list[str]:
     if runs:
         counts = "–".join(str(n) for n in sorted({min(runs), max(runs)}))
         notes.append(f"Figures are medians of {counts} run(s), memory the highest peak.")
-        notes.append(f"Intervals are 95 % bootstraps over {' and '.join(sorted(over)) or 'nothing'}.")
+        notes.append(f"Intervals are of 95 %, over {' and '.join(sorted(over)) or 'nothing'}.")
     if any(not row["on_front"] for row in document["ranked"]):
         notes.append("· behind the Pareto front of throughput, latency, memory and KL.")
     if any(row["knee"] for row in document["ranked"]):
@@ -169,7 +169,11 @@ def footnotes(document: dict[str, Any]) -> list[str]:
         )
     if document["left_out"]:
         parts = ", ".join(f"{count:,} of {what}" for what, count in document["left_out"].items())
-        notes.append(f"{document['runs_left_out']:,} run(s) are left out: {parts}. --force ranks them all together.")
+        unlike = any(
+            "other" in what for what in document["left_out"]
+        )  # the rest is superseded, and left out at any rate
+        way = " --force ranks unlike runs together." if unlike else ""
+        notes.append(f"{document['runs_left_out']:,} run(s) are left out: {parts}.{way}")
     if document["copies"]:
         notes.append(f"{document['copies']:,} record(s) lie there twice, and count once.")
     if document["files_skipped"]:

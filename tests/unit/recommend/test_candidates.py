@@ -1,3 +1,4 @@
+import math
 import statistics
 from dataclasses import replace
 
@@ -72,8 +73,10 @@ def test_memory_is_the_highest_peak_of_all_runs():
 def test_only_runs_of_the_newest_engine_version_count():
     old = run(throughput=1, started_at="2025-01-01", backend={"name": "hf", "version": "1.0"})
     new = run(throughput=9, started_at="2025-02-01", backend={"name": "hf", "version": "2.0"})
-    found = only([old, new])
-    assert (found.runs, found.value("output_tps")) == (1, 9)
+    found = comparable([old, new])
+    (one,) = found.candidates
+    assert (one.runs, one.value("output_tps")) == (1, 9)
+    assert found.left_out == {"an older version of the engine": 1}
 
 
 def test_quality_becomes_a_metric():
@@ -88,7 +91,8 @@ def test_without_quality_its_metrics_are_unknown():
 
 def test_three_runs_give_an_interval_over_runs():
     found = only(repeats(100, 104, 102)).intervals["output_tps"]
-    assert found == {"low": 100, "high": 104, "over": "runs"}
+    half = 4.303 * 2 / math.sqrt(3)
+    assert found == {"low": pytest.approx(102 - half), "high": pytest.approx(102 + half), "over": "runs"}
 
 
 def test_two_runs_keep_the_widest_of_their_own_intervals():
@@ -101,10 +105,23 @@ def test_an_interval_holds_the_figure_that_it_is_printed_beside():
     assert found.intervals["output_tps"]["low"] <= found.value("output_tps") <= found.intervals["output_tps"]["high"]
 
 
-def test_the_interval_of_memory_holds_its_peak():
+def test_a_peak_is_the_highest_that_was_seen_and_has_no_interval():
     found = only([run(metrics=metrics(memory=m)) for m in (1.0, 1.0, 1.0, 1.0, 1.0, 9.0)])
-    assert found.intervals["peak_rss_bytes"]["low"] <= found.value("peak_rss_bytes")
-    assert found.value("peak_rss_bytes") <= found.intervals["peak_rss_bytes"]["high"]
+    assert (found.value("peak_rss_bytes"), found.intervals["peak_rss_bytes"]) == (9.0, None)
+
+
+def test_no_failure_in_three_runs_is_no_proof_that_there_are_none():
+    found = only([run(metrics=metrics(t) | {"requests_ok": 64, "requests_failed": 0}) for t in (100, 101, 102)])
+    bounds = found.interval("error_rate")
+    assert (bounds["low"], bounds["over"]) == (0.0, "requests (Wilson)")
+    assert bounds["high"] == pytest.approx(0.0196, abs=1e-4)
+
+
+def test_memory_of_an_invalid_load_on_the_way_up_does_not_count():
+    low = run(metrics=metrics(memory=7.0), verdict=INVALID, workload=WORKLOAD | {"concurrency": 1}, run_id="a")
+    (found,) = comparable([low, run(metrics=metrics(memory=1.0))]).candidates
+    assert found.value_at(1, "peak_rss_bytes") == 1.0
+    assert found.value_at(0, "peak_rss_bytes") == 7.0
 
 
 def test_runs_that_disagree_are_noisy():

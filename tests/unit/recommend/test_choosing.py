@@ -111,3 +111,16 @@ def test_memory_is_the_peak_of_all_loads_up_to_the_point():
 @pytest.mark.parametrize("name", ["ttft_p50", "e2e_p95", "tpot_p99", "requests_per_s"])
 def test_any_metric_can_be_the_objective(name):
     assert recommend(comparable(curve(**RISING)).candidates, Goal(optimize=name)).ranked
+
+
+def test_a_load_that_a_cap_held_back_is_past_saturation():
+    held = Verdict.of((Doubt(code="held_back", severity="suspect", message="m", remedy="r"),))
+    runs = [
+        run(metrics=metrics(32 * sent) | {"requests_per_s": sent}, run_id=str(rate), client={"achieved_rate": sent},
+            workload=WORKLOAD | {"load": "open", "rate": rate, "max_concurrency": 8},
+            verdict=held if sent < rate else Verdict(status="valid"))
+        for rate, sent in ((10.0, 10.0), (20.0, 20.0), (100.0, 20.0))
+    ]  # fmt: skip
+    found = chosen(runs, "ttft_p95<700ms")
+    assert found.point.load == "20 requests/s"
+    assert [p.saturated for p in found.points] == [False, False, True]
