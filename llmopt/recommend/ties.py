@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from llmopt.core.statistics import Z_95, percentile, t_95
+from llmopt.core.statistics import Z_95, percentile, t_95, wilson
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 RESAMPLES, MANY = 1000, (20, 300)  # of more than 20 values 300 resamples place an end as well
 FEWEST_RUNS = 3
 SURE = 0.975  # two-sided 95 %: below it nobody has won
-
-Over = Literal["runs", "blocks", "windows of text"]
 
 
 @lru_cache(64)
@@ -39,15 +37,34 @@ def stretch(count: int) -> float:
     return t_95(count - 1) / Z_95 * math.sqrt(count / (count - 1))
 
 
-def over_runs(values: Sequence[float], *, highest: bool = False) -> tuple[float, float] | None:
-    """95 % bootstrap interval of the median (of the highest value) over runs; ``None`` below three."""
+def over_runs(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval over runs of their median; ``None`` below three.
+
+    Of a few by Student's t about their mean, widened to hold the median that it stands beside: the bootstrap of three values
+    is no more than their range, and left out the truth in one case of four (simulated: .75 of three, .87 of four; by t .95).
+    Of many the stretched bootstrap of the median.  What is never below zero has no end there.
+    """
     import numpy as np
 
-    if len(values) < FEWEST_RUNS:
+    count = len(values)
+    if count < FEWEST_RUNS:
         return None
-    drawn = np.array(values)[draws(len(values), 0)]
-    estimates = (drawn.max(axis=1) if highest else np.median(drawn, axis=1)).tolist()
-    return percentile(estimates, 2.5), percentile(estimates, 97.5)
+    ordered = np.sort(np.array(values, np.float64))
+    median = float(ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+    if count <= MANY[0]:
+        mean, half = float(ordered.mean()), t_95(count - 1) * float(ordered.std(ddof=1)) / math.sqrt(count)
+        low, high = min(median, mean - half), max(median, mean + half)
+    else:
+        drawn = np.median(ordered[draws(count, 0)], axis=1).tolist()
+        low, high = (median + (percentile(drawn, p) - median) * stretch(count) for p in (2.5, 97.5))
+    return (max(low, 0.0) if ordered[0] >= 0 else low), high
+
+
+def over_requests(shares: Sequence[float], counts: Sequence[float], shown: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share over the requests of all runs together, widened to hold the one that is ``shown``."""
+    hits = sum(share * count for share, count in zip(shares, counts, strict=True))
+    low, high = wilson(round(hits), round(sum(counts)))
+    return min(low, shown), max(high, shown)
 
 
 def beats(one: Sequence[float], other: Sequence[float], *, lower_is_better: bool) -> float:

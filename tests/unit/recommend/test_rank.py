@@ -163,7 +163,7 @@ def test_rejected_ones_neither_rank_nor_dominate():
 
 def test_reasons_name_the_figure_its_interval_and_its_ratio_to_the_base():
     found = ranked(candidate("nf4", throughput=200, spread=0.1), candidate("bf16", throughput=100, latency_s=0.5))
-    assert found[0].reasons[0] == "throughput 200 tok/s [180 tok/s, 220 tok/s], 2.00× bf16 on hf"
+    assert found[0].reasons[0] == "throughput 200 tok/s [150 tok/s, 250 tok/s], 2.00× bf16 on hf"
     assert found[0].reasons[1] == "at 4 users: the one load measured"
 
 

@@ -1,8 +1,9 @@
+import math
 import random
 
 import pytest
 
-from llmopt.recommend.ties import beats, beats_by_interval, over_runs
+from llmopt.recommend.ties import beats, beats_by_interval, over_requests, over_runs
 
 
 def test_who_is_always_better_surely_beats():
@@ -46,4 +47,17 @@ def test_points_without_width_are_compared_by_themselves():
 
 def test_two_runs_are_too_few_for_an_interval():
     assert over_runs([1.0, 2.0]) is None
-    assert over_runs([1.0, 2.0, 3.0]) == (1.0, 3.0)
+    assert over_runs([1.0, 2.0, 3.0]) == (0.0, pytest.approx(2 + 4.303 / math.sqrt(3)))
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8, 25])
+def test_an_interval_over_runs_holds_the_truth_as_often_as_it_says(count):
+    rng = random.Random(count)
+    bounds = [over_runs([rng.gauss(100, 3) for _ in range(count)]) for _ in range(1500)]
+    assert 0.93 < sum(low <= 100 <= high for low, high in bounds) / 1500 < 0.97
+
+
+def test_shares_of_requests_are_over_all_of_them():
+    low, high = over_requests([0.0, 0.0, 0.0], [64, 64, 64], 0.0)
+    assert (low, high) == (0.0, pytest.approx(0.0196, abs=1e-4))
+    assert over_requests([0.0, 0.0, 0.9], [64, 64, 64], 0.0)[0] == 0.0
