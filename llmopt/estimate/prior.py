@@ -62,7 +62,7 @@ def prior(
 
 def expected(model: Path, asked: Asked, metric: str, peak: Peak, knowledge: Knowledge) -> Expected | None:
     quantization, options, workload = asked
-    if workload.load != "closed":
+    if workload.load != "closed" or workload.prefix_tokens:  # the estimate knows no cache of prefixes
         return None
     users = min(workload.concurrency, options.max_num_seqs)
     try:

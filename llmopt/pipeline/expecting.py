@@ -72,17 +72,17 @@ def cannot_fit(
 
 
 def priors(
-    model: Path, contestants: Mapping[str, Contestant], metric: str, better: Literal["higher", "lower"], results: Path
+    model: Path, contestants: Mapping[str, Contestant], metric: str, better: Literal["higher", "lower"]
 ) -> dict[str, Prior]:
     """What the race may expect of each; nothing unless the estimate is sure enough of all: then runs of this machine taught it.
 
-    ``results``: of earlier starts, read beside the folders where llmopt usually writes.
+    Runs from where llmopt usually writes: the race's own would vouch for themselves when it goes on.
     """
     asked = {
         label: [(c.case.artifact.quantization, c.case.serve, workload) for workload in c.workloads]
         for label, c in contestants.items()
     }
-    folders = [folder for folder in (results, *map(Path, USUAL)) if folder.is_dir()]
+    folders = [folder for folder in map(Path, USUAL) if folder.is_dir()]
     if not folders:
         return {}
     every = iter(prior(model, [one for own in asked.values() for one in own], metric, folders))

@@ -158,9 +158,7 @@ class Racing:
         self.results, self.state = folder / "results", folder / STATE
         self.metric, self.statistic, better = objective(job.goal, video=bool(this_machine().gpus))
         traits = {label: contestant.traits for label, contestant in self.contestants.items()}
-        expected = (
-            {} if job.exhaustive else priors(job.model, self.contestants, self.metric, better, folder / "results")
-        )
+        expected = {} if job.exhaustive else priors(job.model, self.contestants, self.metric, better)
         self.race = Race(list(self.contestants), better=better, prior=expected, traits=traits, seed=job.seed)
         self.runs: list[Measurement] = []
         self.failures, proposed = read_state(self.state)
