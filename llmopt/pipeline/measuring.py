@@ -177,7 +177,7 @@ def serving_case(
     backend = require_loadable(case.serve.backend, case.artifact.quantization)
     require_adapters(backend, case.serve, case.workload.adapters)
     environment = environments.find(backend.needs, python)
-    log = own_log(results / "logs" / f"{case.artifact.label}-{backend.name}")
+    log = own_log(results / "logs" / f"{case.artifact.label}-{backend.name}-{case.key[:8]}")
     prepare_results(results, this_machine())
     tokenizer, vram_before = load_tokenizer(case.artifact.path), used_by_gpu()
     if doubt := backend.doubt(version_of(backend, environment)):

@@ -104,15 +104,6 @@ def test_the_same_case_served_twice_has_two_logs(served, environment):
     finally:
         second.terminate()
         second.communicate(timeout=20)
-    with subprocess.Popen(
-        [*SERVE, "--backend", "scripted", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-    ) as third:
-        assert third.stdout.readline()
-        logs = {
-            log.stem.rpartition("-")[2] for log in Path(environment["LLMOPT_HOME"]).glob("logs/serve-scripted-*.log")
-        }
-        third.terminate()
-    assert logs == {str(served[0].pid), str(third.pid)}
 
 
 def test_the_last_words_of_an_engine_are_shown(tmp_path, capsys):
