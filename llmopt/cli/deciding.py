@@ -14,7 +14,7 @@ from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json, 
 from llmopt.core.errors import LlmoptError, UsageError
 
 if TYPE_CHECKING:
-    from llmopt.core.run_index import Skipped
+    from llmopt.core.run_files import Skipped
 
 limit = functools.partial(typer.Option, rich_help_panel="Limits")
 wish = functools.partial(typer.Option, rich_help_panel="What is best")
@@ -124,9 +124,10 @@ def no_runs(results: Path, skipped: Sequence[Skipped]) -> LlmoptError:
 
 
 def say_skipped(skipped: Sequence[Skipped]) -> None:
+    from llmopt.core.run_index import skipped_words
+
     if skipped:
-        count = f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped"
-        print(f"{count}: {'; '.join(f'{s.file}: {s.reason}' for s in skipped[:3])}", file=sys.stderr)
+        print(skipped_words(skipped), file=sys.stderr)
 
 
 def require_report(file: Path) -> None:

@@ -11,22 +11,20 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import threading
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llmopt.core.domain import Measurement, stable_hash
+from llmopt.core.domain import Machine, Measurement, stable_hash
 from llmopt.core.errors import StoreError
 from llmopt.core.files import PARTIAL
-from llmopt.core.possible import impossible
-from llmopt.core.run_record import SCHEMA
-from llmopt.core.run_row import NUMBERS, WORDS, Row, another_schema, read_row
-from llmopt.core.run_table import RunTable, assemble, joined
+from llmopt.core.run_files import NO_RUN, Skipped, read_files, record_files
+from llmopt.core.run_row import NUMBERS, WORDS
+from llmopt.core.run_table import RunTable, joined
 from llmopt.core.store import read_run
 
 if TYPE_CHECKING:
@@ -34,20 +32,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INDEX = ".runs.index"
+CHANGED_COPY = "it has the run_id of another record, and other figures: a copy that was changed"
 MAGIC = b"llmopt runs\n"
 LAYOUT = stable_hash([2, NUMBERS, WORDS])  # of the columns: an index of others is none of ours
 WORTH_WRITING = 1_000, 0.02  # files that an index lacks, and their share, before it is written
-AT_ONCE = 2_000  # files that a process reads before it hands over
-READ_AT_ONCE = 1 << 18
-NO_RUN = -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A file that was meant as a run and is none that can be used."""
-
-    file: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +54,6 @@ class Files:
     names: list[str]
     stamps: NDArray[np.int64]
     rows: NDArray[np.int64]
-
-
-@dataclass(kw_only=True)
-class Part:
-    """What one process has read."""
-
-    table: RunTable
-    rows: list[int]
-    skipped: list[Skipped] = field(default_factory=list)
 
 
 def read_store(results: Path) -> Stored:
@@ -106,9 +85,31 @@ def read_store(results: Path) -> Stored:
     place_of_row[files.rows[runs]] = runs
     order = files.rows[runs]
     order = order[np.lexsort((table.run_ids[order], table.started_at[order]))]
-    order, copies = without_copies(table, order)
+    order, copies, strange = without_copies(table, order, [files.names[place_of_row[row]] for row in order])
     names = [files.names[place_of_row[row]] for row in order]
+    skipped += tuple(Skipped(file=name, reason=CHANGED_COPY) for name in strange)
     return Stored(table=table.taken(order, lambda i: whole(folder / names[i])), skipped=skipped, copies=copies)
+
+
+def load_runs(
+    results: Path, *, machine: Machine | None = None, say: Callable[[str], None] | None = None
+) -> list[Measurement]:
+    """All runs under a results folder, oldest first; of one machine where given. Raises StoreError.
+
+    Files that are no run that can be used are skipped; ``say`` is told which.
+    """
+    stored = read_store(results)
+    if say is not None and stored.skipped:
+        say(skipped_words(stored.skipped))
+    table = stored.table
+    wanted = [n for n in range(len(table)) if machine is None or table.word("machine", n) == machine.fingerprint]
+    return [table.record(n) for n in wanted]
+
+
+def skipped_words(skipped: Sequence[Skipped]) -> str:
+    """How many, and the first of them with their reasons; all on one line."""
+    count = f"{len(skipped)} file{'s' if len(skipped) > 1 else ''} skipped"
+    return f"{count}: {'; '.join(f'{s.file}: {s.reason}' for s in skipped[:3])}"
 
 
 def whole(file: Path) -> Measurement:
@@ -118,38 +119,31 @@ def whole(file: Path) -> Measurement:
     return run
 
 
-def without_copies(table: RunTable, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """One record in two places is one run; the same name over other figures is another run."""
+def without_copies(
+    table: RunTable, order: NDArray[np.int64], names: Sequence[str]
+) -> tuple[NDArray[np.int64], int, list[str]]:
+    """One record in two places is one run. Of one name over other figures none can be trusted but the one in its own file.
+
+    The rows that are left, how many copies went, and the files that tell a run otherwise than another.
+    """
     import numpy as np
 
     ids = table.run_ids[order]
-    again = np.flatnonzero(ids[1:] == ids[:-1]) + 1
-    drop = [n for n in again if table.same(int(order[n]), int(order[n - 1]))]
-    return np.delete(order, drop), len(drop)
-
-
-# --- the files --------------------------------------------------------------------------------------------------
-
-
-def record_files(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """Names relative to the folder, in any order; hidden ones and machines' pages are none."""
-    found: list[tuple[str, os.stat_result]] = []
-    below = [""]
-    while below:
-        inside = below.pop()
-        with os.scandir(folder / inside) as entries:
-            for entry in entries:
-                name = entry.name
-                if name[0] == ".":
-                    continue
-                if name[-5:] == ".json":
-                    try:
-                        found.append((inside + name, entry.stat()))
-                    except FileNotFoundError:  # taken away since the folder was listed
-                        continue
-                elif entry.is_dir(follow_symlinks=False):
-                    below.append(f"{inside}{name}/")
-    return [pair for pair in found if not pair[0].endswith("machine.json")]
+    edges = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1], True])
+    drop, copies, strange = list[int](), 0, list[str]()
+    sizes = np.diff(edges)
+    for place in np.flatnonzero(sizes > 1):
+        first = int(edges[place])
+        group = range(first, first + int(sizes[place]))
+        if all(table.same(int(order[n]), int(order[first])) for n in group):
+            drop += group[1:]
+            copies += len(group) - 1
+            continue
+        own = [n for n in group if Path(names[n]).stem == ids[n].decode()]
+        out = [n for n in group if len(own) != 1 or n not in own]
+        drop += out
+        strange += [names[n] for n in out]
+    return np.delete(order, drop), copies, strange
 
 
 def stamped(found: Sequence[tuple[str, os.stat_result]]) -> Files:
@@ -175,74 +169,6 @@ def match(files: Files, old: Files | None) -> NDArray[np.int64]:
     same[same] = (files.stamps[same] == old.stamps[places[same]]).all(axis=1)
     files.rows[same] = old.rows[places[same]]
     return np.flatnonzero(~same)
-
-
-def read_files(folder: Path, names: Sequence[str]) -> list[Part]:
-    """In this process; many files in one for each core."""
-    chunks = [list(names[at : at + AT_ONCE]) for at in range(0, len(names), AT_ONCE)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(chunks) < 2 or cores < 2 or threading.active_count() > 1:
-        return [read_chunk(folder, chunk) for chunk in chunks]
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(min(cores, len(chunks)), mp_context=get_context("fork")) as pool:
-        return list(pool.map(read_chunk, [folder] * len(chunks), chunks))
-
-
-def read_chunk(folder: Path, names: Sequence[str]) -> Part:
-    read = [read_file(os.path.join(folder, name)) for name in names]  # noqa: PTH118 - a tenth of the time of a Path
-    table = assemble([row for row in read if isinstance(row, Row)])
-    wrong, row = impossible(table), 0
-    part = Part(table=table, rows=[])
-    for name, found in zip(names, read, strict=True):
-        reason = found if isinstance(found, str) else None
-        if isinstance(found, Row):
-            reason = wrong.get(row)
-            part.rows.append(row if reason is None else NO_RUN)
-            row += 1
-        else:
-            part.rows.append(NO_RUN)
-        if reason is not None:
-            part.skipped.append(Skipped(file=name, reason=reason))
-    return part
-
-
-def read_file(file: str) -> Row | str | None:
-    """The row of a run, what is wrong with one, or nothing for JSON that is none."""
-    try:
-        data = content(file)
-    except OSError as error:
-        return error.strerror or str(error)
-    try:
-        return read_row(data)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        return reason_of(data, error)
-
-
-def reason_of(data: bytes, error: Exception) -> str | None:
-    """Why a file is no run that can be used; nothing for JSON that was not meant as one."""
-    reason = f"not a whole run record: {error}"
-    try:
-        document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return reason
-    if not isinstance(document, dict) or "run_id" not in document:
-        return None
-    schema = document.get("schema", SCHEMA)
-    return reason if schema == SCHEMA else another_schema(schema)
-
-
-def content(file: str) -> bytes:
-    """By the bare calls of the system: an open file object takes as long again as reading a small file."""
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        data = os.read(handle, READ_AT_ONCE)
-        while len(data) >= READ_AT_ONCE and (more := os.read(handle, READ_AT_ONCE)):
-            data += more
-        return data
-    finally:
-        os.close(handle)
 
 
 # --- the index --------------------------------------------------------------------------------------------------

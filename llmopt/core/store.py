@@ -58,21 +58,6 @@ def pretty(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
-def load_runs(results: Path, *, machine: Machine | None = None) -> list[Measurement]:
-    """All runs under a results folder, oldest first; of one machine where given. Raises StoreError."""
-    if not results.exists():
-        raise StoreError(f"no results at {results}", hint="measure something first: llmopt bench, or llmopt demo")
-    runs = []
-    files = [results] if results.is_file() else sorted(results.rglob("*.json"))
-    for file in files:
-        if file.name == "machine.json" or file.name.startswith("."):
-            continue
-        run = read_run(file)
-        if run is not None and (machine is None or run.machine.fingerprint == machine.fingerprint):
-            runs.append(run)
-    return sorted(runs, key=lambda run: run.started_at)
-
-
 def read_run(file: Path) -> Measurement | None:
     """One record; ``None`` for a JSON document that is not a run. Raises StoreError for a damaged run."""
     try:
@@ -80,7 +65,7 @@ def read_run(file: Path) -> Measurement | None:
         if not isinstance(document, dict) or "run_id" not in document:
             return None
         return msgspec.convert(document, Measurement)
-    except (msgspec.DecodeError, OSError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, OSError) as error:
         raise StoreError(
             f"{file} is not a whole run record: {error}", hint="remove it, or restore it from git"
         ) from error

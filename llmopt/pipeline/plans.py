@@ -15,7 +15,8 @@ from llmopt.core.files import scratch_folder
 from llmopt.core.kv_cache import positions
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
-from llmopt.core.store import load_runs, with_quality
+from llmopt.core.run_index import load_runs
+from llmopt.core.store import with_quality
 from llmopt.pipeline.making import quantize
 from llmopt.pipeline.measuring import bench_artifact, engine_version
 from llmopt.pipeline.proving import QualityText, prove
@@ -63,7 +64,7 @@ def run_plan(plan: Plan, folder: Path, report: Reporter) -> dict[str, Any]:
                 report.say(f"failed: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
                 failures.append(error.message)
             cases.append(case)
-    runs = runs_of(folder / "results", proven)
+    runs = runs_of(folder / "results", proven, report)
     if not plan.steps:
         return rank_runs(runs, plan.goal)
     steps = [
@@ -73,11 +74,12 @@ def run_plan(plan: Plan, folder: Path, report: Reporter) -> dict[str, Any]:
     return steps_document(plan.name, steps, price_per_hour=plan.price_per_hour)
 
 
-def runs_of(results: Path, proven: dict[str, dict[str, Any]]) -> list[Measurement]:
+def runs_of(results: Path, proven: dict[str, dict[str, Any]], report: Reporter) -> list[Measurement]:
     """This machine's runs of these cases, as they are measured today, with the quality that was just proven."""
     if not results.exists():
         return []
-    runs = [run for run in load_runs(results, machine=this_machine()) if run.case_key in proven]
+    there = load_runs(results, machine=this_machine(), say=report.say)
+    runs = [run for run in there if run.case_key in proven]
     return [with_quality(r, proven[r.case_key]) for r in runs if r.measuring_revision == MEASURING_REVISION]
 
 

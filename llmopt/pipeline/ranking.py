@@ -9,7 +9,7 @@ from typing import Any
 
 from llmopt.core.domain import Goal, Measurement
 from llmopt.core.licences import licence_of_artifact
-from llmopt.core.run_index import Skipped
+from llmopt.core.run_files import Skipped
 from llmopt.core.run_table import RunTable
 from llmopt.recommend.candidates import comparable
 from llmopt.recommend.constraints import on_memory

@@ -22,7 +22,8 @@ from llmopt.core.errors import Inconclusive, Interrupted, LlmoptError
 from llmopt.core.files import write_atomic
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
-from llmopt.core.store import load_runs, with_quality
+from llmopt.core.run_index import load_runs
+from llmopt.core.store import with_quality
 from llmopt.pipeline.contestants import Field, Job, contestants_of, no_room, space_of
 from llmopt.pipeline.expecting import priors
 from llmopt.pipeline.measuring import RunOptions, engine_version
@@ -263,7 +264,7 @@ class Racing:
             return found
         cases = {label: keys_of(contestant) for label, contestant in self.contestants.items()}
         versions = {name: engine_version(name) for name in {c.case.serve.backend for c in self.contestants.values()}}
-        for run in load_runs(self.results, machine=this_machine()):
+        for run in load_runs(self.results, machine=this_machine(), say=self.report.say):
             label, round = run.race.get("configuration", ""), run.race.get("round")
             if not (isinstance(round, int) and 0 < round <= MOST_ROUNDS):
                 continue  # not of a race, or somebody wrote into it

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.core.store import load_runs
+from llmopt.core.run_index import load_runs
 from tests.processes import gone_within
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

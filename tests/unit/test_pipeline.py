@@ -12,7 +12,8 @@ from llmopt import demo
 from llmopt.core.artifacts import MANIFEST, open_model
 from llmopt.core.domain import Case, Measurement, ServeOptions, Workload
 from llmopt.core.errors import Interrupted, ModelError, UsageError
-from llmopt.core.store import load_runs, load_series
+from llmopt.core.run_index import load_runs
+from llmopt.core.store import load_series
 from llmopt.core.worker import JobResult
 from llmopt.pipeline import loads, making, measuring, plans, proving, requesting
 from llmopt.quantize import method

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from llmopt.core import run_index
+from llmopt.core import run_files, run_index
 from llmopt.core.errors import StoreError
-from llmopt.core.run_index import INDEX, read_store
+from llmopt.core.run_index import INDEX, load_runs, read_store
 from llmopt.core.store import save_run
-from unit.make import MACHINE, WORKLOAD, metrics, run
+from unit.make import MACHINE, metrics, run
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def indexed(tmp_path, monkeypatch):
 def reads(monkeypatch):
     """The names of the files that were read from here on."""
     names = []
-    real = run_index.read_file
-    monkeypatch.setattr(run_index, "read_file", lambda file: names.append(os.path.basename(file)) or real(file))  # noqa: PTH119
+    real = run_files.read_file
+    monkeypatch.setattr(run_files, "read_file", lambda file: names.append(os.path.basename(file)) or real(file))  # noqa: PTH119
     return names
 
 
@@ -121,7 +121,7 @@ def test_many_files_are_read_by_several_processes_alike(tmp_path, monkeypatch):
     for n in range(9):
         save_run(tmp_path, run(f"q{n}", throughput=n + 1.0, run_id=f"r{n}"), [])
     alone = throughputs(tmp_path)
-    monkeypatch.setattr(run_index, "AT_ONCE", 2)
+    monkeypatch.setattr(run_files, "AT_ONCE", 2)
     assert throughputs(tmp_path) == alone == [n + 1.0 for n in range(9)]
 
 
@@ -181,8 +181,31 @@ def test_a_record_in_two_places_counts_once(tmp_path):
     assert (len(stored.table), stored.copies) == (1, 1)
 
 
-def test_two_runs_of_one_name_are_two(tmp_path):
-    save_run(tmp_path, run(run_id="same", throughput=1.0), [])
-    other = run(run_id="same", throughput=2.0, workload=WORKLOAD | {"concurrency": 8})
-    save_run(tmp_path / "elsewhere", other, [])
-    assert len(read_store(tmp_path).table) == 2
+def changed_copy(tmp_path, name):
+    """A run with 1 token/s, and a record of the same run_id with 900, in a file of that name."""
+    file = save_run(tmp_path, run("own", throughput=1.0), [])
+    text = file.read_text().replace('"output_tps": 1.0', '"output_tps": 900.0')
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / (name or file.name)).write_text(text)
+    return read_store(tmp_path)
+
+
+def test_a_changed_copy_is_named_and_is_no_second_run(tmp_path):
+    stored = changed_copy(tmp_path, "other.json")
+    assert stored.table.column("output_tps").tolist() == [1.0]
+    assert [s.file for s in stored.skipped] == ["copy/other.json"]
+    assert "the run_id of another" in stored.skipped[0].reason
+
+
+def test_of_two_that_may_both_be_the_changed_one_neither_counts(tmp_path):
+    stored = changed_copy(tmp_path, None)
+    assert (len(stored.table), len(stored.skipped)) == (0, 2)
+
+
+def test_damaged_records_do_not_keep_the_others_from_being_taken_up(tmp_path):
+    save_run(tmp_path, run("good"), [])
+    save_run(tmp_path, run("cut"), []).write_text("{")
+    said = []
+    assert [r.artifact["quantization"] for r in load_runs(tmp_path, say=said.append)] == ["good"]
+    assert len(said) == 1
+    assert said[0].startswith("1 file skipped: ")
