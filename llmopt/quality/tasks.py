@@ -88,7 +88,7 @@ def evaluate(
     offline: bool,
     concurrent: int,
 ) -> list[dict[str, Any]]:
-    """One row per task and metric: ``task metric filter value stderr samples``, from lm-eval's own evaluation."""
+    """One row per task, metric and filter: ``task metric filter value stderr higher_is_better samples``, from lm-eval's own evaluation."""
     if not offline:  # workers are; data sets of tasks are the one thing that is fetched
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
             os.environ.pop(name, None)
@@ -129,11 +129,18 @@ def evaluate(
         bootstrap_iters=BOOTSTRAPS,
         log_samples=False,
     )
-    return rows(found["results"], found.get("n-samples", {}))
+    return rows(found["results"], found.get("n-samples", {}), found.get("higher_is_better", {}))
 
 
-def rows(results: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """lm-eval's ``{"task": {"acc,none": 0.5, "acc_stderr,none": 0.1}}`` as rows; a standard error that is none is ``None``."""
+def rows(
+    results: Mapping[str, Mapping[str, Any]],
+    samples: Mapping[str, Mapping[str, int]],
+    higher_is_better: Mapping[str, Mapping[str, bool | None]],
+) -> list[dict[str, Any]]:
+    """lm-eval's ``{"task": {"acc,none": 0.5, "acc_stderr,none": 0.1}}`` as rows; a standard error that is none is ``None``.
+
+    ``higher_is_better`` is ``None`` where the task does not say.
+    """
     found = []
     for task, figures in results.items():
         for key, value in figures.items():
@@ -148,6 +155,7 @@ def rows(results: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Mapping
                     "filter": filter,
                     "value": float(value),
                     "stderr": float(stderr) if isinstance(stderr, (int, float)) else None,
+                    "higher_is_better": higher_is_better.get(task, {}).get(metric),
                     "samples": int(samples.get(task, {}).get("effective", figures.get("sample_len", 0))),
                 }
             )

@@ -15,6 +15,7 @@ from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.run_record import QUALITY
 from llmopt.core.run_table import RunTable, table_of
 from llmopt.recommend.points import EVIDENCE, OF_SLOS, PEAKS, Curves, Point, task_scores
+from llmopt.recommend.scores import UNKNOWN, Score
 from llmopt.recommend.ties import over_requests, over_runs
 
 INTERVALS = ("output_tps", "ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "peak_rss_bytes", "peak_vram_bytes")
@@ -97,7 +98,7 @@ class Candidate:
             way = [p for p in self.points[: place + 1] if not p.invalid] or [self.points[place]]
             return max((v for p in way if (v := p.value(name)) is not None), default=None)
         if name == "task_score":
-            return self.task_scores.get(statistic or "", (None, None))[0]
+            return self.task_scores.get(statistic or "", UNKNOWN).value
         if name in QUALITY:
             row = self.curves.proof_row(self.configuration)
             found = float("nan") if row is None else float(self.curves.table.column(name)[row])
@@ -105,7 +106,7 @@ class Candidate:
         return self.points[place].value(name, statistic)
 
     @cached_property
-    def task_scores(self) -> dict[str, tuple[float | None, float | None]]:
+    def task_scores(self) -> dict[str, Score]:
         return task_scores(self.curves.table, [row for p in self.points for row in p.rows])
 
     @cached_property
@@ -117,7 +118,7 @@ class Candidate:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         own = {name: self.value(name) for name in (*PEAKS, *QUALITY)}
-        scores = {task: score for task, (score, _) in self.task_scores.items()} or None
+        scores = {name: score.value for name, score in self.task_scores.items()} or None
         return self.point.metrics | own | {"task_score": scores}
 
     @cached_property

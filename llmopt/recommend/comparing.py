@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmopt.core.metrics import METRICS
+from llmopt.core.statistics import Z_95
 from llmopt.recommend.candidates import Candidate
 from llmopt.recommend.front import Axis
 from llmopt.recommend.points import EVIDENCE, PEAKS, Point
+from llmopt.recommend.scores import UNKNOWN
 from llmopt.recommend.ties import FEWEST_RUNS, SURE, beats, beats_by_interval
 
 EXACT = ("weights_bytes",)  # counted, not sampled: any difference is one
@@ -124,10 +126,13 @@ def sure_dominator(c: Candidate, front: Sequence[Candidate], axes: Sequence[Axis
 def interval_of(c: Candidate, axis: Axis) -> dict[str, Any] | None:
     if axis.metric != "task_score":
         return c.interval(axis.name)
-    value, error = c.task_scores.get(axis.statistic or "", (None, None))
-    if value is None or error is None:
+    score = c.task_scores.get(axis.statistic or "", UNKNOWN)
+    if score.value is None or score.stderr is None:
         return None
-    return {"low": value - 1.96 * error, "high": value + 1.96 * error, "over": "questions"}
+    half = (
+        Z_95 * score.stderr
+    )  # no record keeps the single answers: two artifacts cannot be paired question by question
+    return {"low": score.value - half, "high": score.value + half, "over": "questions, not paired"}
 
 
 def beats_next(one: Candidate, other: Candidate, axis: Axis) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any
 from llmopt.core.domain import Goal, Limit
 from llmopt.core.errors import UsageError, nearest
 from llmopt.core.limits import meets, parse_limit
+from llmopt.core.metric_table import OF_A_TASK
 from llmopt.core.metrics import METRICS, metric_names, parse_metric
 from llmopt.core.statistics import MIN_SAMPLES
 from llmopt.core.units import parse_quantity, show_beside
@@ -152,8 +153,26 @@ def names_of(candidate: Candidate) -> tuple[str, ...]:
     return tuple(str(n) for n in (artifact.get("label"), artifact.get("quantization")) if n)
 
 
+def check_scores(candidates: Sequence[Candidate], goal: Goal) -> None:
+    """Raise UsageError for the score of a task that has several, and for a least score of what is better when lower."""
+    wanted = [(x.statistic or "", True) for x in goal.limits if x.metric == "task_score"]
+    wanted += [(x.removeprefix(OF_A_TASK), False) for x in goal.objectives if x.startswith(OF_A_TASK)]
+    for name, at_least in wanted:
+        known = {n: score.higher_is_better for c in candidates for n, score in c.task_scores.items()}
+        several = sorted(n for n in known if n.startswith(f"{name}/"))
+        if name not in known and several:
+            raise UsageError(f"{name!r} has {len(several)} scores", hint=f"say which: {', '.join(several)}")
+        if at_least and known.get(name) is False:
+            higher = sorted(n for n, up in known.items() if up)
+            raise UsageError(
+                f"{name!r} is better when lower, and a least score would keep the worse ones",
+                hint=f"one of {', '.join(higher)}" if higher else "--optimize quality, or --max-kl",
+            )
+
+
 def check_filters(candidates: Sequence[Candidate], goal: Goal) -> None:
-    """Raise UsageError for a filter that knows nothing of what was measured: it is mistyped."""
+    """Raise UsageError for a filter that knows nothing of what was measured: it is mistyped; and for a score likewise."""
+    check_scores(candidates, goal)
     backends = sorted({c.backend for c in candidates})
     quantizations = sorted({n for c in candidates for n in names_of(c)})
     for flag, wanted, there in (

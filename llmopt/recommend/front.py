@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmopt.core.domain import Goal
+from llmopt.core.metric_table import name_of
 from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.units import show
 from llmopt.recommend.candidates import Candidate
@@ -29,14 +30,15 @@ class Axis:
     word: str
     metric: str
     statistic: str | None
+    turned: bool = False  # a score that is better when lower: perplexity
 
     @property
     def lower_is_better(self) -> bool:
-        return METRICS[self.metric].better == "lower"
+        return self.turned or METRICS[self.metric].better == "lower"
 
     @property
     def name(self) -> str:
-        return f"{self.metric}_{self.statistic}" if self.statistic and self.metric != "task_score" else self.metric
+        return name_of(self.metric, self.statistic)
 
     def cost(self, candidate: Candidate) -> float:
         """Lower is better; unknown is worst."""
@@ -54,12 +56,21 @@ def memory_axis(candidates: Sequence[Candidate]) -> Axis:
 
 
 def quality_axis(candidates: Sequence[Candidate]) -> Axis:
-    """A task that all were given, where there is one: near the base KL rejects, but does not rank (METRICS.md)."""
-    tasks = [set(c.task_scores) for c in candidates if c.curves.table.vocabulary["tasks"] != [""]]
+    """The score that ranks a task which all were given, where there is one: near the base KL rejects, but does not rank."""
+    tasks = [
+        {name for name, score in c.task_scores.items() if score.primary}
+        for c in candidates
+        if c.curves.table.vocabulary["tasks"] != [""]
+    ]
     common = sorted(set.intersection(*tasks)) if tasks and len(tasks) == len(candidates) else []
     if common:
-        return Axis(word=f"score in {common[0]}", metric="task_score", statistic=common[0])
+        return score_axis(candidates, common[0])
     return Axis(word="closeness to the base", metric="kl", statistic=None)
+
+
+def score_axis(candidates: Sequence[Candidate], name: str) -> Axis:
+    directions = {score.higher_is_better for c in candidates if (score := c.task_scores.get(name)) is not None}
+    return Axis(word=f"score in {name}", metric="task_score", statistic=name, turned=directions == {False})
 
 
 def axes(candidates: Sequence[Candidate], goal: Goal | None = None) -> dict[str, Axis]:
@@ -75,7 +86,10 @@ def axes(candidates: Sequence[Candidate], goal: Goal | None = None) -> dict[str,
             found["cost"] = Axis(word="cost of 1M output tokens", metric="cost", statistic=None)
         elif name not in found:
             metric, statistic = parse_metric(name)
-            found[name] = Axis(word=name, metric=metric.name, statistic=statistic)
+            if metric.name == "task_score" and statistic is not None:
+                found[name] = score_axis(candidates, statistic)
+            else:
+                found[name] = Axis(word=name, metric=metric.name, statistic=statistic)
     return found
 
 

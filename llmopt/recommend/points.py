@@ -18,6 +18,7 @@ from llmopt.core.run_row import STATS
 from llmopt.core.run_table import RunTable
 from llmopt.core.statistics import relative_spread
 from llmopt.recommend.cost import COSTS, TOKENS_OF_A_PRICE
+from llmopt.recommend.scores import UNKNOWN, Score, scores_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,7 +192,7 @@ class Point:
     def value(self, name: str, statistic: str | None = None) -> float | None:
         """The median over the runs; ``None`` where it is unknown."""
         if name == "task_score":
-            return self.task_scores.get(statistic or "", (None, None))[0]
+            return self.task_scores.get(statistic or "", UNKNOWN).value
         return self.curves.known(column_of(METRICS[name], statistic), self.number)
 
     @cached_property
@@ -289,8 +290,8 @@ class Point:
         return self.curves.table.word("evidence", self.newest)  # type: ignore[return-value]
 
     @cached_property
-    def task_scores(self) -> dict[str, tuple[float | None, float | None]]:
-        """By task: its value and standard error."""
+    def task_scores(self) -> dict[str, Score]:
+        """By name."""
         return task_scores(self.curves.table, self.rows)
 
     @cached_property
@@ -302,7 +303,7 @@ class Point:
             found[key] = spread if any(v is not None for v in spread.values()) else None
         for key, column in SINGLES.items():
             found[key] = known(column, self.number)
-        return found | {"task_score": {task: score for task, (score, _) in self.task_scores.items()} or None}
+        return found | {"task_score": {name: score.value for name, score in self.task_scores.items()} or None}
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -334,9 +335,9 @@ def spread_of_three(values: Sequence[float]) -> float | None:
     return 1.69 * st.stdev(values) / mean if mean else None
 
 
-def task_scores(table: RunTable, rows: Iterable[int]) -> dict[str, tuple[float | None, float | None]]:
+def task_scores(table: RunTable, rows: Iterable[int]) -> dict[str, Score]:
     """Of the newest of these runs whose artifact was given tasks."""
     for row in reversed(list(rows)):
         if words := table.word("tasks", row):
-            return {str(t["task"]): (t.get("value"), t.get("stderr")) for t in json.loads(words)}
+            return scores_of(json.loads(words))
     return {}

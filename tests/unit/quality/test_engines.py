@@ -75,11 +75,12 @@ def test_a_task_file_without_a_name(tmp_path):
 
 def test_scores_with_and_without_a_standard_error():
     results = {"t": {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,strict": 1, "f1_stderr,strict": "N/A"}}
-    found = rows(results, {"t": {"original": 40, "effective": 24}})
+    found = rows(results, {"t": {"original": 40, "effective": 24}}, {"t": {"acc": True}})
     assert [(r["metric"], r["filter"], r["value"], r["stderr"], r["samples"]) for r in found] == [
         ("acc", "none", 0.5, 0.1, 24),
         ("f1", "strict", 1.0, None, 24),
     ]
+    assert [r["higher_is_better"] for r in found] == [True, None]
 
 
 @pytest.fixture
