@@ -18,7 +18,8 @@ WITH_ZEROS = ("gptq", "awq", "auto-round")
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """``group`` is ``None`` for one scale per row; ``double``: scales that are quantized themselves; ``rest``: bits of
-    what is not quantized; ``index``: a number for each input that tells its group, in bits."""
+    what is not quantized; ``index``: a number for each input that tells its group, in bits; ``kept``: names of modules
+    that stay as they were, as a checkpoint's config lists them."""
 
     name: str
     format: str
@@ -29,6 +30,7 @@ class Layout:
     rest: int = 16
     index: int = 0
     scale: int = 16
+    kept: tuple[str, ...] = ()
 
     @property
     def gguf(self) -> str:

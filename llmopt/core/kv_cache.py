@@ -29,6 +29,7 @@ WIDTHS |= dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e4m3fn", "fp8_e5m2", "fp8_inc",
 WIDTHS |= dict.fromkeys(("int8", "int8_per_token_head"), 1.0)
 WIDTHS |= dict.fromkeys(("int4", "int4_per_token_head", "ultraquant_4bit", "turboquant_4bit_nc"), 0.5)
 WIDTHS |= dict.fromkeys(("nvfp4", "nvfp4_4over6", "fp4_e2m1"), 9 / 16)  # one byte of scale for 16 numbers
+MOST_STRETCHED = 1e6  # RoPE's factor, likewise
 MOST_LAYERS = 10_000  # beyond that a config is damaged
 UNKNOWN_TYPE = "bfloat16"  # of a config that names none; the largest that a KV cache usually has
 # What a layer keeps of its tokens, by its name in ``layer_types``: all, a window, or a state of fixed size (or nothing).
@@ -69,7 +70,7 @@ def rope_factor(text: dict[str, Any]) -> float:
         for rope in nested or [ropes]
         if (rope.get("rope_type") or rope.get("type")) not in SCALED_ALREADY
     ]
-    told = [factor for factor in factors if isinstance(factor, (int, float)) and factor and math.isfinite(factor)]
+    told = [factor for factor in factors if isinstance(factor, (int, float)) and 0 < factor < MOST_STRETCHED]
     return float(told[-1]) if told else 1.0
 
 
@@ -106,7 +107,7 @@ def bytes_of_a_layer(text: dict[str, Any], dtype: str | None, *, latent: bool | 
         return None
     if rank := first(text, "kv_lora_rank"):
         return latent_row(text, rank, heads, latent=latent, number=number)
-    width = first(text, "head_dim", "kv_channels") or (hidden // heads if hidden else None)
+    width = first(text, "head_dim", "attention_head_dim", "kv_channels") or (hidden // heads if hidden else None)
     return 2 * kv_heads(text, heads) * width * number if width else None
 
 
@@ -116,7 +117,7 @@ def kv_heads(text: dict[str, Any], heads: int) -> int:
         return 1
     inner = text.get("attn_config")  # DBRX and MPT
     inner = first(inner, "kv_n_heads") if isinstance(inner, dict) else None
-    names = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
+    names = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
     return first(text, *names) or inner or heads
 
 

@@ -19,15 +19,16 @@ from llmopt.estimate.shape import Shape, Tensor
 ALIVE = 4  # rows of the hidden width
 CUBLAS_WORKSPACE = 8_519_680  # torch's :4096:2:16:8, 8.125 MiB; on Hopper 32 MiB
 UBATCH = 512  # llama.cpp's -ub
-# vLLM's max_num_batched_tokens for a server: on a GPU of 70 GiB or more, and on others and processors (EngineArgs, 0.32).
-STEP_TOKENS, SMALL_STEP_TOKENS, LARGE_MEMORY = 8192, 2048, 70 << 30
+# vLLM's max_num_batched_tokens and max_num_seqs for a server, by the memory of its GPU (EngineArgs, 0.32); the A100, with which
+# larger steps were slower, and GPUs of unknown size have the last.  On processors 2,048 and 128.
+STEPS = ((160 << 30, 16384, 1024), (70 << 30, 8192, 1024), (0, 2048, 256))
 AWQ_DEQUANTIZES_FROM = 1024  # tokens: below that AutoAWQ's kernel multiplies packed weights
 MASKS = 3  # booleans
 IN_PYTHON = ("gelu_new", "gelu_fast")  # activations that transformers computes in steps, each a row
 LOGIT_COPIES = 3  # of the last position: in 16 bits, in float32, and what the sampler makes of it
 # vLLM's first run samples for as many sequences as it may serve, in float32, with sorted copies: 1.19 GiB for Llama-3-8B
 # by its own log ("PyTorch activation peak memory", 0.6).
-STEP_SEQUENCES, SAMPLER_COPIES = 256, 9
+SAMPLER_COPIES = 9
 STEPWISE = ("vllm", "sglang", "trtllm", "tgi", "lmdeploy", "rayserve", "triton")
 
 
@@ -41,13 +42,23 @@ class Activations:
 
 
 def activations(
-    shape: Shape, layout: Layout, load: Load, backend: str, *, memory_bytes: int | None = None, cpu: bool = False
+    shape: Shape,
+    layout: Layout,
+    load: Load,
+    backend: str,
+    *,
+    memory_bytes: int | None = None,
+    device: str = "",
+    cpu: bool = False,
+    sharing: int = 1,
 ) -> Activations:
-    """``memory_bytes``: of one device, by which engines choose their steps; ``cpu``: it is no GPU."""
+    """``memory_bytes``, ``device``: of one, by which engines choose their steps; ``cpu``: it is no GPU; ``sharing``: of how
+    many that share each layer."""
     if backend == "llamacpp":
         return of_llamacpp(shape, load)
     if backend in STEPWISE:
-        return of_stepwise(shape, load, small=cpu or (memory_bytes or LARGE_MEMORY) < LARGE_MEMORY)
+        usual = (2048 * sharing, 128 * sharing) if cpu else usual_step(memory_bytes or 0, device)
+        return of_stepwise(shape, load, usual, sharing)
     return of_hf(shape, layout, load, cpu=cpu)
 
 
@@ -136,13 +147,21 @@ def workspace(shape: Shape, layout: Layout) -> int:
     return 2 * largest_linear(shape) if layout.format in ("gptq", "auto-round") and layout.bits == 4 else 0
 
 
-def of_stepwise(shape: Shape, load: Load, *, small: bool) -> Activations:
+def usual_step(memory_bytes: int, device: str) -> tuple[int, int]:
+    """Tokens and sequences of vLLM's steps where nothing was asked for."""
+    for least, tokens, sequences in STEPS:
+        if memory_bytes >= least and not (least == STEPS[1][0] and "a100" in device.lower()):
+            return tokens, sequences
+    return STEPS[-1][1:]
+
+
+def of_stepwise(shape: Shape, load: Load, usual: tuple[int, int], sharing: int) -> Activations:
     """Engines that take a step's tokens at most: fused gate and up, their product, two rows of the residual."""
-    tokens = load.step_tokens or (SMALL_STEP_TOKENS if small else STEP_TOKENS)
-    sequences = max(load.sequences, STEP_SEQUENCES)
+    tokens = load.step_tokens or usual[0]
+    sequences = load.max_num_seqs or max(load.sequences, usual[1])
     kept = tokens * shape.hidden * 2
     sampler = kept + sequences * shape.vocabulary * 4 * SAMPLER_COPIES
-    peak = max(tokens * (3 * inner_width(shape) + ALIVE * shape.hidden) * 2, sampler)
+    peak = max(tokens * (3 * inner_width(shape) // sharing + ALIVE * shape.hidden) * 2, sampler)
     words = f"steps of {tokens:,} tokens at most, {sequences} sequences sampled"
     return Activations(prefill=peak, decode=peak, words=words)
 

@@ -14,7 +14,10 @@ from llmopt.core.errors import ModelError
 from llmopt.core.kv_cache import is_attention, layer_kinds
 from llmopt.estimate import mixers
 from llmopt.estimate.blocks import PLAIN_MLP, Attention, Experts, Latent, Mlp, Parts, Truth, matrix, norm
+from llmopt.estimate.checks import check_cache
+from llmopt.estimate.nested import language_part
 from llmopt.estimate.shape import BY_HAND, Reader, Shape, Tensor
+from llmopt.estimate.towers import with_vision
 
 PLAIN_ATTENTION = Attention()
 
@@ -44,6 +47,7 @@ class Family:
 
     def shape(self, config: dict[str, Any], model_type: str, place: str) -> Shape:
         c = Reader(config=config, place=place, defaults=self.defaults)
+        check_cache(c)
         tied = bool(self.tied if config.get("tie_word_embeddings") is None else config["tie_word_embeddings"])
         kinds = layer_kinds(self.defaults | {k: v for k, v in config.items() if v is not None}, c.layers)
         if kinds is None:
@@ -51,7 +55,18 @@ class Family:
         tensors = self.around(c, tied=tied)
         for layer, kind in enumerate(kinds):
             tensors += [replace(t, layer=layer) for t in self.layer(c, layer, kind)]
-        return Shape(model_type=model_type, config=self.defaults | config, tensors=tuple(tensors), tied=tied)
+        shape = Shape(model_type=model_type, config=self.defaults | config, tensors=tuple(tensors), tied=tied)
+        if shape.experts_per_token > shape.experts:
+            raise ModelError(
+                f"{place}: {shape.experts_per_token} of {shape.experts} experts, which no model has",
+                hint="restore the file",
+            )
+        if shape.experts and not shape.told_experts:
+            note = (
+                "the config does not tell to how many experts a token goes: active parameters and speed are as with one"
+            )
+            return replace(shape, notes=(note,))
+        return shape
 
     def around(self, c: Reader, *, tied: bool) -> list[Tensor]:
         vocabulary, hidden = c.number("padded_vocab_size", "vocab_size"), c.hidden
@@ -268,26 +283,6 @@ SAME = {
 }  # fmt: skip
 
 
-def language_part(config: dict[str, Any], place: str) -> tuple[dict[str, Any], str]:
-    """The config of the language model, which multimodal ones keep inside, and its type. Raises ModelError."""
-    inner: dict[str, Any] = config
-    for name in ("thinker_config", "text_config", "llm_config", "language_config"):
-        found = inner.get(name)
-        if found is not None and not isinstance(found, dict):
-            raise ModelError(f"{place}: {name} is {type(found).__name__}, no table", hint="restore the file")
-        inner = found or inner
-    model_type = inner.get("model_type") or config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise ModelError(f"{place} names no model_type", hint=f"add it, or {BY_HAND}")
-    merged = inner
-    if inner is not config:
-        # The outer level alone tells these in several published configs.
-        merged = {
-            k: config[k] for k in ("tie_word_embeddings", "torch_dtype", "dtype", "vocab_size") if k in config
-        } | inner
-    return merged, model_type
-
-
 def is_known(model_type: str) -> bool:
     return SAME.get(model_type, model_type) in FAMILIES
 
@@ -301,4 +296,4 @@ def shape_of(config: dict[str, Any], place: str) -> Shape:
             f"{place}: the architecture {model_type!r} is not known here",
             hint=BY_HAND,
         )
-    return mixers.with_vision(family.shape(inner, model_type, place), config)
+    return with_vision(family.shape(inner, model_type, place), config)

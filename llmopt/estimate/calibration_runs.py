@@ -15,9 +15,9 @@ from llmopt.core.load_level import whole
 from llmopt.core.machine import available_cores
 from llmopt.estimate.calibration import Observation
 from llmopt.estimate.efficiency import group_of
+from llmopt.estimate.hardware import by_words
 from llmopt.estimate.load import Load
 from llmopt.estimate.memory import Case, Devices
-from llmopt.estimate.hardware import by_words
 from llmopt.estimate.peak import engine_cores
 from llmopt.estimate.roofline import Peak, demand_of, work_of
 from llmopt.estimate.source import Source, open_source

@@ -119,6 +119,10 @@ def assumptions(source: Source, case: Case, memory: Memory) -> list[str]:
         found.append(
             f"logits of the last position alone; transformers before 4.45 kept those of all: up to {show(older, 'bytes')} more"
         )
+    if memory.host_bytes:
+        found.append(
+            f"llama.cpp leaves the input embedding in main memory: {show(memory.host_bytes, 'bytes')} of the weights"
+        )
     if case.weights.fallbacks:
         found.append(f"{case.weights.fallbacks} tensors have rows that 256 does not divide and get a wider type")
     return found

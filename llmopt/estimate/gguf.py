@@ -50,6 +50,7 @@ def open_gguf(file: Path) -> Source:
         file_bytes=sum(one.stat().st_size for one in files),
         bits_per_weight=round(total * 8 / max(1, shape.parameters), 3),
         types=sizes,
+        embedding=0 if tied else sum(t.bytes for t in entries if t.name == "token_embd.weight"),
     )
     return Source(name=file.name, shape=shape, stored=stored, weights=weights)
 

@@ -80,7 +80,12 @@ def whole(place: str, key: str, value: Any) -> int:
     """A count, 0 where there is none."""
     if value is None or isinstance(value, str):
         return 0
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value < LARGEST or value != int(value):
+    if (
+        not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or not 0 <= value < LARGEST
+        or value != int(value)
+    ):
         raise ModelError(f"{place}: {key} is {value!r}, which no model has", hint="fetch or copy it again")
     return int(value)
 

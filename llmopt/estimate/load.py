@@ -11,7 +11,8 @@ from llmopt.core.errors import UsageError
 class Load:
     """``sequences`` at once, each of ``prompt`` tokens that are read together and ``output`` tokens after them.
 
-    ``step_tokens`` is how many tokens the engine takes in one step at most; ``None`` is its own default.
+    ``step_tokens`` and ``max_num_seqs`` are how many tokens and sequences the engine takes in one step at most; ``None`` is
+    its own default.
     """
 
     sequences: int = 1
@@ -19,6 +20,7 @@ class Load:
     output: int = 0
     step_tokens: int | None = None
     attention: str = "sdpa"
+    max_num_seqs: int | None = None
 
     @property
     def context(self) -> int:
@@ -46,5 +48,6 @@ def make_load(
         prompt=context if context is not None else input_tokens or 1,
         output=0 if context is not None else output_tokens or 0,
         step_tokens=step_tokens,
+        max_num_seqs=max_num_seqs,
         attention=attention or "sdpa",
     )

@@ -13,7 +13,7 @@ from llmopt.core.kv_cache import kv_cache_bytes, positions
 from llmopt.estimate.activations import Activations, activations, attention_widths
 from llmopt.estimate.llamacpp import as_cached
 from llmopt.estimate.load import Load
-from llmopt.estimate.shape import Shape
+from llmopt.estimate.shape import Reader, Shape
 from llmopt.estimate.weights import Weights
 
 OVERHEADS = Path(__file__).with_name("overheads.toml")
@@ -47,7 +47,10 @@ class Overhead:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """All in bytes, over all devices except ``per_gpu_bytes``; ``total`` = weights + KV cache + activations."""
+    """All in bytes, over all devices except ``per_gpu_bytes``; ``total`` = weights + KV cache + activations.
+
+    ``host_bytes``: of these weights what lies in main memory.
+    """
 
     weights_bytes: int
     kv_cache_bytes: int
@@ -58,6 +61,7 @@ class Memory:
     max_context: int | None = None
     max_concurrency: int | None = None
     peak: str = "prefill"
+    host_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -65,7 +69,7 @@ class Memory:
 
     @property
     def per_gpu_bytes(self) -> int:
-        return -(-(self.total_bytes + self.overhead_bytes) // self.devices)
+        return -(-(self.total_bytes - self.host_bytes + self.overhead_bytes) // self.devices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,8 @@ def working_of(case: Case, load: Load | None = None) -> Activations:
     """What the engine holds while it computes, on each device."""
     return activations(
         case.shape, case.layout, load or case.load, case.backend,
-        memory_bytes=case.devices.memory_bytes, cpu=case.devices.kind == "cpu",
+        memory_bytes=case.devices.memory_bytes, device=case.devices.name, cpu=case.devices.kind == "cpu",
+        sharing=1 if case.backend in SPLITS_LAYERS else case.devices.tensor_parallel,
     )  # fmt: skip
 
 
@@ -121,7 +126,7 @@ def memory_of(case: Case) -> Memory:
     return Memory(
         weights_bytes=held_weights(case), kv_cache_bytes=kv, activation_bytes=active,
         overhead_bytes=(overhead.context + overhead.graphs) * devices + reserved, devices=devices,
-        needed_per_gpu_bytes=needed, peak=peak,
+        needed_per_gpu_bytes=needed, peak=peak, host_bytes=on_host(case),
         max_context=longest(case, overhead), max_concurrency=most(case, overhead),
     )  # fmt: skip
 
@@ -138,7 +143,7 @@ def at_peak(case: Case, working: Activations, overhead: Overhead) -> tuple[int, 
     first = cache_bytes(case, case.load.prompt, case.load.sequences, 1) if case.backend == "hf" else grown
     moments = [("prefill", first, working.prefill * devices), ("decode", grown, working.decode * devices)]
     most, peak = max((kv + active, name) for name, kv, active in moments)
-    needed = -(-(held_weights(case) + most) // devices) + overhead.context + overhead.graphs
+    needed = -(-(held_weights(case) - on_host(case) + most) // devices) + overhead.context + overhead.graphs
     return needed, grown, most - grown, peak
 
 
@@ -148,6 +153,11 @@ def held_weights(case: Case) -> int:
         # transformers 5.17 writes them out in 16 bits before its first step.
         return round(case.shape.parameters * case.layout.rest / 8)
     return case.weights.bytes
+
+
+def on_host(case: Case) -> int:
+    """Bytes of the weights that llama.cpp leaves in main memory: a row of the embedding for each token is all it needs there."""
+    return case.weights.embedding if case.backend == "llamacpp" and case.devices.kind == "gpu" else 0
 
 
 def cache_bytes(case: Case, tokens: int, sequences: int, block: int) -> int:
@@ -188,6 +198,8 @@ def state_bytes(shape: Shape) -> int:
     for t in shape.tensors:
         if t.role == "conv":
             found += t.elements * 2
+        elif t.part == "lightning_out":
+            found += t.columns * Reader(config=config, place="config.json").head * RECURRENT_STATE_BYTES
         elif t.part == "ssm_out":
             found += t.columns * int(key) * RECURRENT_STATE_BYTES
     return found
@@ -209,7 +221,7 @@ def fits(case: Case, overhead: Overhead, *, prompt: int, sequences: int) -> bool
     asked = replace(case, load=load)
     working = working_of(case, load)
     _, kv, active, _ = at_peak(asked, working, overhead)
-    return held_weights(case) + kv + active <= (room(case, overhead) or 0)
+    return held_weights(case) - on_host(case) + kv + active <= (room(case, overhead) or 0)
 
 
 def longest(case: Case, overhead: Overhead) -> int | None:

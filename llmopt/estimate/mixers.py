@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from llmopt.core.kv_cache import first
 from llmopt.estimate import blocks
 from llmopt.estimate.blocks import Attention, Experts, Mlp, Parts, conv, experts, matrix, mlp, norm, vector
-from llmopt.estimate.shape import Reader, Shape, Tensor
+from llmopt.estimate.shape import Reader
 
 # --- recurrent layers -------------------------------------------------------------------------------------------
 
@@ -74,7 +72,8 @@ def split_delta_net(c: Reader, layer: int) -> Parts:
 def lightning(c: Reader, layer: int) -> Parts:
     """Lightning attention of MiniMax-Text-01."""
     width = c.heads * c.head
-    found = matrix("qkv", 3 * width, c.hidden) + matrix("o", c.hidden, width) + matrix("ssm_z", width, c.hidden)
+    found = matrix("qkv", 3 * width, c.hidden) + matrix("lightning_out", c.hidden, width)
+    found += matrix("ssm_z", width, c.hidden)
     return found + norm(width, part="ssm_norm")
 
 
@@ -223,42 +222,3 @@ def gemma3n_outside(c: Reader) -> Parts:
     for _ in range(2 * (c.number("altup_num_inputs") - 1)):
         found += matrix("altup_projection", hidden, hidden)
     return found
-
-
-# --- vision -----------------------------------------------------------------------------------------------------
-
-TOWERS = ("vision_config", "audio_config", "visual", "vision_tower")
-
-
-def with_vision(shape: Shape, config: dict[str, Any]) -> Shape:
-    """With the vision tower where its config is a plain transformer's, else with a word that it is not counted."""
-    towers = [name for name in TOWERS if isinstance(config.get(name), dict)]
-    if not towers:
-        return shape
-    notes, found = list(shape.notes), list(shape.tensors)
-    for name in towers:
-        size = tower_parameters(config[name])
-        if size is None:
-            notes.append(f"{name} is not counted: its parts are not known here")
-            continue
-        found.append(Tensor(part=name, role="vision", rows=1, columns=size))
-        notes.append(f"{name}: about {size / 1e6:,.0f} M parameters, projector left out")
-    return replace(shape, tensors=tuple(found), notes=tuple(notes))
-
-
-def tower_parameters(tower: dict[str, Any]) -> int | None:
-    """Of a ViT with the usual names: attention, two matrices, two norms; ``None`` where a number is missing."""
-    # Qwen2-VL names the language model's width hidden_size and its own embed_dim.
-    hidden, layers = (
-        first(tower, "embed_dim", "hidden_size", "width"),
-        first(tower, "num_hidden_layers", "depth", "layers"),
-    )
-    inner, patch = first(tower, "intermediate_size"), first(tower, "patch_size", "spatial_patch_size")
-    if inner is None and hidden is not None and (ratio := tower.get("mlp_ratio")):
-        inner = int(hidden * ratio)
-    if hidden is None or layers is None or inner is None or patch is None:
-        return None
-    image = tower.get("image_size")
-    places = (image // patch) ** 2 if isinstance(image, int) else 0
-    layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + hidden + inner + 4 * hidden
-    return layers * layer + hidden * (3 * patch * patch + 1) + places * hidden + 2 * hidden

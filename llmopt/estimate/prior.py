@@ -73,7 +73,7 @@ def expected(model: Path, asked: Asked, metric: str, peak: Peak, knowledge: Know
             shape=source.shape, layout=layout, weights=weights, backend=options.backend, kv_dtype=options.kv_cache_dtype,
             load=Load(
                 sequences=users, prompt=workload.input_tokens, output=workload.output_tokens,
-                step_tokens=options.max_num_batched_tokens,
+                step_tokens=options.max_num_batched_tokens, max_num_seqs=options.max_num_seqs,
             ),
             devices=Devices(count=count, tensor_parallel=count, kind=peak.kind),
         )  # fmt: skip

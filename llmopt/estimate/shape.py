@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,7 +73,14 @@ class Shape:
 
     @property
     def experts_per_token(self) -> int:
-        return first_of(self.config, EXPERTS_PER_TOKEN) or 1 if self.experts else 0
+        """One where the config does not tell it; raises ModelError for a number that is none."""
+        return self.told_experts or 1 if self.experts else 0
+
+    @functools.cached_property
+    def told_experts(self) -> int:
+        inner = self.config.get("ffn_config")  # DBRX
+        told = self.config | inner if isinstance(inner, dict) else self.config
+        return Reader(config=told, place="config.json").count(*EXPERTS_PER_TOKEN)
 
     @property
     def layers(self) -> int:
@@ -102,10 +108,6 @@ EXPERTS_PER_TOKEN = (
     "moe_k",
     "experts_per_token",
 )
-
-
-def first_of(config: dict[str, Any], names: Iterable[str]) -> int | None:
-    return next((int(config[name]) for name in names if isinstance(config.get(name), int) and config[name]), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,9 @@ from llmopt.core.errors import ModelError, UsageError, nearest
 from llmopt.core.formats import Layout, layout
 from llmopt.core.synthetic import shapes
 from llmopt.core.weights import INDEX, tensors
-from llmopt.estimate.architectures import is_known, language_part, shape_of
+from llmopt.estimate.architectures import is_known, shape_of
+from llmopt.estimate.kept import listed
+from llmopt.estimate.nested import language_part
 from llmopt.estimate.shape import LARGEST, UNKNOWN, Role, Shape, Tensor
 from llmopt.estimate.weights import Weights, weights_of
 
@@ -48,6 +50,8 @@ class Source:
     def in_layout(self, quant: str | None, format: str | None) -> tuple[Layout, Weights]:
         """The layout asked for, or the stored one, with the weights in it."""
         wanted = self.stored if quant is None else layout(quant, format)
+        if (wanted.name, wanted.format) == (self.stored.name, self.stored.format):
+            wanted = self.stored  # with what it keeps
         if self.weights is not None and wanted.name == self.stored.name:
             return wanted, self.weights
         return wanted, weights_of(self.shape, wanted)
@@ -89,7 +93,9 @@ def open_source(name: str) -> Source:
 
 def open_folder(folder: Path) -> Source:
     file, ggufs = folder / "config.json", sorted(folder.glob("*.gguf"))
-    if len({re.sub(r"-\d{5}-of-\d{5}", "", gguf.name) for gguf in ggufs}) == 1 and not any(folder.glob("*.safetensors")):
+    if len({re.sub(r"-\d{5}-of-\d{5}", "", gguf.name) for gguf in ggufs}) == 1 and not any(
+        folder.glob("*.safetensors")
+    ):
         from llmopt.estimate.gguf import open_gguf
 
         return replace(open_gguf(ggufs[0]), name=folder.resolve().name)
@@ -178,7 +184,7 @@ def stored_layout(config: dict[str, Any]) -> Layout:
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     quantized = config.get("quantization_config") or (inner or {}).get("quantization_config")
     if isinstance(quantized, dict):
-        return declared_layout(quantized)
+        return replace(declared_layout(quantized), kept=listed(quantized))
     dtype = str(config.get("dtype") or config.get("torch_dtype") or (inner or {}).get("torch_dtype") or "bfloat16")
     return layout(DTYPES.get(dtype.removeprefix("torch."), "bf16"))
 

@@ -8,6 +8,7 @@ from llmopt.core import gguf_mix
 from llmopt.core.formats import Layout
 from llmopt.core.gguf_mix import Quantized, Traits
 from llmopt.core.gguf_types import BITS, FILE_TYPES, written_type
+from llmopt.estimate.kept import is_kept
 from llmopt.estimate.shape import Reader, Shape, Tensor
 
 QUANTIZED = ("linear", "expert")
@@ -33,19 +34,25 @@ NESTED_BYTES = 1300  # of a matrix under double quantization: its table of 256 n
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """``bytes`` in memory, ``file_bytes`` on disk; ``types``: how many bytes lie in which type, for people."""
+    """``bytes`` in memory, ``file_bytes`` on disk; ``types``: how many bytes lie in which type, for people.
+
+    ``embedding``: of a GGUF's input embedding that is not the head too.
+    """
 
     bytes: int
     file_bytes: int
     bits_per_weight: float
     types: dict[str, int]
     fallbacks: int = 0
+    embedding: int = 0
 
 
 def sizes_of(shape: Shape, layout: Layout) -> list[tuple[Tensor, str, float]]:
     """Each tensor with its type and its bytes; llama.cpp keeps a vision tower in another file."""
     if layout.format != "gguf":
-        return [(t, *plain_size(t, layout)) for t in shape.tensors]
+        # MXFP4 is for experts, where there are any.
+        roles = ("expert",) if layout.format == "mxfp4" and shape.experts else QUANTIZED
+        return [(t, *plain_size(t, layout, t.role in roles and not is_kept(t, layout.kept))) for t in shape.tensors]
     tensors = [t for t in shape.tensors if t.role != "vision"]
     if layout.gguf not in FILE_TYPES:  # of a file that does not tell it
         return [(t, layout.name, t.elements * layout.bits / 8) for t in tensors]
@@ -55,8 +62,7 @@ def sizes_of(shape: Shape, layout: Layout) -> list[tuple[Tensor, str, float]]:
     return [(t, kind, t.elements * BITS[kind] / 8) for t, kind in zip(tensors, types, strict=True)]
 
 
-def plain_size(tensor: Tensor, layout: Layout) -> tuple[str, float]:
-    linear = tensor.role in QUANTIZED
+def plain_size(tensor: Tensor, layout: Layout, linear: bool) -> tuple[str, float]:
     bits = layout.linear_bits(tensor.columns, tensor.rows) if linear else layout.rest
     if layout.format == "in-memory" and tensor.role == "head":
         bits = layout.bits  # torch's dynamic quantization takes every nn.Linear
@@ -101,6 +107,7 @@ def gguf_weights(shape: Shape, layout: Layout) -> Weights:
         bytes=total, file_bytes=total + header, bits_per_weight=round(total * 8 / max(1, elements), 3),
         types={kind: round(size) for kind, size in sizes.items()},
         fallbacks=narrow,
+        embedding=0 if shape.tied else round(sum(size for t, _, size in found if t.role == "embedding")),
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def memory_bytes(model: Path, quantization: Quantization, options: ServeOptions,
         sequences = options.max_num_seqs
         load = Load(
             sequences=sequences, prompt=workload.input_tokens, output=workload.output_tokens,
-            step_tokens=options.max_num_batched_tokens,
+            step_tokens=options.max_num_batched_tokens, max_num_seqs=options.max_num_seqs,
         )  # fmt: skip
         count = (options.tensor_parallel_size or 1) * (options.pipeline_parallel_size or 1)
         devices = Devices(

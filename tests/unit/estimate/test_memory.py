@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from llmopt.core.errors import UsageError
-from llmopt.estimate.memory import memory_of
-from unit.estimate.make import DEEPSEEK, GIB, QWEN, case, with_attention
+from llmopt.estimate.memory import memory_of, working_of
+from unit.estimate.make import DEEPSEEK, GIB, MIXTRAL, QWEN, case, with_attention
 
 KV_OF_A_TOKEN = 57_344  # Qwen2.5-7B: 2 × 28 layers × 4 heads × 128 × 2 bytes
 
@@ -132,7 +134,9 @@ def test_an_engine_of_fixed_steps_samples_for_all_that_it_may_serve():
     """As vLLM's log says of Llama-3-8B: 1.19 GiB at its peak."""
     llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
              "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip
-    assert memory_of(case(llama, backend="vllm")).activation_bytes / GIB == pytest.approx(1.19, rel=0.05)
+    asked = case(llama, backend="vllm")
+    asked = replace(asked, load=replace(asked.load, step_tokens=8192))  # its default then
+    assert memory_of(asked).activation_bytes / GIB == pytest.approx(1.19, rel=0.05)
 
 
 def test_what_an_engine_reserves_stands_beside_the_total():
@@ -162,3 +166,49 @@ def test_states_of_recurrent_layers_do_not_grow_with_the_context():
 def test_sliding_layers_keep_no_more_than_their_window():
     windowed = QWEN | {"layer_types": ["sliding_attention"] * 28, "sliding_window": 1024}
     assert memory_of(case(windowed, backend="vllm", prompt=8192)).kv_cache_bytes == 1024 * KV_OF_A_TOKEN
+
+
+def test_gpus_that_share_layers_share_their_activations():
+    of_each = []
+    for count in (1, 8):
+        asked = case(backend="vllm", count=count, tensor_parallel=count)
+        asked = replace(asked, load=replace(asked.load, step_tokens=8192, max_num_seqs=1))
+        of_each.append(memory_of(asked).activation_bytes / count)
+    assert of_each[0] - of_each[1] == 8192 * 3 * 18944 * 7 / 8 * 2
+
+
+@pytest.mark.parametrize(
+    ("memory", "name", "tokens", "sequences"),
+    [(191, "MI300X", 16384, 1024), (80, "H100 SXM5", 8192, 1024), (80, "A100 SXM4", 2048, 256), (24, "L4", 2048, 256)],
+)
+def test_vllm_chooses_its_steps_by_the_gpu(memory, name, tokens, sequences):
+    asked = case(backend="vllm", memory_bytes=memory * GIB, name=name)
+    assert working_of(asked).words == f"steps of {tokens:,} tokens at most, {sequences} sequences sampled"
+
+
+def test_the_sequences_that_were_asked_for_are_those_of_a_step():
+    asked = case(backend="vllm")
+    asked = replace(asked, load=replace(asked.load, max_num_seqs=1))
+    assert "1 sequences" in working_of(asked).words
+
+
+def test_llama_cpp_leaves_the_embedding_of_an_untied_model_in_main_memory():
+    """Its log of Llama-3.1-8B in Q4_K_M: CUDA0 4,403 MiB, CPU_Mapped 282."""
+    llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip
+    found = memory_of(case(llama, quant="gguf-q4_k_m", backend="llamacpp"))
+    assert found.host_bytes / 2**20 == pytest.approx(282, rel=0.01)
+    assert (found.weights_bytes - found.host_bytes) / 2**20 == pytest.approx(4403, rel=0.01)
+    assert found.needed_per_gpu_bytes == found.total_bytes - found.host_bytes + found.overhead_bytes
+    assert memory_of(case(llama, quant="gguf-q4_k_m", backend="llamacpp", kind="cpu")).host_bytes == 0
+
+
+def test_an_old_falcon_has_the_heads_of_keys_that_it_names():
+    falcon = {"model_type": "falcon", "hidden_size": 8192, "n_layer": 60, "n_head": 128, "n_head_kv": 8,
+              "new_decoder_architecture": True, "parallel_attn": True, "bias": False, "vocab_size": 65024}  # fmt: skip
+    assert memory_of(case(falcon, backend="vllm")).kv_cache_bytes == 2048 * 60 * 2 * 8 * 64 * 2
+
+
+def test_lightning_layers_have_a_state():
+    minimax = MIXTRAL | {"model_type": "minimax", "head_dim": 128, "attn_type_list": [0] * 32}
+    assert memory_of(case(minimax, backend="vllm")).kv_cache_bytes == 32 * 32 * 128 * 128 * 4

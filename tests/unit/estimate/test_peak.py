@@ -12,7 +12,6 @@ from llmopt.estimate.calibration_runs import with_threads
 from llmopt.estimate.hardware import device, devices
 from llmopt.estimate.roofline import Peak
 
-
 NAMES = {
     "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H100 PCIe": "h100-pcie", "NVIDIA H100 NVL": "h100-nvl", "NVIDIA H20": "h20",
     "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA A100-SXM4-40GB": "a100-40gb", "NVIDIA A100 80GB PCIe": "a100-pcie",
@@ -78,7 +77,9 @@ def test_a_gpu_is_known_by_its_drivers_name():
         assert device(name).key == key, name
 
 
-@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H200 NVL", "Quadro RTX 6000", "Apple M1 Pro"])
+@pytest.mark.parametrize(
+    "name", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H200 NVL", "Quadro RTX 6000", "Apple M1 Pro"]
+)
 def test_a_gpu_that_is_merely_alike_is_not_taken_for_it(name):
     with pytest.raises(UsageError, match="unknown GPU"):
         device(name)

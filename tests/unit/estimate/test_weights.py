@@ -1,10 +1,12 @@
 import pytest
 
 from llmopt.core import gguf_mix
+from llmopt.core.errors import ModelError
 from llmopt.core.formats import layout
 from llmopt.core.gguf_mix import Quantized, Traits, tensor_types
 from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.estimate.architectures import shape_of
+from llmopt.estimate.source import stored_layout
 from llmopt.estimate.weights import weights_of
 from unit.estimate.make import MIXTRAL, QWEN
 
@@ -78,3 +80,45 @@ def test_norms_and_routers_are_never_quantized():
 def test_every_file_type_has_a_size_between_its_main_type_and_its_head(name):
     found = weights_of(SHAPE, layout(f"gguf-{name}"))
     assert 1.1 < found.bits_per_weight <= 32
+
+
+GPT_OSS = {
+    "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24, "head_dim": 64,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "num_local_experts": 32, "num_experts_per_tok": 4,
+    "sliding_window": 128, "vocab_size": 201088, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def stored(config, said):
+    shape = shape_of(config, "config.json")
+    return shape, weights_of(shape, stored_layout({"quantization_config": said}))
+
+
+def test_mxfp4_is_of_experts_alone():
+    """gpt-oss-20b: its three files have 13.76 GB."""
+    assert stored(GPT_OSS, {"quant_method": "mxfp4"})[1].bytes == pytest.approx(13.76e9, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("kept", "parts"),
+    [
+        (["re:.*self_attn.*", "lm_head"], ("q", "k", "v", "o")), (["model.layers.*.self_attn"], ("q", "k", "v", "o")),
+        (["re:.*mlp\\.(gate|up|gate_up|down)_proj.*"], ("gate", "up", "down")),
+    ],
+)  # fmt: skip
+def test_what_a_checkpoint_keeps_stays_in_sixteen_bits(kept, parts):
+    said = {"quant_method": "awq", "bits": 4, "group_size": 128, "modules_to_not_convert": kept}
+    shape, found = stored(QWEN, said)
+    own = sum(t.elements for t in shape.tensors if t.part in parts)
+    assert found.bytes - bytes_of("awq-int4-g128") == pytest.approx(own * (16 - 4.15625) / 8, rel=1e-6)
+
+
+def test_a_layer_that_is_kept_is_no_other_whose_number_begins_so():
+    said = {"quant_method": "fp8", "ignored_layers": ["model.layers.1"]}
+    of_a_layer = sum(t.elements for t in SHAPE.tensors if t.layer == 1 and t.role == "linear")
+    assert stored(QWEN, said)[1].bytes - bytes_of("fp8") == pytest.approx(of_a_layer, rel=1e-3)
+
+
+def test_a_pattern_that_is_none_is_refused():
+    with pytest.raises(ModelError, match=r"keeps 're:\(\('"):
+        stored_layout({"quantization_config": {"quant_method": "fp8", "ignore": ["re:(("]}})
