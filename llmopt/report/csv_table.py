@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from llmopt.core.errors import UsageError
 from llmopt.core.metrics import METRICS, STATISTICS
+from llmopt.report.escaping import spreadsheet_text
 from llmopt.report.table import artifact_name, label
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 UNITS = {"kl": "kl_nats", "kl_p99": "kl_p99_nats", "cost": "cost_per_1m_output_tokens", "cost_input": "cost_per_1m_input_tokens",
          "cost_blended": "cost_per_1m_tokens_blended"}  # fmt: skip
 ABOUT = ("label", "key", "rank", "tie_group", "on_front", "knee", "rejected_because", "quantization", "engine", "engine_version",
          "bits_per_weight", "size_bytes", "load", "level", "chosen", "saturated", "verdict", "evidence", "runs")  # fmt: skip
 OF_STEPS = ("step", "failure", "quantization", "engine", "verdict", "runs", "price_per_1m_output_tokens")
 CHANGES = ("ratio", "low", "high")
+OF_RUNS = ("run_id", "started_at")  # and every other field: llmopt runs --csv
+HEAD_OF_RUNS = f"{','.join(OF_RUNS)},".encode()
 HEADS = (f"{','.join(ABOUT[:3])},".encode(), f"{','.join(OF_STEPS[:2])},".encode())
 
 
@@ -31,18 +33,21 @@ def csv_of(document: dict[str, Any]) -> bytes:
     if document.get("kind") not in kinds:
         raise UsageError(f"a document of kind {document.get('kind')!r} is no table", hint=f"one of: {', '.join(kinds)}")
     rows = list(kinds[document["kind"]](document))
-    names = list(dict.fromkeys(name for row in rows for name in row)) or list(ABOUT)
+    return written(rows, list(dict.fromkeys(name for row in rows for name in row)) or list(ABOUT))
+
+
+def written(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> bytes:
+    """Rows under their names, as this page writes them; a name may be somebody else's too."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: plain(value) for name, value in row.items()} for row in rows)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([plain(name) for name in names])
+    writer.writerows([plain(row.get(name)) for name in names] for row in rows)
     return out.getvalue().encode()
 
 
 def plain(value: Any) -> Any:
     if isinstance(value, str):
-        text = " ".join(value.split())
-        return f"'{text}" if value.startswith(FORMULA) else text
+        return spreadsheet_text(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     return "" if value is None else value

@@ -7,7 +7,6 @@ are Vega-Lite specifications (``page_charts``) that Vega, embedded once, draws a
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 import llmopt
 from llmopt.core.errors import MissingEnvironment, UsageError
 from llmopt.report import steps as steps_table
+from llmopt.report.escaping import visible
 from llmopt.report.page_chart import Chart, short
 from llmopt.report.page_charts import ranking_charts
 from llmopt.report.page_rows import cards, columns_of, engines_of, identity, rows_of, table_of, tiles_of
@@ -28,21 +28,19 @@ from llmopt.report.table import footnotes, goal_line, title
 TEMPLATES = Path(__file__).parent / "templates"
 # Of the bundle of vl-convert 1.9.0 ``vegaLite`` is null, and cannot be asked for alone; vega-embed knows it.
 SNIPPET = "globalThis.vegaEmbed = vegaEmbed;"
-# Control characters, and those that turn the direction of a line: names are other people's.
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 MARK = b"<!-- llmopt report -->"
 
 
 def page(document: dict[str, Any], timelines: Mapping[str, Timeline] | None = None) -> bytes:
     """The whole file for a ranking or a document of steps. Raises UsageError for another, MissingEnvironment."""
-    document = seen(document)
+    document = visible(document)
     kinds = {"ranking": ranking_parts, "steps": steps_parts}
     if document.get("kind") not in kinds:
         raise UsageError(
             f"a document of kind {document.get('kind')!r} cannot be drawn",
             hint=f"one of: {', '.join(kinds)}; llmopt recommend --json makes one",
         )
-    readable = {key: replace(line, requests=seen(line.requests)) for key, line in (timelines or {}).items()}
+    readable = {key: replace(line, requests=visible(line.requests)) for key, line in (timelines or {}).items()}
     parts = kinds[document["kind"]](document, readable)
     charts: Sequence[Chart] = parts["charts"]
     drawn = {chart.name: chart.variants for chart in charts if chart.variants}
@@ -101,15 +99,6 @@ def steps_parts(document: dict[str, Any], timelines: Mapping[str, Timeline]) -> 
         "rows": [],
         "names": {},
     }
-
-
-def seen(value: Any) -> Any:
-    """The same with every character that could not be seen as one that can: nothing in a name is to hide or turn a line."""
-    if isinstance(value, str):
-        return UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value)
-    if isinstance(value, Mapping):
-        return {seen(key): seen(part) for key, part in value.items()}
-    return [seen(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.units import show
+from llmopt.report.escaping import markdown_text
 from llmopt.report.table import title
 
 if TYPE_CHECKING:
@@ -115,42 +116,39 @@ def footnotes(document: dict[str, Any]) -> list[str]:
 def steps_markdown(document: dict[str, Any]) -> str:
     head, *rows = lines(document)
     table = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
-    table += [f"| {' | '.join(map(escaped, row))} |" for row in rows]
-    about = [title(document)] if document["machine"] else []
-    notes = (f"{' '.join(note.split())}  " for note in footnotes(document))
-    return "\n".join([f"{HEADING}: {document['name']}", "", *about, "", *table, "", *notes]) + "\n"
-
-
-def escaped(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    table += [f"| {' | '.join(map(markdown_text, row))} |" for row in rows]
+    about = [markdown_text(title(document))] if document["machine"] else []
+    notes = (f"{markdown_text(note)}  " for note in footnotes(document))
+    return "\n".join([f"{HEADING}: {markdown_text(document['name'])}", "", *about, "", *table, "", *notes]) + "\n"
 
 
 def print_steps(document: dict[str, Any]) -> None:
     """The waterfall on a terminal; where it is narrow, with fewer brackets."""
     from rich.measure import Measurement
-    from rich.text import Text
 
-    from llmopt.report.terminal import stdout_console
+    from llmopt.report.terminal import say, stdout_console
 
     console = stdout_console()
     if document["machine"]:
-        console.print(title(document), style="bold", markup=False)
+        say(console, title(document), style="bold")
     table = steps_table(lines(document))
     if Measurement.get(console, console.options.update(width=10_000), table).maximum > console.width:
         table = steps_table(lines(document, wide=False))
     console.print(table)
     for note in footnotes(document):
-        console.print(Text(note, style="dim"), soft_wrap=True)
+        say(console, note, style="dim", soft_wrap=True)
 
 
 def steps_table(rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from llmopt.report.terminal import cell as text_cell
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     last = len(rows[0]) - 1
     for place, name in enumerate(rows[0]):
         table.add_column(Text(name), justify="left" if place in (0, last) else "right", no_wrap=place == last)
     for row in rows[1:]:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(text_cell, row))
     return table

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmopt.core.metrics import METRICS, parse_metric, value_of
 from llmopt.core.units import show
+from llmopt.report.escaping import one_line
 from llmopt.report.ranking import curves, more_lines, relaxation_lines, row_lines
 from llmopt.report.server_notes import server_notes
 from llmopt.report.table import Column, artifact_name, columns, footnotes, goal_line, label, title, workload_line
@@ -33,34 +34,43 @@ def print_command(document: dict[str, Any]) -> None:
 def print_serving(document: dict[str, Any]) -> None:
     console = stdout_console()
     what = f"{document['quantization']} on {document['backend']}, ready after {document['load_s']:.1f} s"
-    console.print(f"{document['url']}   model {document['model']}   ({what}; Ctrl-C ends it)", markup=False)
+    say(console, f"{document['url']}   model {document['model']}   ({what}; Ctrl-C ends it)")
 
 
 def print_ranking(document: dict[str, Any], console: Console | None = None) -> None:
     console = console or stdout_console()
-    console.print(title(document), style="bold", markup=False)
-    console.print(f"goal: {goal_line(document)}", markup=False)
+    say(console, title(document), style="bold")
+    say(console, f"goal: {goal_line(document)}")
     if document["ranked"]:
         console.print(fitting_table(document, console))
     for row in document["ranked"]:
-        console.print(f"{row['rank']}. {label(row)}", style="bold", markup=False)
+        say(console, f"{row['rank']}. {label(row)}", style="bold")
         print_lines(row_lines(row), console)
     for row in document["rejected"]:
-        console.print(f"✗ {label(row)}", style="bold red", markup=False)
+        say(console, f"✗ {label(row)}", style="bold red")
         print_lines(row_lines(row), console)
     for name, lines in curves(document):
-        console.print(f"load curve of {name}", style="bold", markup=False)
+        say(console, f"load curve of {name}", style="bold")
         console.print(plain_table(lines))
     if relaxed := relaxation_lines(document):
-        console.print("what must give", style="bold", markup=False)
+        say(console, "what must give", style="bold")
         print_lines(relaxed, console)
     for note in (*more_lines(document), *footnotes(document)):
-        console.print(note, style="dim", markup=False, soft_wrap=True)
+        say(console, note, style="dim", soft_wrap=True)
+
+
+def say(console: Console, text: str, *, style: str | None = None, soft_wrap: bool = False) -> None:
+    """A line as it is: neither markup nor control characters in a name are obeyed."""
+    console.print(Text(one_line(text)), style=style, soft_wrap=soft_wrap)
+
+
+def cell(text: str) -> Text:
+    return Text(one_line(text))
 
 
 def print_lines(lines: Sequence[str], console: Console) -> None:
     for text in lines:
-        console.print(f"   {text}", markup=False, soft_wrap=True)
+        say(console, f"   {text}", soft_wrap=True)
 
 
 def plain_table(lines: Sequence[Sequence[str]]) -> Table:
@@ -69,7 +79,7 @@ def plain_table(lines: Sequence[Sequence[str]]) -> Table:
     for place, name in enumerate(lines[0]):
         table.add_column(Text(name), justify="left" if place in (0, len(lines[0]) - 1) else "right")
     for line in lines[1:]:
-        table.add_row(*map(Text, line))
+        table.add_row(*map(cell, line))
     return table
 
 
@@ -92,7 +102,7 @@ def ranking_table(document: dict[str, Any], shown: Sequence[Column], *, wrap: bo
     for column in shown:
         table.add_column(column.title, justify="right" if column.right else "left", no_wrap=not wrap)
     for row in document["ranked"]:
-        table.add_row(*(column.cell(row) for column in shown), style="bold green" if row["rank"] == 1 else None)
+        table.add_row(*(cell(column.cell(row)) for column in shown), style="bold green" if row["rank"] == 1 else None)
     return table
 
 
@@ -100,8 +110,8 @@ def print_run(record: dict[str, Any], console: Console | None = None) -> None:
     """One run: the headline figures with their intervals, then the verdict and what it doubts."""
     console = console or stdout_console()
     artifact, serve = record["artifact"], record["serve"]
-    console.print(f"{artifact_name(artifact)} on {serve['backend']}", style="bold", markup=False)
-    console.print(workload_line(record["workload"]), markup=False)
+    say(console, f"{artifact_name(artifact)} on {serve['backend']}", style="bold")
+    say(console, workload_line(record["workload"]))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -123,9 +133,9 @@ def print_run(record: dict[str, Any], console: Console | None = None) -> None:
         table.add_row("top1", show(record["quality"]["top1_agreement"], METRICS["top1"].unit), "")
     console.print(table)
     for line in server_notes(record):
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line, soft_wrap=True)
     for line in run_notes(record):
-        console.print(line, style="dim", markup=False, soft_wrap=True)
+        say(console, line, style="dim", soft_wrap=True)
     print_definitions(record.get("definitions") or {}, console)
     print_verdict(record["verdict"], console)
 
@@ -162,19 +172,17 @@ def tail(spread: dict[str, Any]) -> str:
 
 def print_definitions(definitions: dict[str, dict[str, Any]], console: Console) -> None:
     for name, figures in definitions.items():
-        console.print(f"as {name} defines them", style="bold", markup=False)
+        say(console, f"as {name} defines them", style="bold")
         for key, value in figures.items():
-            console.print(f"  {key:<40} {'–' if value is None else f'{value:.3f}'}", markup=False)
+            say(console, f"  {key:<40} {'–' if value is None else f'{value:.3f}'}")
 
 
 def print_points(document: dict[str, Any], runs: Sequence[dict[str, Any]], console: Console | None = None) -> None:
     """A sweep or a search: one line a rate, then what follows from it."""
     console = console or stdout_console()
     if runs:
-        console.print(
-            f"{artifact_name(runs[0]['artifact'])} on {runs[0]['serve']['backend']}", style="bold", markup=False
-        )
-        console.print(f"{workload_line(runs[0]['workload'] | {'requests': None})} and others", markup=False)
+        say(console, f"{artifact_name(runs[0]['artifact'])} on {runs[0]['serve']['backend']}", style="bold")
+        say(console, f"{workload_line(runs[0]['workload'] | {'requests': None})} and others")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("rate", "completed", "throughput", "TTFT p50", "TTFT p99", "TPS p50", "met SLO", "", "verdict"):
         table.add_column(name, justify="right" if name else "left")
@@ -194,7 +202,7 @@ def print_points(document: dict[str, Any], runs: Sequence[dict[str, Any]], conso
             "past saturation" if point["saturated"] else "", run["verdict"]["status"],
         )  # fmt: skip
     console.print(table)
-    console.print(conclusion(document), style="bold", markup=False, soft_wrap=True)
+    say(console, conclusion(document), style="bold", soft_wrap=True)
 
 
 def conclusion(document: dict[str, Any]) -> str:
@@ -217,17 +225,17 @@ def conclusion(document: dict[str, Any]) -> str:
 
 def print_ceiling(document: dict[str, Any], console: Console | None = None) -> None:
     console = console or stdout_console()
-    console.print(
+    say(
+        console,
         f"one client process on this machine: {document['reads_per_s']:,.0f} chunks/s, {document['requests_per_s']:,.0f} requests/s "
         f"({document['s_per_read'] * 1e6:.1f} µs a chunk, {document['s_per_request'] * 1e6:.0f} µs a request)",
-        markup=False,
         soft_wrap=True,
     )
     if peak := document.get("processor"):
-        console.print(
+        say(
+            console,
             f"its processor, with {peak['threads']} thread{'s' if peak['threads'] > 1 else ''}: {peak['bandwidth'] / 1e9:.1f} GB/s,"
             f" {peak['flops'] / 1e9:,.0f} GFLOP/s",
-            markup=False,
             soft_wrap=True,
         )
 
@@ -263,10 +271,11 @@ def print_conformance(rows: Sequence[Any], console: Console | None = None) -> No
         name = row.trap.name + (" (chat)" if row.trap.chat else "")
         words = "; ".join(row.problems) or "✓"
         style = "red" if row.problems else None
-        table.add_row(name, row.trap.why, row.trap.error or "ok", row.error, row.tokens, off, words, style=style)
+        told = (name, row.trap.why, row.trap.error or "ok", row.error, row.tokens, off, words)
+        table.add_row(*map(cell, told), style=style)
     console.print(table)
     good = sum(not row.problems for row in rows)
-    console.print(f"{good} of {len(rows)} handled truthfully", style="bold", markup=False)
+    say(console, f"{good} of {len(rows)} handled truthfully", style="bold")
 
 
 RUN_COLUMNS = {
@@ -288,14 +297,15 @@ def print_runs(runs: pd.DataFrame) -> None:
         print("no runs")
         return
     shown = runs.reindex(columns=list(RUN_COLUMNS)).rename(columns=RUN_COLUMNS)
+    shown = shown.map(lambda value: one_line(value) if isinstance(value, str) else value)
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
 def print_verdict(verdict: dict[str, Any], console: Console) -> None:
     style = {"valid": "green", "suspect": "yellow", "invalid": "red"}[verdict["status"]]
-    console.print(f"verdict: {verdict['status']}", style=style, markup=False)
+    say(console, f"verdict: {verdict['status']}", style=style)
     for doubt in verdict["reasons"]:
-        console.print(f"  {doubt['message']}; {doubt['remedy']}", markup=False, soft_wrap=True)
+        say(console, f"  {doubt['message']}; {doubt['remedy']}", soft_wrap=True)
 
 
 def print_quality(quality: dict[str, Any], console: Console | None = None) -> None:
@@ -336,7 +346,7 @@ def print_quality(quality: dict[str, Any], console: Console | None = None) -> No
         error = "" if task["stderr"] is None else f" ± {task['stderr']:.4f}"
         lines.append(f"{task['task']:<16} {task['metric']} {task['value']:.4f}{error}, {task['samples']:,} questions")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line, soft_wrap=True)
 
 
 def stdout_console() -> Console:
