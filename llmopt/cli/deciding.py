@@ -70,8 +70,9 @@ def recommend_command(
         float | None, price("--monthly-tokens", help="Input and output tokens of a month: 2e9.")
     ] = None,
     utilisation: Annotated[
-        float, price("--utilisation", help="Part of what the machine can do that a month really asks of it.")
-    ] = 0.6,
+        float | None,
+        price("--utilisation", help="Part of what the machine can do that a month really asks of it; default 0.6."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Rank runs of unlike workloads, loops, models and machines together.")
     ] = False,
@@ -170,16 +171,22 @@ def runs_command(
     json: Json = False,
 ) -> None:
     """List the stored runs, oldest first."""
+    from llmopt.cli.reporting import head, require_own
     from llmopt.core.files import write_atomic
     from llmopt.core.run_index import read_store
     from llmopt.core.store import frame
+    from llmopt.report.csv_table import HEAD_OF_RUNS, OF_RUNS, written
     from llmopt.report.terminal import print_runs
 
+    if csv is not None:
+        require_own(csv, head(csv).startswith(HEAD_OF_RUNS), "runs.csv")
     stored = read_store(results)
     say_skipped(stored.skipped)
     runs = [stored.table.record(row) for row in range(len(stored.table))]
     if csv is not None:
-        write_atomic(csv, frame(runs).to_csv(index=False).encode())
+        fields = frame(runs).astype(object)
+        rows = [dict(row) for _, row in fields.where(fields.notna(), None).iterrows()]
+        write_atomic(csv, written(rows, list(fields.columns) or [*OF_RUNS, ""]))
     print_json(runs) if json else print_runs(frame(runs))
 
 

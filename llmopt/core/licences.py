@@ -17,8 +17,13 @@ FIELDS = ("license_name", "license")  # a card that says "other" names it beside
 
 def licence_of_artifact(artifact: dict[str, Any]) -> str | None:
     """Of the artifact of a record: what the record says, else the card in its folder, else that of its base. Lower case."""
+    return said_licence(artifact) or licence_of(str(artifact.get("path") or ""))
+
+
+def said_licence(artifact: dict[str, Any]) -> str | None:
+    """What the record itself says, in lower case."""
     said = artifact.get("licence") or artifact.get("license")
-    return str(said).lower() if said else licence_of(str(artifact.get("path") or ""))
+    return str(said).lower() if said else None
 
 
 @lru_cache(4096)

@@ -28,8 +28,9 @@ def choose(candidate: Candidate, goal: Goal) -> Candidate:
     slos = [limit for limit in goal.limits if of_the_load(limit)]
     passing = [i for i in places if all(holds(candidate, i, limit) for limit in goal.limits)]
     if slos:
-        passing = [i for i in passing if not candidate.points[i].saturated]
-        at = passing[-1] if passing else nearest_place(candidate, places, goal.limits)
+        quick = [i for i in places if all(holds(candidate, i, x) for x in slos) and not candidate.points[i].saturated]
+        passing = [i for i in passing if i in quick]
+        at = passing[-1] if passing else nearest_place(candidate, quick or places, goal.limits)
         return replace(candidate, at=at, why=why_with_slos(candidate, at, places, passing))
     if wants_latency(goal):
         at = (passing or places)[0]
@@ -53,8 +54,8 @@ def wants_latency(goal: Goal) -> bool:
 
 
 def nearest_place(candidate: Candidate, places: Sequence[int], limits: Sequence[Limit]) -> int:
-    """The load at which the limits are broken least; the lowest of equals."""
-    return min(places, key=lambda i: (candidate.points[i].saturated, excess_at(candidate, i, limits), i))
+    """The load at which the limits are broken least; the highest of equals: KL is broken alike at all."""
+    return min(places, key=lambda i: (candidate.points[i].saturated, excess_at(candidate, i, limits), -i))
 
 
 def why_with_slos(candidate: Candidate, at: int, places: Sequence[int], passing: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from llmopt.core.errors import UsageError, nearest
 from llmopt.core.limits import meets, parse_limit
 from llmopt.core.metric_table import OF_A_TASK
 from llmopt.core.metrics import METRICS, metric_names, parse_metric
+from llmopt.core.run_record import QUALITY
 from llmopt.core.statistics import MIN_SAMPLES
 from llmopt.core.units import parse_quantity, show_beside
 from llmopt.recommend.candidates import Candidate
@@ -180,8 +181,9 @@ def check_filters(candidates: Sequence[Candidate], goal: Goal) -> None:
         ("--quants", goal.quantizations, quantizations),
         ("--exclude", goal.exclude, [*backends, *quantizations]),
     ):
-        if wanted and not any(matches(name, wanted) for name in there):
-            raise UsageError(f"{flag} {','.join(wanted)}: no run here is of that", hint=nearest(wanted[0], there))
+        for word in wanted:
+            if not any(matches(name, [word]) for name in there):
+                raise UsageError(f"{flag} {word}: no run here is of that", hint=nearest(word, there))
 
 
 def filtered(candidate: Candidate, goal: Goal, licence: Callable[[dict[str, Any]], str | None]) -> list[str]:
@@ -248,14 +250,18 @@ def broken(candidate: Candidate, place: int, limit: Limit) -> str | None:
 
 def why_unknown(candidate: Candidate, place: int, limit: Limit) -> str:
     metric = METRICS[limit.metric]
-    if metric.kind == "distribution" and (count := candidate.value_at(place, limit.metric, "n")) is not None:
+    if metric.kind == "distribution" and (counts := candidate.points[place].values(limit.metric, "n")):
         needed = MIN_SAMPLES.get(int(limit.statistic[1:])) if limit.statistic and limit.statistic[0] == "p" else None
-        if needed and count < needed:
-            return f"{count:.0f} samples, {limit.statistic} needs {needed}"
-        return "too many requests failed"
+        if needed and min(counts) < needed:
+            one = " in one of its runs" if max(counts) >= needed else ""
+            return f"{min(counts):.0f} samples{one}, {limit.statistic} needs {needed}"
+        if any(candidate.points[place].values(limit.metric, "missing")):
+            return "too many requests failed"
+        if len(counts) < candidate.points[place].runs:
+            return "one of its runs does not tell"
     if metric.name == "task_score":
         return f"it was not given the task: llmopt quality --tasks {limit.statistic}"
-    if metric.source == "quality":
+    if metric.name in QUALITY:
         return "its quality was not measured"
     if metric.name in ("goodput_rps", "goodput_rps_whole", "slo_attainment"):
         return "the run counted no SLO, or another: llmopt bench --slo"

@@ -32,12 +32,12 @@ class Api:
 
 
 def make_api(
-    price_input: float | None, price_output: float | None, monthly_tokens: float | None, utilisation: float,
+    price_input: float | None, price_output: float | None, monthly_tokens: float | None, utilisation: float | None,
     price_per_hour: float | None,
 ) -> Api | None:  # fmt: skip
     """Of the options; ``None`` without any. Raises UsageError for some without the others, and for what is no price."""
     given = {"--api-price-input": price_input, "--api-price-output": price_output, "--monthly-tokens": monthly_tokens}
-    if all(value is None for value in given.values()):
+    if all(value is None for value in (*given.values(), utilisation)):
         return None
     missing = [flag for flag, value in (given | {"--price-per-hour": price_per_hour}).items() if value is None]
     if missing:
@@ -45,6 +45,7 @@ def make_api(
     for flag, value in given.items():
         if not (math.isfinite(value or 0) and (value or 0) >= 0) or (flag == "--monthly-tokens" and not value):
             raise UsageError(f"{flag} must be more than 0, got {value}", hint=f"{flag} 1.5")
+    utilisation = DEFAULT_UTILISATION if utilisation is None else utilisation
     if not 0 < utilisation <= 1:
         raise UsageError(f"--utilisation must be above 0 and at most 1, got {utilisation:g}", hint="--utilisation 0.6")
     assert price_input is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmopt.core.domain import Goal, Recommendation
+from llmopt.core.licences import said_licence
 from llmopt.recommend import baseline as baselines
 from llmopt.recommend.candidates import Candidate
 from llmopt.recommend.choosing import choose
@@ -17,13 +18,7 @@ from llmopt.recommend.front import AGAINST, Axis, axes, dominators, knee, memory
 from llmopt.recommend.relaxation import apart_only, relaxation
 from llmopt.recommend.rows import line, reasons
 
-__all__ = ["Ranking", "memory_axis", "recommend", "unknown_licence"]
-
-
-def unknown_licence(artifact: dict[str, Any]) -> str | None:
-    """What the record itself says."""
-    found = artifact.get("licence") or artifact.get("license")
-    return str(found).lower() if found else None
+__all__ = ["Ranking", "memory_axis", "recommend"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +40,7 @@ def recommend(
     top: int | None = None,
     baseline: str | None = None,
     api: Api | None = None,
-    licence: Callable[[dict[str, Any]], str | None] = unknown_licence,
+    licence: Callable[[dict[str, Any]], str | None] = said_licence,
 ) -> Ranking:
     """Every candidate at its point; who keeps all limits is ranked. Raises UsageError for a filter or a baseline that is nobody.
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from llmopt.cli import app
 from llmopt.core.store import save_run
 from llmopt.report.csv_table import csv_of
-from unit.make import closed_loop, curve
+from unit.make import QUALITY, closed_loop, curve
 
 
 @pytest.fixture
@@ -148,3 +148,58 @@ def test_without_the_library_one_line_says_what_to_install(results, tmp_path, mo
     assert done.exit_code == 1
     assert "pip install 'llmopt[html]'" in done.stderr
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_runs_as_csv_start_no_formula_and_write_over_nothing_else(results, tmp_path):
+    file = tmp_path / "runs.csv"
+    asked = ["runs", str(results), "--csv", str(file)]
+    assert [CliRunner().invoke(app, asked).exit_code for _ in range(2)] == [0, 0]
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert {row["artifact.quantization"] for row in rows} == {"'=cmd()", "plain"}
+    assert {row["metrics.peak_vram_bytes"] for row in rows} == {""}
+    file.write_text("my own notes")
+    assert CliRunner().invoke(app, asked).exit_code == 2
+    assert file.read_text() == "my own notes"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--slo", "ttft_p95<1s"], ["--optimize", "throughput"], ["--baseline", "x"], ["--force"], ["--top", "3"]],
+)
+def test_a_saved_document_heeds_no_wish_and_says_so(results, tmp_path, options):
+    saved = tmp_path / "ranking.json"
+    saved.write_text(report(results, "--json").stdout)
+    done = report(saved, *options)
+    assert done.exit_code == 2
+    assert f"{options[0]} would change nothing" in done.stderr
+
+
+def test_two_forms_in_one_file_are_refused(results, tmp_path):
+    done = report(results, "--md", tmp_path / "same", "--csv", tmp_path / "same")
+    assert done.exit_code == 2
+    assert "--md and --csv both name" in done.stderr
+    assert not (tmp_path / "same").exists()
+
+
+def test_a_document_that_was_edited_is_no_defect_of_ours(results, tmp_path):
+    pytest.importorskip("vl_convert")
+    saved = tmp_path / "ranking.json"
+    saved.write_text(report(results, "--json").stdout.replace('"measured"', '"guessed"'))
+    done = report(saved, "--html", tmp_path / "report.html")
+    assert done.exit_code == 2
+    assert "is no whole document of llmopt" in done.stderr
+
+
+def test_a_score_that_is_a_limit_has_a_column_in_every_form(tmp_path):
+    pytest.importorskip("vl_convert")
+    tasks = [{"task": "mmlu", "metric": "acc", "filter": "none", "value": 0.625, "stderr": 0.01, "samples": 99}]
+    save_run(
+        tmp_path / "results", replace(curve("a", u1=(100.0, 0.1))[0], quality=QUALITY | {"tasks": tasks}), closed_loop()
+    )
+    saved = tmp_path / "ranking.json"
+    ranked = CliRunner().invoke(app, ["recommend", str(tmp_path / "results"), "--min-score", "mmlu>=0.5", "--json"])
+    saved.write_text(ranked.stdout)
+    html, csv_file = tmp_path / "report.html", tmp_path / "report.csv"
+    assert report(saved, "--html", html, "--csv", csv_file, "--md", tmp_path / "report.md").exit_code == 0
+    assert "task_score_mmlu" in html.read_text()
+    assert [row["task_score_mmlu"] for row in csv.DictReader(csv_file.read_text().splitlines())] == ["0.625"]

@@ -124,3 +124,28 @@ def test_a_load_that_a_cap_held_back_is_past_saturation():
     found = chosen(runs, "ttft_p95<700ms")
     assert found.point.load == "20 requests/s"
     assert [p.saturated for p in found.points] == [False, False, True]
+
+
+def test_where_quality_is_what_breaks_it_is_shown_at_the_highest_load_that_its_speed_keeps():
+    found = chosen(curve(**RISING), "ttft_p95<250ms", "kl<0.001")
+    assert found.point.load == "8 users"
+    assert found.why.startswith("no load keeps every limit")
+
+
+def rejected_for(limit, *runs):
+    (rejected,) = recommend(comparable(runs).candidates, goal(limit)).rejected
+    return rejected.because[0]
+
+
+def test_a_run_of_few_samples_is_why_a_tail_is_not_known():
+    runs = [
+        run(metrics=metrics() | {"ttft_s": distribution(0.1, n) | ({"p95": None} if n < 59 else {})}, run_id=f"r{n}{k}")
+        for k, n in enumerate((64, 64, 10))
+    ]
+    assert rejected_for("ttft_p95<700ms", *runs) == (
+        "ttft_p95<700ms: not known (10 samples in one of its runs, p95 needs 59)"
+    )
+
+
+def test_weights_that_are_not_known_are_no_quality_that_was_not_measured():
+    assert "does not tell" in rejected_for("weights_bytes<1GiB", run())
