@@ -20,6 +20,7 @@ from llmopt.recommend.ties import over_requests, over_runs
 
 INTERVALS = ("output_tps", "ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "peak_rss_bytes", "peak_vram_bytes")
 SHARES_OF_REQUESTS = ("error_rate", "slo_attainment")
+WILSON = "requests (Wilson)"  # as the runs themselves have it (llmopt.core.metrics)
 # What must be alike, and how runs that differ in it are called; the first that differs names them.
 CONTEXT = {
     "machine": "another machine",
@@ -117,9 +118,13 @@ class Candidate:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        own = {name: self.value(name) for name in (*PEAKS, *QUALITY)}
+        return self.point.metrics | {name: self.value(name) for name in PEAKS} | self.of_the_artifact
+
+    @cached_property
+    def of_the_artifact(self) -> dict[str, Any]:
+        """Its quality, which is the same at every load, whichever run holds it."""
         scores = {name: score.value for name, score in self.task_scores.items()} or None
-        return self.point.metrics | own | {"task_score": scores}
+        return {name: self.value(name) for name in QUALITY} | {"task_score": scores}
 
     @cached_property
     def intervals(self) -> dict[str, Any]:
@@ -155,7 +160,8 @@ class Candidate:
         if metric.name in ("cost", "cost_blended", "cost_input"):
             return self.cost_interval(metric.name)
         own = point.own_interval(name)
-        return {"low": own[0], "high": own[1], "over": "blocks"} if own else None
+        over = WILSON if metric.name in SHARES_OF_REQUESTS else "blocks"
+        return {"low": own[0], "high": own[1], "over": over} if own else None
 
     def share_interval(self, name: str) -> dict[str, Any] | None:
         """Three runs without a failure show no more than that failures are rare."""
@@ -165,7 +171,7 @@ class Candidate:
         if shown is None or (shares + counts != shares + counts).any():
             return None
         low, high = over_requests(shares.tolist(), counts.tolist(), shown)
-        return {"low": low, "high": high, "over": "requests (Wilson)"}
+        return {"low": low, "high": high, "over": WILSON}
 
     def cost_interval(self, name: str) -> dict[str, Any] | None:
         """As uncertain as the throughput that it follows from."""

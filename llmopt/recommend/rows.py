@@ -121,7 +121,7 @@ def curve_point(candidate: Candidate, place: int) -> dict[str, Any]:
         "level": point.level, "load": point.load, "runs": point.runs, "evidence": point.evidence,
         "status": point.verdict.status, "saturated": point.saturated, "chosen": place == candidate.at,
         "run_ids": [candidate.curves.table.run_ids[row].decode() for row in point.rows[-20:]],
-        "metrics": point.metrics,
+        "metrics": point.metrics | candidate.of_the_artifact,
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llmopt.core.domain import Doubt, Verdict
 from llmopt.core.errors import Inconclusive
 from llmopt.recommend.candidates import comparable
+from llmopt.recommend.rows import curve_point
 from unit.make import MACHINE, QUALITY, WORKLOAD, curve, metrics, run
 
 INVALID = Verdict.of((Doubt(code="errors", severity="invalid", message="it failed", remedy="r"),))
@@ -242,3 +243,16 @@ def test_figures_are_those_of_the_runs_one_by_one(rows):
 
 def test_many_runs_are_not_noisy_for_being_many():
     assert codes(only([run(throughput=100 + (n % 7) - 3, run_id=str(n)) for n in range(90)])) == []
+
+
+def test_a_share_of_requests_keeps_how_its_interval_was_found():
+    known = {"error_rate": {"low": 0.0, "high": 0.058, "over": "requests (Wilson)"}}
+    assert only([run(intervals=known)]).interval("error_rate") == known["error_rate"]
+
+
+def test_quality_is_told_at_every_load_whichever_run_holds_it():
+    runs = [
+        run(workload=WORKLOAD | {"concurrency": n}, quality=QUALITY if n == 1 else None, run_id=str(n)) for n in (1, 4)
+    ]
+    found = only(runs)
+    assert [curve_point(found, place)["metrics"]["kl"] for place in (0, 1)] == [QUALITY["kl_mean"]] * 2
