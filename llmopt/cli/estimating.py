@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmopt.cli.hardware_options import make_devices, make_draft, make_peak, make_price
 from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json
-from llmopt.core.errors import GoalNotMet, UsageError
+from llmopt.core.errors import GoalNotMet, UsageError, nearest
+
+if TYPE_CHECKING:
+    from llmopt.estimate.memory import Case
+    from llmopt.estimate.source import Source
 
 LOAD, DEVICE, SPEED = "Load", "Device", "Speed and cost"
-THIS = "this"
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 
 @app.command("estimate", cls=GroupedCommand)
@@ -105,8 +110,26 @@ def estimate_command(
         list_devices(json)
         return
     if parameters is not None:
+        alone = {
+            "--gpu": gpu, "--vram": vram, "--backend": backend, "--context": context, "--input-tokens": input_tokens,
+            "--output-tokens": output_tokens, "--batch": batch, "--max-num-seqs": max_num_seqs, "--rate": rate, "--gpus": gpus,
+            "--fits": fits or None,
+        }  # fmt: skip
+        refuse_beside("--parameters tells the size of the weights alone", alone)
         estimate_size(model or f"{parameters / 1e9:g} B parameters", parameters, quant, layout, json)
         return
+    if layout is not None and quant is None:
+        raise UsageError("--format is of a quantization", hint=f"--quant gptq-int4-g128 --format {layout}")
+    if attn_implementation is not None and attn_implementation not in ATTENTION:
+        raise UsageError(
+            f"unknown --attn-implementation {attn_implementation!r}", hint=nearest(attn_implementation, list(ATTENTION))
+        )
+    if price_per_hour is not None:
+        refuse_beside("--price-per-hour tells the price", {"--prices": prices})
+    if fits:
+        refuse_beside(
+            "--fits lists all quantizations, and no speed", {"--quant": quant, "--rate": rate, "--prices": prices}
+        )
     if model is None:
         raise UsageError("no model named", hint="llmopt estimate DIR --quant gptq-int4-g128 --gpu h100")
     from llmopt.estimate.document import estimate_document, fits_document, ways_out
@@ -127,6 +150,10 @@ def estimate_command(
             raise UsageError("--fits needs a GPU", hint="--gpu h100, or --vram 24GiB; --gpu list names them")
         document = fits_document(source, case)
         print_json(document) if json else print_fits(document)
+        if not any(row["fits"] for row in document["rows"]):
+            raise GoalNotMet(
+                f"nothing of {source.name} fits {case.devices.name}", hint="more GPUs (--gpus 2), or a larger one"
+            )
         return
     document = estimate_document(source, case)
     document["speed"] = speed_of(
@@ -142,6 +169,13 @@ def estimate_command(
         )
 
 
+def refuse_beside(why: str, options: dict[str, Any]) -> None:
+    """Raises UsageError for the first of these that was given."""
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given:
+        raise UsageError(f"{why}: {given} says nothing beside it", hint=f"leave {given} out")
+
+
 def estimate_size(name: str, parameters: float, quant: str | None, layout: str | None, json: bool) -> None:
     """Of a model that is known by its number of parameters alone."""
     from llmopt.estimate.document import size_document
@@ -153,13 +187,13 @@ def estimate_size(name: str, parameters: float, quant: str | None, layout: str |
     print_json(document) if json else print_size(document)
 
 
-def make_case(source: Any, *, load: dict[str, Any], quant: str | None, layout: str | None, **asked: Any) -> Any:
+def make_case(source: Source, *, load: dict[str, Any], quant: str | None, layout: str | None, **asked: Any) -> Case:
     """The question that the options ask. Raises UsageError for those that contradict each other."""
     from llmopt.core.kv_cache import positions
     from llmopt.estimate.load import make_load
     from llmopt.estimate.memory import Case
 
-    if quant == "fp8" and asked["backend"] == "hf" and source.weights is None and layout is None:
+    if quant == "fp8" and asked["backend"] == "hf" and source.stored.name != "fp8" and layout is None:
         quant = "fp8-block"  # transformers' own FP8, which it keeps in 8 bits
     wanted, weights = source.in_layout(quant, layout)
     backend = asked["backend"] or ("llamacpp" if wanted.format == "gguf" else "hf")
@@ -177,39 +211,8 @@ def make_case(source: Any, *, load: dict[str, Any], quant: str | None, layout: s
     )  # fmt: skip
 
 
-def make_devices(gpu: str | None, vram: str | None, gpus: int | None, tensor_parallel: int | None) -> Any:
-    from llmopt.core.units import parse_quantity, show
-    from llmopt.estimate.memory import Devices
-
-    count = gpus or tensor_parallel or 1
-    if tensor_parallel and count % tensor_parallel:
-        raise UsageError(
-            f"--tensor-parallel-size {tensor_parallel} does not divide --gpus {count}", hint=f"--gpus {tensor_parallel}"
-        )
-    found = None
-    if gpu == THIS:
-        from llmopt.estimate.peak import this_device
-
-        found = this_device()
-    elif gpu:
-        from llmopt.estimate.hardware import device
-
-        found = device(gpu)
-    memory = int(parse_quantity(vram, "bytes")) if vram else found.memory_bytes if found else None
-    if memory is not None and memory <= 0:
-        raise UsageError("--vram must be more than 0", hint="--vram 24GiB")
-    name = found.name if found else f"a GPU of {show(memory, 'bytes')}" if memory else ""
-    return Devices(
-        count=count,
-        tensor_parallel=tensor_parallel or count,
-        memory_bytes=memory,
-        name=name,
-        kind=found.kind if found else "gpu",
-    )
-
-
 def speed_of(
-    case: Any, fits: bool | None, *, device: dict[str, Any], results: list[Path] | None, rate: float | None,
+    case: Case, fits: bool | None, *, device: dict[str, Any], results: list[Path] | None, rate: float | None,
     draft: dict[str, Any], price: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The part of the document that is about speed. Raises UsageError for options that say nothing together."""
@@ -222,7 +225,7 @@ def speed_of(
             "--rate needs requests per second, and the length of an answer",
             hint="--rate 2 --input-tokens 512 --output-tokens 128",
         )
-    peak, drafted, paid = make_peak(**device), make_draft(**draft), make_price(case, **price)
+    peak, drafted, paid = make_peak(**device), make_draft(**draft), make_price(**price)
     if peak is None:
         alone = "of the device its memory alone is known"
         return {
@@ -235,48 +238,6 @@ def speed_of(
             price=paid(peak),
         )
     )  # fmt: skip
-
-
-def make_peak(gpu: str | None, vram: str | None, bandwidth: str | None, flops: float | None) -> Any:
-    """``None`` where only its memory was told."""
-    from llmopt.core.units import parse_quantity
-    from llmopt.estimate.peak import named_peak, peak_of, this_peak
-
-    if (bandwidth is None) != (flops is None):
-        raise UsageError("a device needs --bandwidth and --flops together", hint="--bandwidth 1008GB --flops 165e12")
-    if bandwidth is not None and flops is not None:
-        reading = parse_quantity(bandwidth, "bytes")
-        if not (reading > 0 and 0 < flops < float("inf")):
-            raise UsageError("--bandwidth and --flops must be more than 0", hint="--bandwidth 1008GB --flops 165e12")
-        return named_peak(reading, flops, gpu or f"a GPU of {bandwidth}/s")
-    if gpu and gpu != THIS:
-        from llmopt.estimate.hardware import device
-
-        return peak_of(device(gpu))
-    return None if vram else this_peak()
-
-
-def make_draft(tokens: int | None, acceptance: float | None, parameters: float | None) -> Any:
-    from llmopt.estimate.speed import Draft
-
-    if tokens is None:
-        if acceptance is not None or parameters is not None:
-            raise UsageError(
-                "a draft is known by how many tokens it proposes",
-                hint="--num-speculative-tokens 4 --acceptance-rate 0.7",
-            )
-        return None
-    return Draft(tokens=tokens, acceptance=acceptance, bytes=2 * (parameters or 0.0))
-
-
-def make_price(case: Any, price_per_hour: float | None, prices: Path | None) -> Any:
-    """From a peak to its price, or to ``None``."""
-    from llmopt.estimate.prices import given_price, price_of
-
-    if price_per_hour is not None:
-        given = given_price(price_per_hour)
-        return lambda peak: given
-    return lambda peak: price_of(peak.key, prices)
 
 
 def list_devices(json: bool) -> None:

@@ -12,6 +12,7 @@ from llmopt.core.errors import UsageError, nearest
 from llmopt.core.gguf_types import FILE_TYPES
 
 # Layouts that store a zero point for each group, symmetric or not.
+LARGEST_GROUP = 1 << 16  # no row is longer
 WITH_ZEROS = ("gptq", "awq", "auto-round")
 
 
@@ -128,7 +129,7 @@ def grouped(name: str) -> Layout | None:
     for pattern, (format, symmetric, usual) in GROUPED.items():
         if match := re.fullmatch(rf"{pattern}(?:-g(\d+|channel))?", name):
             group = None if match[2] == "channel" else int(match[2]) if match[2] else usual
-            if group == 0:
+            if group is not None and not 0 < group <= LARGEST_GROUP:
                 return None
             stem = name.partition("-g")[0] if match[2] else name
             # As the table of quantizations spells it: some names carry their usual group, others do not.

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmopt.core.formats import Layout
 from llmopt.core.units import show
+from llmopt.estimate.combinations import combination_doubts
 from llmopt.estimate.memory import Case, Memory, memory_of, working_of
 from llmopt.estimate.source import Source
 from llmopt.estimate.weights import Weights
@@ -29,6 +30,9 @@ HF_STEPS = ("bf16", "int8", "gptq-int8", "nf4", "gptq-int4-g128", "awq-int4-g128
 MEMORY_KEYS = (
     "weights_bytes", "kv_cache_bytes", "activation_bytes", "total_bytes", "overhead_bytes", "per_gpu_bytes", "needed_per_gpu_bytes",
 )  # fmt: skip
+OWN_FORMATS = {
+    "gptq": "GPTQ's own layout", "awq": "AWQ's own layout", "auto-round": "AutoRound's own layout", "fp8": "transformers' own FP8",
+}  # fmt: skip
 CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
@@ -60,7 +64,7 @@ def estimate_document(source: Source, case: Case) -> dict[str, Any]:
         "memory": memory_table(memory),
         "fits": whether(case, memory),
         "assumptions": assumptions(source, case, memory),
-        "doubts": doubts(case),
+        "doubts": doubts(source, case),
     }  # fmt: skip
 
 
@@ -128,8 +132,12 @@ def assumptions(source: Source, case: Case, memory: Memory) -> list[str]:
     return found
 
 
-def doubts(case: Case) -> list[str]:
-    found = list(case.shape.notes)
+def doubts(source: Source, case: Case) -> list[str]:
+    found = list(case.shape.notes) + combination_doubts(case)
+    if case.layout.name != source.stored.name and case.layout.format in OWN_FORMATS:
+        found.append(
+            f"sized in {OWN_FORMATS[case.layout.format]}; llmopt quantize may write another for the engine: --format compressed-tensors"
+        )
     if case.backend == "hf" and case.layout.format == "compressed-tensors" and case.layout.bits < case.layout.rest:
         found.append("transformers unpacks compressed-tensors to 16 bits before its first step: counted so")
     if case.backend == "hf" and any(t.role == "conv" for t in case.shape.tensors):
@@ -175,5 +183,5 @@ def fits_document(source: Source, case: Case) -> dict[str, Any]:
         "schema": 1, "evidence": EVIDENCE, "model": {"name": source.name, "parameters": source.shape.parameters},
         "backend": case.backend, "sequences": case.load.sequences,
         "devices": {"name": case.devices.name or None, "count": case.devices.count, "memory_bytes": case.devices.memory_bytes},
-        "rows": rows, "doubts": doubts(case),
+        "rows": rows, "doubts": doubts(source, case),
     }  # fmt: skip

@@ -23,7 +23,7 @@ OF_KERNELS = ("batched", "growth")
 
 @functools.cache
 def table() -> dict[str, Any]:
-    return tomllib.loads(TABLE.read_text())
+    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True)

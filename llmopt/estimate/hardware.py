@@ -45,7 +45,7 @@ class Device:
 @functools.cache
 def devices() -> dict[str, Device]:
     """All that are known, in the order of the file."""
-    rows: dict[str, dict[str, Any]] = tomllib.loads(TABLE.read_text())
+    rows: dict[str, dict[str, Any]] = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     return {
         key: Device(
             key=key, name=row["name"], kind=row["kind"], memory_bytes=int(row["memory_gib"] * GIB),

@@ -97,7 +97,7 @@ def working_of(case: Case, load: Load | None = None) -> Activations:
 
 def overhead_of(backend: str, devices: Devices, utilization: float | None) -> Overhead:
     """Raises UsageError for an engine that is not known."""
-    table: dict[str, Any] = tomllib.loads(OVERHEADS.read_text())
+    table: dict[str, Any] = tomllib.loads(OVERHEADS.read_text(encoding="utf-8"))
     backend = SAME_ENGINE.get(backend, backend)
     if backend not in table or backend == "cpu":
         raise UsageError(

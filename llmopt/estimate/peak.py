@@ -104,7 +104,7 @@ def peaks_file() -> Path:
 
 def measured_peak(fingerprint: str, name: str) -> Peak | None:
     try:
-        row = json.loads(peaks_file().read_text())[fingerprint]
+        row = json.loads(peaks_file().read_text(encoding="utf-8"))[fingerprint]
         found = Measured(**row)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -141,7 +141,7 @@ def measure() -> Measured:
 
 def kept_peaks() -> dict[str, Any]:
     try:
-        return dict(json.loads(peaks_file().read_text()))
+        return dict(json.loads(peaks_file().read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 

@@ -37,7 +37,7 @@ def given_price(per_hour: float) -> Price:
 
 def price_of(key: str, file: Path | None = None) -> Price | None:
     """Of a device by its key; ``None`` for one that has none. Raises UsageError for a file that is no table of prices."""
-    rows = read_prices(file) if file else tomllib.loads(TABLE.read_text())
+    rows = read_prices(file) if file else tomllib.loads(TABLE.read_text(encoding="utf-8"))
     row = rows.get(key)
     if row is None:
         return None

@@ -35,20 +35,27 @@ NAMES: tuple[tuple[tuple[str, ...], str, Role], ...] = (
     (("o_proj", "out_proj", "attention.dense"), "o", "linear"),
     (("gate_proj",), "gate", "linear"),
 )
+UNKNOWN_LAYOUT = Layout(name=UNKNOWN, format=UNKNOWN, bits=16)
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """``stored``: the layout that the model is in, and ``weights`` exactly as its files' headers tell, where it has files."""
+    """``stored``: the layout that the model is in, and ``weights`` exactly as its files' headers tell, where it has files.
+
+    ``refused``: why nobody knows the layout that it is in.
+    """
 
     name: str
     shape: Shape
     stored: Layout
     weights: Weights | None = None
+    refused: ModelError | None = None
 
     def in_layout(self, quant: str | None, format: str | None) -> tuple[Layout, Weights]:
-        """The layout asked for, or the stored one, with the weights in it."""
+        """The layout asked for, or the stored one, with the weights in it. Raises ModelError where that is not known."""
+        if quant is None and self.refused is not None:
+            raise self.refused
         wanted = self.stored if quant is None else layout(quant, format)
         if (wanted.name, wanted.format) == (self.stored.name, self.stored.format):
             wanted = self.stored  # with what it keeps
@@ -59,7 +66,7 @@ class Source:
 
 def by_hand(name: str, parameters: float) -> Source:
     """A model of which nothing is known but its size. Raises UsageError for a size that no model has."""
-    if not 1e3 <= parameters < LARGEST:
+    if not ROW <= parameters < LARGEST:
         raise UsageError(f"--parameters {parameters:g} is no model's size", hint="--parameters 7e9")
     rows = round(parameters / ROW)
     tensor = Tensor(part="all", role="linear", rows=rows, columns=ROW)
@@ -105,7 +112,11 @@ def open_folder(folder: Path) -> Source:
     config = read_config(file)
     entries = {name: entry for name, (_, entry) in tensors(folder).items()}
     shape = known_shape(config, file, entries)
-    found = Source(name=folder.resolve().name, shape=shape, stored=stored_layout(config))
+    found = Source(name=folder.resolve().name, shape=shape, stored=UNKNOWN_LAYOUT)
+    try:
+        found = replace(found, stored=stored_layout(config))
+    except ModelError as error:
+        return replace(found, refused=error)
     exact = stored_weights(folder, shape, entries)
     if exact is not None and found.stored.format == "plain":  # the files know their type better than the config
         main = max(exact.types, key=lambda kind: exact.types[kind])
@@ -183,6 +194,11 @@ def stored_layout(config: dict[str, Any]) -> Layout:
     """What the config says of its weights: a quantization, or the type of its numbers."""
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     quantized = config.get("quantization_config") or (inner or {}).get("quantization_config")
+    if quantized and not isinstance(quantized, dict):
+        raise ModelError(
+            f"the quantization_config is {type(quantized).__name__}, no table",
+            hint="name what it is: --quant gptq-int4-g128",
+        )
     if isinstance(quantized, dict):
         return replace(declared_layout(quantized), kept=listed(quantized))
     dtype = str(config.get("dtype") or config.get("torch_dtype") or (inner or {}).get("torch_dtype") or "bfloat16")
@@ -203,6 +219,8 @@ def declared_layout(said: dict[str, Any]) -> Layout:
             return layout(f"{name}-int{bits}{suffix}")
         if method == "fp8":
             return layout("fp8-block" if said.get("weight_block_size") else "fp8")
+        if method == "modelopt":
+            return layout({"FP8": "fp8", "NVFP4": "nvfp4"}[str(said.get("quant_algo")).upper()])
         if method == "mxfp4":
             return layout("mxfp4")
         if method == "compressed-tensors":

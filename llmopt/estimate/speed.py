@@ -209,16 +209,23 @@ def with_queue(asked: Question, figures: dict[str, dict[str, Any]], queue: Queue
         name: math.log(figures[name]["high"] / figures[name]["value"]) / DEVIATIONS for name in ("ttft_s", "itl_s")
     }
     whole = first + max(0, load.output - 1) * itl
-    return {
+    waiting = {
         "ttft_s": interval(first, shares["ttft_s"] + queue.utilisation * shares["ttft_s"]),
         "e2e_s": interval(whole, max(shares.values())),
-        "output_tps": exact(asked.rate * load.output), "requests_per_s": exact(asked.rate),
-    }  # fmt: skip
+    }
+    surely = figures_at(asked, asked.most)["requests_per_s"]["low"]
+    if surely <= asked.rate:  # it may be saturated, and then a request waits without end
+        waiting = {name: figure | {"high": None} for name, figure in waiting.items()}
+    done = min(asked.rate, surely)
+    return waiting | {
+        "output_tps": completed(asked.rate * load.output, done * load.output),
+        "requests_per_s": completed(asked.rate, done),
+    }
 
 
-def exact(value: float) -> dict[str, Any]:
-    """What was asked, and is completed as long as the engine is not saturated."""
-    return {"value": value, "low": value, "high": value, "evidence": EVIDENCE}
+def completed(value: float, low: float) -> dict[str, Any]:
+    """What was asked is done as long as the engine is not saturated, and never more."""
+    return {"value": value, "low": low, "high": value, "evidence": EVIDENCE}
 
 
 def of_unknown_acceptance(asked: Question, users: int, figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,14 +147,15 @@ def print_devices(rows: Sequence[dict[str, Any]]) -> None:
             row["key"], row["name"], show(row["memory_bytes"], "bytes"), f"{row['bandwidth_bytes_per_s'] / 1e9:,.0f} GB/s",
             f"{row['tflops'].get('fp16', 0):g} TFLOP/s", f"{row['source']}, {row['date']}",
         ))  # fmt: skip
-    print_table(table, left=(0, 1, 5))
+    print_table(table, left=(0, 1, 5), width=shutil.get_terminal_size((0, 0)).columns)
 
 
-def print_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
-    """Columns as wide as their widest cell."""
+def print_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), width: int = 0) -> None:
+    """Columns as wide as their widest cell; lines no longer than ``width`` where it is known."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [
             cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
-        print("  ".join(cells).rstrip())
+        line = "  ".join(cells).rstrip()
+        print(line if not width or len(line) <= width else f"{line[: width - 1]}…")

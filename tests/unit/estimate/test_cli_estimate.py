@@ -137,6 +137,15 @@ def test_devices_are_listed():
         (("--backend", "llamacpp"), "GGUF alone", "gguf-q4_k_m"),
         (("--gpus", "3", "--tensor-parallel-size", "2"), "does not divide", "--gpus 2"),
         (("--kv-cache-dtype", "fp3"), "fp3", "another"),
+        (("--attn-implementation", "sdp"), "unknown --attn-implementation", "sdpa"),
+        (("--format", "gguf"), "--format is of a quantization", "--quant"),
+        (("--price-per-hour", "2", "--prices", "nowhere.toml"), "--prices says nothing", "--prices"),
+        (("--fits", "--gpu", "h100", "--quant", "nf4"), "--quant says nothing", "--quant"),
+        (("--fits", "--gpu", "h100", "--rate", "2"), "--rate says nothing", "--rate"),
+        (("--parameters", "7e9", "--gpu", "h1000"), "--gpu says nothing", "--gpu"),
+        (("--parameters", "1000"), "no model's size", "7e9"),
+        (("--quant", "gptq-int4-g999999"), "unknown quantization", "gptq-int4"),
+        (("--num-speculative-tokens", "4", "--draft-parameters", "inf"), "no model's size", "0.5e9"),
     ],
 )
 def test_nonsense_is_one_line_with_a_hint(folder, arguments, words, hint):
@@ -310,3 +319,50 @@ def test_options_of_speed_that_say_nothing_are_one_line(folder, apart, arguments
     error, said = found.stderr.strip().splitlines()
     assert words in error
     assert said.startswith("hint: ")
+
+
+def test_a_file_of_prices_without_the_gpu_is_refused(folder, tmp_path):
+    (tmp_path / "prices.toml").write_text("[h200]\non_demand = 3\n")
+    found = estimate(folder, "--gpu", "h100", "--prices", tmp_path / "prices.toml")
+    assert found.exit_code == 2
+    assert "no price of h100" in found.stderr
+
+
+def test_where_nothing_fits_the_status_says_so(folder):
+    found = estimate(folder, "--fits", "--vram", "1GiB", "--backend", "vllm")
+    assert found.exit_code == 3
+    assert "nothing of" in found.stderr
+
+
+def test_the_list_of_devices_is_no_wider_than_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, estimate("--gpu", "list").stdout.splitlines())) <= 60
+
+
+def test_a_quantization_that_is_not_known_stands_behind_the_one_that_is_named(tmp_path):
+    folder = folder_of(tmp_path / "odd", QWEN | {"quantization_config": {"quant_method": "new"}})
+    assert "'new'" in estimate(folder).stderr
+    assert document(folder, "--quant", "fp8", "--backend", "vllm")["quantization"]["name"] == "fp8"
+
+
+def test_a_quantization_config_that_is_no_table_is_refused(tmp_path):
+    found = estimate(folder_of(tmp_path / "odd", QWEN | {"quantization_config": "fp8"}))
+    assert found.exit_code == 1
+    assert "is str, no table" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--backend", "trtllm", "--gpu", "m4-max"), "does not run on Apple"),
+        (("--backend", "trtllm", "--gpu", "mi300x"), "NVIDIA's GPUs alone"),
+        (("--backend", "vllm", "--gpu", "v100", "--quant", "bf16"), "no bfloat16"),
+        (("--backend", "vllm", "--quant", "dynamic-int8"), "dynamic-int8"),
+        (("--backend", "vllm", "--gpus", 3), "cannot share 28 heads"),
+        (("--backend", "vllm", "--kv-cache-dtype", "q8_0"), "llama.cpp's"),
+        (("--context", 100_000), "positions for 32,768 tokens"),
+        (("--quant", "gptq-int4-g128", "--backend", "vllm"), "--format compressed-tensors"),
+    ],
+)
+def test_what_cannot_be_is_doubted(folder, arguments, words):
+    assert any(words in doubt for doubt in document(folder, *arguments)["doubts"])

@@ -72,6 +72,13 @@ def test_an_open_loop_completes_what_is_asked():
     assert found["ttft_s"]["value"] < speed(rate=12.0)["ttft_s"]["value"]
 
 
+def test_where_it_may_be_saturated_the_intervals_say_so():
+    sure, unsure = speed(rate=3.0), speed(rate=30.0)
+    assert sure["requests_per_s"]["low"] == 3.0
+    assert unsure["requests_per_s"]["low"] < 30.0 == unsure["requests_per_s"]["high"]
+    assert unsure["ttft_s"]["high"] is None
+
+
 def test_an_open_loop_beyond_capacity_is_refused():
     assert "without end" in speed(rate=1e6)["refused"][0]
 
