@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmopt.cli.deciding import no_runs, require_report, say_skipped
+from llmopt.cli.making import nobody_gave
 from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json
 from llmopt.core.errors import LlmoptError, UsageError
 
@@ -27,6 +28,7 @@ wish = functools.partial(typer.Option, rich_help_panel="What is ranked, as of re
 @app.command("report", cls=GroupedCommand)
 @for_people
 def report_command(
+    context: typer.Context,
     results: Annotated[
         Path,
         typer.Argument(help="Folder of run records, one record, or what recommend or tune printed with --json."),
@@ -57,6 +59,7 @@ def report_command(
     from llmopt.core.files import write_atomic
     from llmopt.recommend.constraints import make_goal
 
+    require_apart({"--html": html, "--md": md, "--csv": csv})
     for file, check in ((html, require_page), (md, require_report), (csv, require_table)):
         if file is not None:
             check(file)
@@ -64,6 +67,8 @@ def report_command(
         slo or [], max_memory=max_memory, max_kl=max_kl, optimize=optimize, price_per_hour=price_per_hour
     )  # fmt: skip
     saved = saved_document(results)
+    if saved is not None:
+        require_no_wish(context, results)
     document, empty = (saved, None) if saved is not None else ranked(results, goal, force, top or None, baseline)
     runs = timelines or (results if saved is None else None)
     with whole(results if saved is not None else None):
@@ -84,8 +89,10 @@ def whole(file: Path | None) -> Iterator[None]:
     """A saved document may have been cut or edited since: what it lacks is said as its fault. Raises UsageError."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if file is None:
+    except Exception as error:
+        of_the_file = isinstance(error, (KeyError, TypeError, AttributeError, ValueError))
+        # A template meets what it lacks with an error of its own, and jinja2 is imported only for a page.
+        if file is None or not (of_the_file or type(error).__module__.startswith("jinja2")):
             raise
         raise UsageError(
             f"{file} is no whole document of llmopt: {type(error).__name__} {error}",
@@ -140,6 +147,31 @@ def saved_document(file: Path) -> dict[str, Any] | None:
             hint="llmopt recommend --json and llmopt tune --json print them",
         )
     return document
+
+
+# The options of "What is ranked": a saved document was ranked before, and would not heed them.
+WISHES = ("slo", "max_memory", "max_kl", "optimize", "baseline", "price_per_hour", "force", "top")
+
+
+def require_no_wish(context: typer.Context, saved: Path) -> None:
+    """Refuse what a saved document would not heed. Raises UsageError."""
+    given = [f"--{name.replace('_', '-')}" for name in WISHES if not nobody_gave(context, name)]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} would change nothing: {saved} is ranked already",
+            hint="give it to llmopt recommend --json, or name the folder of the runs here",
+        )
+
+
+def require_apart(files: dict[str, Path | None]) -> None:
+    """Refuse two forms in one file. Raises UsageError."""
+    flags: dict[Path, str] = {}
+    for flag, file in files.items():
+        if file is None:
+            continue
+        if other := flags.get(file.resolve()):
+            raise UsageError(f"{other} and {flag} both name {file}", hint=f"name another file for {flag}")
+        flags[file.resolve()] = flag
 
 
 def page_maker(results: Path | None) -> Callable[[dict[str, Any]], bytes]:
