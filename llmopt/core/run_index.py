@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 INDEX = ".runs.index"
 CHANGED_COPY = "it has the run_id of another record, and other figures: a copy that was changed"
 MAGIC = b"llmopt runs\n"
-LAYOUT = stable_hash([2, NUMBERS, WORDS])  # of the columns: an index of others is none of ours
-WORTH_WRITING = 1_000, 0.02  # files that an index lacks, and their share, before it is written
+LAYOUT = stable_hash([3, NUMBERS, WORDS])  # of the columns, and of what is checked: an index of others is none of ours
+# Files in a folder that is worth an index, and how many may be read anew each time before it is written again: that takes as
+# long as reading some hundreds, once, and every later call is without it.
+WORTH_WRITING = 1_000, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def read_store(results: Path) -> Stored:
         offset += len(part.table)
     files.rows[fresh] = rows
     skipped = tuple(s for part in parts for s in part.skipped)
-    if not one and len(fresh) >= max(WORTH_WRITING[0], WORTH_WRITING[1] * len(files.names)):
+    if not one and len(files.names) >= WORTH_WRITING[0] and len(fresh) - len(skipped) >= WORTH_WRITING[1]:
         without = {s.file for s in skipped}  # what cannot be used is named every time, so it is read every time
         write_index(folder / INDEX, files, table, without)
     place_of_row = np.full(len(table), -1)

@@ -56,8 +56,11 @@ def default_baseline(candidate: Candidate, bases: Sequence[Candidate]) -> Candid
 
     Of runs that were forced together only a base of the same model, machine and workload is one.
     """
-    bases = [c for c in bases if not unlike_context(c, candidate)]
-    if not bases or candidate.artifact.get("method") == "none":
+    if candidate.artifact.get("method") == "none":
+        return None
+    context = candidate.identity.get("context")
+    bases = [c for c in bases if c.identity.get("context") == context]
+    if not bases:
         return None
 
     def unlike(base: Candidate) -> tuple[int, str]:

@@ -51,8 +51,12 @@ def recommend(
     compared = baselines.named(placed, baseline) if baseline is not None else None
     bases = baselines.bases(placed) if compared is None else []
 
+    found_bases = dict[str, Candidate | None]()
+
     def against(c: Candidate) -> Candidate | None:
-        return compared or baselines.default_baseline(c, bases)
+        if compared is None and c.key not in found_bases:
+            found_bases[c.key] = baselines.default_baseline(c, bases)
+        return compared or found_bases[c.key]
 
     kept, rejected = list[Candidate](), list[tuple[Candidate, tuple[str, ...]]]()
     by, passed_filters = dict[str, int](), list[Candidate]()

@@ -14,7 +14,7 @@ from unit.make import MACHINE, metrics, run
 @pytest.fixture
 def indexed(tmp_path, monkeypatch):
     """A folder of three runs that has an index."""
-    monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 0.0))
+    monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 1))
     for n in range(3):
         save_run(tmp_path, run(f"q{n}", throughput=100.0 + n, run_id=f"r{n}", started_at=f"2025-01-0{n + 1}"), [])
     read_store(tmp_path)
@@ -52,6 +52,12 @@ def test_a_small_folder_gets_no_index(tmp_path):
 def test_no_results_is_an_error_with_a_hint(tmp_path):
     with pytest.raises(StoreError, match="no results at"):
         read_store(tmp_path / "nowhere")
+
+
+def test_new_records_are_put_into_the_index_and_not_read_again(indexed, reads):
+    save_run(indexed, run("new", throughput=7, run_id="r9"), [])
+    assert [sorted(throughputs(indexed)) for _ in range(2)] == [[7, 100, 101, 102]] * 2
+    assert len(reads) == 1
 
 
 def test_what_the_index_knows_is_not_read_again(indexed, reads):
@@ -111,7 +117,7 @@ def test_an_index_of_other_columns_is_made_anew(indexed, reads, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 0.0))
+    monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 1))
     save_run(tmp_path, run(throughput=5), [])
     (tmp_path / INDEX).mkdir()
     assert throughputs(tmp_path) == [5]
