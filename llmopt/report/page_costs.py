@@ -13,13 +13,20 @@ from llmopt.report.table import artifact_name
 PARTS = {"weights_bytes": "weights", "kv_cache_bytes": "KV cache", "activation_bytes": "activations", "rest_bytes": "rest",
          "unexplained_bytes": "not told by the engine"}  # fmt: skip
 
+LEAST_PLOT, NAME_LIMIT, LETTER, LINE = (
+    (200.0, 270.0),
+    130,
+    6.5,
+    14.0,
+)  # pixels, at the narrowest that charts stand in pairs
+
 
 def quality_chart(rows: Sequence[dict[str, Any]], limits: Sequence[dict[str, Any]]) -> Chart:
-    points = quality_points(rows)
+    points = quality_points(rows, max((x["bound"] for x in limits if x["metric"] == "kl"), default=0.0))
     return Chart(
         name="quality", title="Quality against bits",
         caption="KL divergence of the next-token distribution from the unquantized base; lower is closer. Bars are 95 %"
-        " intervals over windows of text; the dashed line is the limit.",
+        " intervals over windows of text; the dashed line is the limit. A name that would stand on another is left to its tooltip.",
         alt="Scatter plot of KL divergence over bits per weight.",
         variants={"KL": quality_spec(points, limits) | {"usermeta": {"about": drawn_of(rows, "KL and known bits", {p["row"] for p in points})}}}
         if points else {},
@@ -27,8 +34,8 @@ def quality_chart(rows: Sequence[dict[str, Any]], limits: Sequence[dict[str, Any
     )  # fmt: skip
 
 
-def quality_points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By rising bits; ``above`` alternates, so that the names of neighbours do not stand on each other."""
+def quality_points(rows: Sequence[dict[str, Any]], limit: float) -> list[dict[str, Any]]:
+    """By rising bits; ``above`` says where a name stands, and is missing where it would stand on another."""
     found = []
     for row in rows:
         bits, number = row["case"]["artifact"].get("bits_per_weight"), row["numbers"].get("kl")
@@ -39,10 +46,30 @@ def quality_points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                  "low": number["low"], "high": number["high"], "about": about(row, *words)}
             )  # fmt: skip
     found.sort(key=lambda point: (point["x"], point["y"]))
-    named = dict.fromkeys((point["label"], point["x"], point["y"]) for point in found)  # one name for all its servers
-    for place, key in enumerate(named):
-        next(p for p in found if (p["label"], p["x"], p["y"]) == key)["above"] = place % 2 == 0
+    place_names(found, limit)
     return found
+
+
+def place_names(points: Sequence[dict[str, Any]], limit: float) -> None:
+    """A name above its point, else below it, else none: of what would overlap on a picture of the least width, in pixels."""
+    left = min((p["x"] for p in points), default=0.0)
+    across = max((p["x"] - left for p in points), default=0.0) or 1.0
+    up = max((p["high"] or p["y"] for p in points), default=0.0)
+    up = max(up, limit) or 1.0
+    placed: list[tuple[float, float, float]] = []
+    seen = set[tuple[str, float, float]]()
+    for point in points:
+        key = (point["label"], point["x"], point["y"])
+        if key in seen:  # one name for all its servers
+            continue
+        seen.add(key)
+        x, y = (point["x"] - left) / across * LEAST_PLOT[0], (1 - point["y"] / up) * LEAST_PLOT[1]
+        wide = min(NAME_LIMIT, LETTER * len(point["label"])) + 8
+        for above, at in ((True, y - 8), (False, y + 10)):
+            if all(x + wide < a or b < x or abs(at - other) > LINE for a, b, other in placed):
+                placed.append((x, x + wide, at))
+                point["above"] = above
+                break
 
 
 def quality_spec(points: Sequence[dict[str, Any]], limits: Sequence[dict[str, Any]]) -> Spec:
@@ -52,7 +79,7 @@ def quality_spec(points: Sequence[dict[str, Any]], limits: Sequence[dict[str, An
               "encoding": {"y": {"field": "bound", "type": "quantitative"}, "tooltip": {"field": "about"}}} for x in bounds]  # fmt: skip
     across = quantitative("x", "bits per weight, counted in the files", scale={"zero": False, "padding": 70})
     up = quantitative("y", "KL to the base (nats)", scale={"zero": True})
-    name: Spec = {"type": "text", "align": "left", "dx": 9, "color": "var(--ink)", "limit": 130}
+    name: Spec = {"type": "text", "align": "left", "dx": 9, "color": "var(--ink)", "limit": NAME_LIMIT}
     return spec(
         points, *lines,
         {"transform": [{"filter": "isValid(datum.low)"}], "mark": {"type": "rule", "color": "var(--muted)"},
@@ -67,7 +94,7 @@ def quality_spec(points: Sequence[dict[str, Any]], limits: Sequence[dict[str, An
 def memory_chart(rows: Sequence[dict[str, Any]]) -> Chart:
     values = [part for row in rows for part in memory_parts(row)]
     order = list(PARTS.values())
-    parts: Spec = {"field": "part", "title": None, "sort": order, "legend": {"orient": "bottom"},
+    parts: Spec = {"field": "part", "title": None, "sort": order, "legend": {"orient": "bottom", "columns": 1},
                    "scale": {"domain": order, "range": ["var(--c1)", "var(--c5)", "var(--c3)", "var(--c6)", "var(--c8)"]}}  # fmt: skip
     names: Spec = {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 190}}
     variants = {"memory": spec(
@@ -112,7 +139,7 @@ def cost_chart(rows: Sequence[dict[str, Any]]) -> Chart:
                             f"at {cost['price_per_hour']:g} an hour")}
         )  # fmt: skip
     names: Spec = {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 190}}
-    across = quantitative("x", "per 1M output tokens, at the load judged", scale={"zero": True})
+    across = quantitative("x", "per 1M output tokens", scale={"zero": True})
     variants = {"cost": spec(
         values,
         {"mark": {"type": "bar", "color": "var(--c1)"}, "encoding": {"y": names, "x": across, "tooltip": {"field": "about"}}},

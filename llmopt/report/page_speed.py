@@ -103,7 +103,11 @@ def load_chart(rows: Sequence[dict[str, Any]]) -> Chart:
     curved = [row for row in rows if len(row["curve"]) > 1]
     names = ("ttft_p95", "ttft_p50", "tpot_p50", "e2e_p50", "output_tps", "requests_per_s")
     variants = {
-        WORDS[n]: load_spec(points, n, axis) for n in names for points, axis in [load_points(curved, n)] if points
+        WORDS[n]: load_spec(points, n, axis)
+        | {"usermeta": {"about": drawn_of(curved, f"load in {axis}", {p["row"] for p in points})}}
+        for n in names
+        for points, axis in [load_points(curved, n)]
+        if points
     }
     return Chart(
         name="load", title="Latency against load", by_row=True,
@@ -116,12 +120,14 @@ def load_chart(rows: Sequence[dict[str, Any]]) -> Chart:
 
 
 def load_points(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[dict[str, Any]], str]:
+    """Of one loop alone, where several were forced together: users and requests/s are no one axis."""
     metric, statistic = parse_metric(name)
+    users = any(in_users(point) for row in rows for point in row["curve"])
     found = []
     for row in rows:
         for point in row["curve"]:
             value = value_of(point["metrics"], metric, statistic)
-            if value is None or point["level"] is None:
+            if value is None or point["level"] is None or in_users(point) != users:
                 continue
             words = (point["load"], point["evidence"], runs_words(point["runs"]), point["status"])
             marks = {"chosen": point["chosen"], "doubted": point["status"] != "valid", "saturated": point["saturated"]}
@@ -129,8 +135,11 @@ def load_points(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[dict[st
                 {"row": identity(row), "level": point["level"], "y": scaled(name, value), "more": ", ".join(words)}
                 | {mark: True for mark, is_so in marks.items() if is_so}
             )
-    users = any(point["load"].endswith(("user", "users")) for row in rows for point in row["curve"])
     return found, "users at once" if users else "requests/s asked for"
+
+
+def in_users(point: dict[str, Any]) -> bool:
+    return str(point["load"]).endswith(("user", "users"))
 
 
 def load_spec(points: Sequence[dict[str, Any]], name: str, axis: str) -> Spec:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 import re
-import zlib
+import shutil
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import CHROMIUM, Page, chromium
-from unit.make import closed_loop, curve, failed, run, trace
+from unit.make import QUALITY, closed_loop, curve, failed, run, trace
 
 from llmopt.pipeline.ranking import rank_runs
 from llmopt.recommend.constraints import make_goal
@@ -33,7 +35,10 @@ def ranking(names: list[str]) -> dict[str, Any]:
     for number, name in enumerate(names):
         speed = 100 + 37 * (number * 7 % len(names))
         runs += curve(name, ("hf", "vllm")[number % 2], u1=(speed / 3, 0.05), u4=(speed, 0.1), u16=(speed * 1.1, 0.9))
-    return rank_runs(runs, make_goal(["ttft_p50<500ms"], price_per_hour=2.0))
+    stored = [
+        replace(run, run_id=f"run-{number}") for number, run in enumerate(runs)
+    ]  # the id of a record names a file
+    return rank_runs(stored, make_goal(["ttft_p50<500ms"], price_per_hour=2.0))
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +198,28 @@ def test_the_printed_file_has_every_name(opened: Page) -> None:
     pdf = opened.pdf()
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 1
-    assert any(
-        b"BT" in zlib.decompress(s) for s in re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.DOTALL) if s[:1] == b"x"
-    )
+    if (reader := shutil.which("pdftotext")) is None:
+        pytest.skip("no pdftotext here: apt-get install poppler-utils")
+    text = subprocess.run([reader, "-", "-"], input=pdf, stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert [n for n in range(11) if f"quant-{n}" not in text] == []
+
+
+def test_scores_and_memory_are_shown_whole_where_charts_stand_in_pairs(browser: Page, tmp_path: Path) -> None:
+    tasks = [{"task": "mmlu", "metric": "acc", "filter": "none", "value": 0.625, "stderr": 0.01, "samples": 99}]
+    memory = {"weights_bytes": 5e9, "kv_cache_bytes": 2e9, "rest_bytes": 1e9, "total_bytes": 8e9}
+    runs = [
+        run(f"a-long-name-of-a-layout-{n}", throughput=50.0 + n, memory=memory, quality=QUALITY | {"tasks": tasks})
+        for n in range(6)
+    ]
+    file = tmp_path / "scores.html"
+    file.write_bytes(page(rank_runs(runs, make_goal([], min_scores=["mmlu>=0.5"]))))
+    browser.events.clear()
+    browser.open(file, width=1000)
+    assert values(browser, "task_score_mmlu") == [0.625] * 6
+    past = browser.do("[...document.querySelectorAll('.plot svg .role-legend, .plot svg .role-mark text')].filter(e => "
+                      "e.getBoundingClientRect().right > e.closest('svg').getBoundingClientRect().right + 1).length")  # fmt: skip
+    assert past == 0
+    assert browser.complaints == []
 
 
 def test_headers_have_a_scope_and_charts_a_description(opened: Page) -> None:
@@ -242,5 +266,5 @@ def test_five_hundred_configurations_stay_quick(browser: Page, tmp_path: Path) -
     assert rows_shown(browser) == 500
     took = browser.do("(() => { const t = performance.now(); document.querySelectorAll('#ranking thead button')[4].click();"
                       "document.body.offsetHeight; return performance.now() - t; })()")  # fmt: skip
-    assert took < 6000  # 0.5 to 1 s on two cores under a load of 6
+    assert took < 3000  # 0.5 to 1 s on two cores under a load of 6
     assert browser.complaints == []

@@ -11,6 +11,8 @@ from llmopt.recommend.rank import recommend
 from llmopt.recommend.steps import Step, steps_document
 from llmopt.report.document import ranking_document
 from llmopt.report.page import page
+from llmopt.report.page_costs import place_names
+from llmopt.report.page_speed import load_points
 from llmopt.report.page_timelines import timeline
 from unit.make import MACHINE, WORKLOAD, candidate, failed, metrics, run, trace
 
@@ -172,3 +174,19 @@ def test_a_step_that_failed_is_named_and_the_next_stands_on_the_last_good_one():
 def test_steps_without_any_run_are_drawn():
     text = page(steps_document("progressive", [Step(name="a", failure="no engine")])).decode()
     assert "No step has a valid run." in text
+
+
+def test_names_that_would_stand_on_each_other_are_left_to_their_tooltips():
+    near = [{"label": f"layout-{n}", "x": 4.5 + n / 100, "y": 0.02, "high": 0.021} for n in range(4)]
+    far = {"label": "bf16", "x": 16.0, "y": 0.0, "high": None}
+    place_names([*near, far], 0.1)
+    assert [p.get("above") for p in (*near, far)] == [True, False, None, None, True]
+
+
+def test_loads_of_two_loops_are_not_drawn_on_one_axis():
+    closed = {"level": 4.0, "load": "4 users", "metrics": metrics()}
+    opened = {"level": 9.0, "load": "9 requests/s", "metrics": metrics()}
+    about = {"evidence": "measured", "runs": 1, "status": "valid", "chosen": False, "saturated": False}
+    rows = [{"key": key, "curve": [point | about]} for key, point in (("a", closed), ("b", opened))]
+    points, axis = load_points(rows, "output_tps")
+    assert ([p["row"] for p in points], axis) == (["c-a"], "users at once")
