@@ -151,8 +151,10 @@ class Candidate:
         point = self.point
         if metric.name in PEAKS:
             return None
-        if metric.name in SHARES_OF_REQUESTS and (shares := self.share_interval(metric.name)) is not None:
-            return shares
+        if metric.name in SHARES_OF_REQUESTS:
+            own = point.own_interval(name)
+            pooled = self.share_interval(metric.name)
+            return pooled or ({"low": own[0], "high": own[1], "over": WILSON} if own else None)
         values = point.values(metric.name, statistic)
         complete = len(values) == point.runs or metric.name in ("output_tps", "total_tps", "requests_per_s", "cost")
         if complete and (bounds := over_runs(values)) is not None:
@@ -160,8 +162,7 @@ class Candidate:
         if metric.name in ("cost", "cost_blended", "cost_input"):
             return self.cost_interval(metric.name)
         own = point.own_interval(name)
-        over = WILSON if metric.name in SHARES_OF_REQUESTS else "blocks"
-        return {"low": own[0], "high": own[1], "over": over} if own else None
+        return {"low": own[0], "high": own[1], "over": "blocks"} if own else None
 
     def share_interval(self, name: str) -> dict[str, Any] | None:
         """Three runs without a failure show no more than that failures are rare."""

@@ -247,7 +247,9 @@ def test_many_runs_are_not_noisy_for_being_many():
 
 def test_a_share_of_requests_keeps_how_its_interval_was_found():
     known = {"error_rate": {"low": 0.0, "high": 0.058, "over": "requests (Wilson)"}}
-    assert only([run(intervals=known)]).interval("error_rate") == known["error_rate"]
+    for count in (1, 3):
+        runs = [run(intervals=known, run_id=str(n)) for n in range(count)]
+        assert only(runs).interval("error_rate") == known["error_rate"]
 
 
 def test_quality_is_told_at_every_load_whichever_run_holds_it():
