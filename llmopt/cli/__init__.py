@@ -1,30 +1,40 @@
 """The command line: one function per command that parses, calls and prints. Bodies import what they need.
 
-The order of the imports is the order of the commands in ``--help``.
+Importing a module of a command registers it.  ``llmopt estimate`` must answer in .3 s and is imported alone; for everything else
+all of them are, in the order of the commands in ``--help``.
 """
 
 from __future__ import annotations
 
-from llmopt.cli.shell import app  # isort: skip
-from llmopt.cli import making, proving, serving, benching, estimating, deciding, reporting, tuning, environments  # isort: skip
+import importlib
+import sys
+from typing import Any
 
-__all__ = [
-    "app",
-    "benching",
-    "deciding",
-    "environments",
-    "estimating",
-    "main",
-    "making",
-    "proving",
-    "reporting",
-    "serving",
-    "tuning",
-]
+MODULES = ("making", "proving", "serving", "benching", "estimating", "deciding", "reporting", "tuning", "environments")
+ALONE = {"estimate": ("estimating",)}  # a command that is asked for first → the modules that it needs
+
+
+def registered(modules: tuple[str, ...] = MODULES) -> Any:
+    """The app with the commands of these modules."""
+    for name in modules:
+        importlib.import_module(f"llmopt.cli.{name}")
+    from llmopt.cli.shell import app
+
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return registered()
+    raise AttributeError(name)
+
+
+def __dir__() -> list[str]:
+    return ["app", "main"]  # where typer's own tools look for the app
 
 
 def main() -> None:
-    app()
+    registered(ALONE.get(sys.argv[1] if len(sys.argv) > 1 else "", MODULES))()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,16 @@ those alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from llmopt.core.formats import Layout
 from llmopt.core.kv_cache import kv_heads, layer_windows
 from llmopt.estimate.load import Load
 from llmopt.estimate.shape import Shape, Tensor
 
+Found = TypeVar("Found")
 ALIVE = 4  # rows of the hidden width
 CUBLAS_WORKSPACE = 8_519_680  # torch's :4096:2:16:8, 8.125 MiB; on Hopper 32 MiB
 UBATCH = 512  # llama.cpp's -ub
@@ -30,6 +33,18 @@ LOGIT_COPIES = 3  # of the last position: in 16 bits, in float32, and what the s
 # by its own log ("PyTorch activation peak memory", 0.6).
 SAMPLER_COPIES = 9
 STEPWISE = ("vllm", "sglang", "trtllm", "tgi", "lmdeploy", "rayserve", "triton")
+
+
+def of_shape(find: Callable[[Shape], Found]) -> Callable[[Shape], Found]:
+    """Found once for a shape: whether a load fits is asked a hundred times."""
+
+    def once(shape: Shape) -> Found:
+        known: dict[str, Any] = shape.__dict__.setdefault("found_once", {})
+        if find.__name__ not in known:
+            known[find.__name__] = find(shape)
+        return known[find.__name__]  # type: ignore[no-any-return]
+
+    return once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +140,7 @@ def attention_bytes(shape: Shape, load: Load, number: int) -> float:
     return found
 
 
+@of_shape
 def attention_widths(shape: Shape) -> tuple[int, int, int]:
     """(heads, width of one, heads of keys) of the first layer that attends; zeros without one."""
     heads = next(
@@ -180,14 +196,17 @@ def of_llamacpp(shape: Shape, load: Load) -> Activations:
     )
 
 
+@of_shape
 def linears(shape: Shape) -> list[Tensor]:
     return [t for t in shape.tensors if t.role in ("linear", "expert")]
 
 
+@of_shape
 def largest_linear(shape: Shape) -> int:
     return max((t.matrix for t in linears(shape)), default=0)
 
 
+@of_shape
 def dense_width(shape: Shape) -> int:
     """The widest row inside an MLP that every token passes, or a recurrent mixer."""
     return max(
@@ -195,6 +214,7 @@ def dense_width(shape: Shape) -> int:
     )
 
 
+@of_shape
 def inner_width(shape: Shape) -> int:
     """The widest row inside an MLP that one token passes; of a mixture, of all experts that it goes to."""
     widths = [0]
@@ -206,5 +226,6 @@ def inner_width(shape: Shape) -> int:
     return max(widths)
 
 
+@of_shape
 def gated(shape: Shape) -> bool:
     return any(t.part.endswith(("gate", "gate_up")) for t in linears(shape))

@@ -10,7 +10,7 @@ from typing import Any
 from llmopt.core.errors import UsageError, nearest
 from llmopt.core.formats import Layout
 from llmopt.core.kv_cache import kv_cache_bytes, positions
-from llmopt.estimate.activations import Activations, activations, attention_widths
+from llmopt.estimate.activations import Activations, activations, attention_widths, of_shape
 from llmopt.estimate.llamacpp import as_cached
 from llmopt.estimate.load import Load
 from llmopt.estimate.shape import Reader, Shape
@@ -185,6 +185,7 @@ def replication(case: Case) -> float:
     return max(1.0, sharing / kv) if kv else 1.0
 
 
+@of_shape
 def state_bytes(shape: Shape) -> int:
     """Of one sequence in the recurrent layers: their convolutions' last inputs, and the state (float32)."""
     config, found = shape.config, 0

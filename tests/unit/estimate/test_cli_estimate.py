@@ -178,17 +178,29 @@ def test_no_heavy_library_is_imported(folder):
     assert found.stderr.strip() == "[]"
 
 
-def test_an_estimate_takes_less_than_a_second(folder, tmp_path):
-    """Of processor time, 0.2 to 0.3 s where others leave the caches alone: the machine that tests may be busy."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-m", "llmopt", "estimate", str(folder), "--json"],
-        capture_output=True,
-        check=True,
-        cwd=tmp_path,
+def test_an_estimate_takes_less_than_half_a_second(folder, tmp_path):
+    """Of processor time, the best of five: 0.25 to 0.3 s on a machine of its own, half as much again on a busy one."""
+    taken = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-m", "llmopt", "estimate", str(folder), "--gpu", "h100", "--json"],
+            capture_output=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(taken) < 0.5
+
+
+def test_no_other_command_is_imported(folder):
+    code = (
+        "import sys; sys.argv = ['llmopt', 'estimate', sys.argv[1], '--json']\n"
+        "from llmopt.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print({'llmopt.cli.serving', 'llmopt.serve'} & set(sys.modules) or 'none', file=sys.stderr)"
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    found = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert found.stderr.strip() == "none"
 
 
 def test_transformers_keeps_its_own_fp8_in_eight_bits(folder):
