@@ -67,18 +67,29 @@ def over_requests(shares: Sequence[float], counts: Sequence[float], shown: float
     return min(low, shown), max(high, shown)
 
 
+@lru_cache(64)
+def taken(count: int, seed: int) -> NDArray[np.float64]:
+    """How often each of ``count`` values is in each resample: means by one product, four times as fast as by index."""
+    import numpy as np
+
+    drawn = draws(count, seed)
+    found = np.zeros((len(drawn), count))
+    np.add.at(found, (np.arange(len(drawn))[:, None], drawn), 1)
+    return np.resize(found, (RESAMPLES, count))
+
+
 def beats(one: Sequence[float], other: Sequence[float], *, lower_is_better: bool) -> float:
     """P(the mean of ``one`` is better than that of ``other``), both of three runs or more."""
     import numpy as np
 
     means = []
     for seed, values in enumerate((one, other), 1):
-        array = np.array(values)
-        mean = array.mean()
-        drawn = np.resize(array[draws(len(values), seed)].mean(axis=1), RESAMPLES)
-        means.append(mean + (drawn - mean) * stretch(len(values)))
-    better, equal = (means[0] < means[1]) if lower_is_better else (means[0] > means[1]), means[0] == means[1]
-    return float(better.mean() + equal.mean() / 2)
+        count, mean = len(values), sum(values) / len(values)
+        means.append(mean + (taken(count, seed) @ np.array(values) / count - mean) * stretch(count))
+    gap = means[1] - means[0] if lower_is_better else means[0] - means[1]
+    rounded = 1e-12 * max(abs(one[0]), abs(other[0]))  # equal values have means that differ by their rounding
+    ahead = np.count_nonzero(gap > rounded) - np.count_nonzero(gap < -rounded)
+    return 0.5 + float(ahead) / (2 * RESAMPLES)
 
 
 def beats_by_interval(
