@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmopt.core.domain import Goal, Limit
-from llmopt.core.errors import LlmoptError
 from llmopt.core.metric_table import parse_metric
 from llmopt.recommend.candidates import Candidate
-from llmopt.recommend.constraints import excess_at, holds, of_the_load
+from llmopt.recommend.constraints import OBJECTIVES, excess_at, holds, of_the_load
 
 AS_MUCH = 0.98  # of the highest throughput of a curve: the rest is noise between points
 
@@ -44,12 +43,9 @@ def choose(candidate: Candidate, goal: Goal) -> Candidate:
 def wants_latency(goal: Goal) -> bool:
     """Whether the first objective is a time of a request."""
     first = goal.optimize.split(",")[0].strip()
-    if first == "latency":
-        return True
-    try:
-        metric, _ = parse_metric(first)
-    except LlmoptError:  # one of the names of an axis
-        return False
+    if first in OBJECTIVES:  # asked of every candidate: parse_metric would look for the nearest name each time
+        return first == "latency"
+    metric, _ = parse_metric(first)
     return metric.of_request is not None and metric.unit == "s"
 
 
