@@ -33,6 +33,7 @@ NOISE = {"itl_s": 0.06, "output_tps": 0.06, "ttft_s": 0.25}  # of a run and of t
 LEAST_NOISE = 0.02
 PASSES = 2  # of the fit, each with the noise that the one before showed
 TO_DEVIATION = 1.4826  # of a normal distribution: its deviation over its median absolute error
+NINE_OF_TEN, DEVIATIONS = 0.9, 1.645  # how many of a normal distribution lie within so many deviations
 ENOUGH = 5  # configurations' worth of weight has the table's error of the model
 
 
@@ -152,7 +153,10 @@ def error_of(errors: Mapping[str, Sequence[float]]) -> float:
     mine = float(table()["spread"]["model"])
     if not own:
         return mine
-    seen = max(TO_DEVIATION * statistics.median(abs(e) for e in own), LEAST_NOISE)
+    off = sorted(abs(e) for e in own)
+    # Some are further off than a normal distribution with that median has them: nine of ten shall lie within the interval.
+    ninth = off[min(len(off) - 1, math.ceil(NINE_OF_TEN * len(off)))] / DEVIATIONS
+    seen = max(TO_DEVIATION * statistics.median(off), ninth, LEAST_NOISE)
     count = len(own) / 2
     return math.sqrt((ENOUGH * mine**2 + count * seen**2) / (ENOUGH + count))
 

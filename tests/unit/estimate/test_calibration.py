@@ -1,8 +1,10 @@
 """Factors that are known are found again from runs that they made."""
 
 import random
+import re
 import statistics
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +101,15 @@ def test_without_runs_nothing_is_known():
 def test_shares_are_shares(backend):
     found = prior_factors(group_of(backend, case().layout, "gpu"))
     assert all(0 < share <= 1 for share in (found.bandwidth, found.decode, found.prefill, found.interleave))
+
+
+def test_the_page_tells_what_the_benchmark_measured():
+    docs = Path(__file__).parents[3] / "docs" / "estimate.md"
+    table = (docs.parents[1] / "benchmarks" / "estimate" / "speed.md").read_text()
+    configurations = re.search(r"(\d+) configurations", table)[1]
+    row = next(line for line in table.splitlines() if line.startswith("| half of the configurations"))
+    _, itl, _, held_itl, tps, _, held_tps = (cell.strip() for cell in row.strip("|").split("|"))
+    page = docs.read_text().replace(" %", "%")
+    assert f"{configurations} configurations" in page
+    assert f"half of them | {itl} | {tps} |" in page
+    assert f"held {held_itl} of the\nmeasured ITLs and {held_tps}" in page
