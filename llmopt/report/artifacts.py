@@ -7,24 +7,22 @@ from typing import Any
 from rich.console import Console
 
 from llmopt.core.units import show
-from llmopt.report.terminal import print_quality, stdout_console
+from llmopt.report.terminal import print_quality, say, stdout_console
 
 
 def print_artifact(document: dict[str, Any], console: Console | None = None) -> None:
     console = console or stdout_console()
     artifact = document["artifact"]
     there = " (already there)" if document["already_there"] else ""
-    console.print(
-        f"{title(artifact['quantization'])}{there}: {artifact['path']}", style="bold", markup=False, soft_wrap=True
-    )
+    say(console, f"{title(artifact['quantization'])}{there}: {artifact['path']}", style="bold", soft_wrap=True)
     size = show(artifact["size_bytes"], "bytes") if artifact["size_bytes"] else "nothing on disk"
-    console.print(
+    say(
+        console,
         f"{size}, {artifact['bits_per_weight']:.2f} bits per weight, "
         f"{document['seconds']:.1f} s, peak memory {show(document['peak_memory_bytes'], 'bytes')}",
-        markup=False,
     )
     for doubt in (document.get("calibration") or {}).get("doubts", []):
-        console.print(f"doubt: {doubt}", markup=False, soft_wrap=True)
+        say(console, f"doubt: {doubt}", soft_wrap=True)
     if document["quality"]:
         print_quality(document["quality"], console)
 
@@ -64,9 +62,9 @@ def print_forecast(document: dict[str, Any], console: Console | None = None) -> 
         rows.append(("fallbacks", f"{len(document['fallback_tensors'])} tensors become {', '.join(kinds)}"))
     rows += [("doubt", doubt) for doubt in document["doubts"]]
     name = title({"name": document["quantization"], "format": document["format"]})
-    console.print(f"{name} of {document['model']}", style="bold", markup=False, soft_wrap=True)
+    say(console, f"{name} of {document['model']}", style="bold", soft_wrap=True)
     for label, text in rows:
-        console.print(f"{label:<12} {text}", markup=False, soft_wrap=True)
+        say(console, f"{label:<12} {text}", soft_wrap=True)
 
 
 def loads_line(document: dict[str, Any]) -> str:

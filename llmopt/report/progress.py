@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from llmopt.report.escaping import visible
+
 if TYPE_CHECKING:
     from rich.progress import Progress, Task, TaskID
 
@@ -53,7 +55,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)  # names of files are in it
 
     @contextlib.contextmanager
     def task(self, text: str, total: int | None = None) -> Iterator[Work]:

@@ -12,6 +12,7 @@ from llmopt.report.csv_table import csv_of
 from llmopt.report.document import ranking_document
 from llmopt.report.escaping import markdown_text, one_line, spreadsheet_text, visible
 from llmopt.report.markdown import ranking_markdown
+from llmopt.report.progress import Reporter
 from llmopt.report.terminal import print_ranking
 from unit.make import run
 
@@ -75,3 +76,8 @@ def test_what_cannot_be_seen_is_seen_everywhere_in_a_document():
     found = json.dumps(visible({"\x1bk": ["\u061c", {"a": ("\x07",)}]}), ensure_ascii=False)
     assert found == '{"\ufffdk": ["\ufffd", {"a": ["\ufffd"]}]}'
     assert one_line("a\r\nb\u2028c") == "a b c"
+
+
+def test_progress_obeys_no_name_either(capsys):
+    Reporter().say("skipped \x1b[2J.json")
+    assert "\x1b" not in capsys.readouterr().err
