@@ -39,7 +39,9 @@ def parse_quantity(text: str, unit: str) -> float:
     if suffix and suffix not in scales:
         known = ", ".join(scales) or "none: write a bare number"
         raise UsageError(f"unknown unit {suffix!r} in {text!r}", hint=f"units here: {known}")
-    value = number * scales.get(suffix, 1.0)
+    # 95% is .95 and no more: in binary 95 × .01 is above it, and a measured .95 would miss it.
+    scale = scales.get(suffix, 1.0)
+    value = float(Decimal(match[1]) * Decimal(repr(scale))) if 1e-300 < number < 1e300 else number * scale
     if not math.isfinite(value) or (unit == "share" and value > 1):
         raise UsageError(f"{text!r} is out of range", hint=f"for example {example(unit)}")
     return value

@@ -103,7 +103,7 @@ def change(place: Place, limit: Limit) -> dict[str, Any]:
     assert value is not None
     relative = excess(value, limit)
     at_most = limit.comparison[0] == "<"
-    more = f"{relative * 100:.3g}% {'more' if at_most else 'less'}" if limit.bound else "instead of 0"
+    more = f"{percent(relative)} {'more' if at_most else 'less'}" if limit.bound else "instead of 0"
     name = limit.text.partition(limit.comparison)[0]
     held = f"{name}{limit.comparison[0]}={bound_that_holds(value, unit, at_most=at_most)}"
     return {
@@ -116,6 +116,10 @@ def change(place: Place, limit: Limit) -> dict[str, Any]:
         "limit_that_holds": held,
         "words": f"{limit.text} relaxed to {held}" + (f" ({more})" if relative else ""),
     }
+
+
+def percent(share: float) -> str:
+    return f"{share * 100:.3g}%" if share < 10 else f"{share * 100:,.0f}%"
 
 
 def gives(place: Place) -> dict[str, float | None]:

@@ -154,7 +154,11 @@ def footnotes(document: dict[str, Any]) -> list[str]:
     if runs:
         counts = "–".join(str(n) for n in sorted({min(runs), max(runs)}))
         notes.append(f"Figures are medians of {counts} run(s), memory the highest peak.")
-        notes.append(f"Intervals are of 95 %, over {' and '.join(sorted(over)) or 'nothing'}.")
+        notes.append(
+            f"Intervals are of 95 %, over {' and '.join(sorted(over))}."
+            if over
+            else "No interval is known: run each three times."
+        )
     if any(not row["on_front"] for row in document["ranked"]):
         notes.append("· behind the Pareto front of throughput, latency, memory and KL.")
     if any(row["knee"] for row in document["ranked"]):

@@ -59,9 +59,10 @@ def test_what_is_no_quantity_is_refused(text):
         parse_quantity(text, "s")
 
 
-def test_a_number_beyond_all_measure_is_refused():
+@pytest.mark.parametrize("text", ["1e999", "1e99999999999999999999"])
+def test_a_number_beyond_all_measure_is_refused(text):
     with pytest.raises(UsageError):
-        parse_quantity("1e999", "tps")
+        parse_quantity(text, "tps")
 
 
 @pytest.mark.parametrize("unit", ["s", "bytes", "share", "tps", "rps", "nats", "count"])
@@ -125,3 +126,13 @@ def test_small_rates_and_shares_keep_their_digits():
     assert show(0.0321, "rps") == "0.0321 req/s"
     assert show(0.0004, "share") == "0.04%"
     assert show(2e-6, "s") == "0.002 ms"
+
+
+@given(st.integers(1, 999))
+def test_a_decimal_is_read_as_the_nearest_number_that_there_is(thousandths):
+    assert parse_quantity(f"{thousandths}ms", "s") == thousandths / 1000
+    assert parse_quantity(f"{thousandths / 10}%", "share") == thousandths / 1000
+
+
+def test_a_share_that_is_kept_exactly_is_written_as_it_is():
+    assert bound_that_holds(0.95, "share", at_most=False) == "95%"
