@@ -85,11 +85,14 @@ def make_draft(tokens: int | None, acceptance: float | None, parameters: float |
 
 def make_price(price_per_hour: float | None, prices: Path | None) -> Callable[[Peak], Price | None]:
     """From a peak to its price, or to ``None``."""
-    from llmopt.estimate.prices import given_price, price_of
+    from llmopt.estimate.prices import given_price, price_of, read_prices
 
     if price_per_hour is not None:
         given = given_price(price_per_hour)
         return lambda peak: given
+
+    if prices is not None:
+        read_prices(prices)  # what is wrong with it is said even where no speed is known
 
     def found(peak: Peak) -> Price | None:
         price = price_of(peak.key, prices)

@@ -31,32 +31,29 @@ FALLBACK = {
 
 @dataclass(frozen=True, kw_only=True)
 class FileType:
-    """``main``: the type of most linear weights; ``head``: of the output head, or of embeddings that serve as one.
+    """``main``: the type of most linear weights.
 
     ``average`` is the bits of a linear weight over the whole mix, as cyllama 0.2.18 wrote it for a dense Qwen2.
     """
 
     number: int
     main: str
-    head: str
     average: float
     needs_imatrix: bool = False
     note: str = ""
 
 
-def _plain(
-    number: int, main: str, head: str = "Q6_K", average: float = 0.0, *, imatrix: bool = False, note: str = ""
-) -> FileType:
+def _plain(number: int, main: str, average: float = 0.0, *, imatrix: bool = False, note: str = "") -> FileType:
     bits = average or BITS[main]
-    return FileType(number=number, main=main, head=head, average=bits, needs_imatrix=imatrix, note=note)
+    return FileType(number=number, main=main, average=bits, needs_imatrix=imatrix, note=note)
 
 
 TERNARY = "for models trained to ternary weights; others come out as noise"
 FILE_TYPES = {
-    "f32": _plain(0, "F32", "F32"),
-    "f16": _plain(1, "F16", "F16"),
-    "bf16": _plain(32, "BF16", "BF16"),
-    "q8_0": _plain(7, "Q8_0", "Q8_0"),
+    "f32": _plain(0, "F32"),
+    "f16": _plain(1, "F16"),
+    "bf16": _plain(32, "BF16"),
+    "q8_0": _plain(7, "Q8_0"),
     "q6_k": _plain(18, "Q6_K"),
     "q5_k_m": _plain(17, "Q5_K", average=5.67),
     "q5_k_s": _plain(16, "Q5_K"),
@@ -74,19 +71,19 @@ FILE_TYPES = {
     "iq3_m": _plain(27, "IQ3_S", average=3.58),
     "iq3_s": _plain(26, "IQ3_S"),
     "iq3_xs": _plain(22, "IQ3_S", imatrix=True),
-    "iq3_xxs": _plain(23, "IQ3_XXS", "Q5_K", imatrix=True),
+    "iq3_xxs": _plain(23, "IQ3_XXS", imatrix=True),
     "q2_k": _plain(10, "Q2_K", average=2.93),
     "q2_k_s": _plain(21, "Q2_K", imatrix=True),
-    "iq2_m": _plain(29, "IQ2_S", "Q5_K", imatrix=True),
-    "iq2_s": _plain(28, "IQ2_XS", "Q5_K", imatrix=True),
-    "iq2_xs": _plain(20, "IQ2_XS", "Q5_K", imatrix=True),
-    "iq2_xxs": _plain(19, "IQ2_XXS", "Q5_K", imatrix=True),
-    "iq1_m": _plain(31, "IQ1_M", "Q5_K", imatrix=True),
-    "iq1_s": _plain(24, "IQ1_S", "Q5_K", imatrix=True),
+    "iq2_m": _plain(29, "IQ2_S", imatrix=True),
+    "iq2_s": _plain(28, "IQ2_XS", imatrix=True),
+    "iq2_xs": _plain(20, "IQ2_XS", imatrix=True),
+    "iq2_xxs": _plain(19, "IQ2_XXS", imatrix=True),
+    "iq1_m": _plain(31, "IQ1_M", imatrix=True),
+    "iq1_s": _plain(24, "IQ1_S", imatrix=True),
     "tq2_0": _plain(37, "TQ2_0", note=TERNARY),
     "tq1_0": _plain(36, "TQ1_0", note=TERNARY),
     "q1_0": _plain(40, "Q1_0", note="for models trained to one bit; others come out as noise"),
-    "mxfp4_moe": _plain(38, "MXFP4", "Q8_0", note="experts of a mixture in MXFP4, everything else in Q8_0"),
+    "mxfp4_moe": _plain(38, "MXFP4", note="experts of a mixture in MXFP4, everything else in Q8_0"),
 }
 
 

@@ -18,7 +18,7 @@ from llmopt.core.weights import INDEX, tensors
 from llmopt.estimate.architectures import is_known, shape_of
 from llmopt.estimate.kept import listed
 from llmopt.estimate.nested import language_part
-from llmopt.estimate.shape import LARGEST, UNKNOWN, Role, Shape, Tensor
+from llmopt.estimate.shape import LARGEST, MOST_LAYERS, UNKNOWN, Role, Shape, Tensor
 from llmopt.estimate.weights import Weights, weights_of
 
 STORED = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
@@ -167,7 +167,10 @@ def tensor_of(name: str, extents: tuple[int, ...]) -> Tensor:
     if len(extents) < 2:
         part, role = "norm", "norm"
     number = re.search(r"\.(\d+)\.", name)
-    return Tensor(part=part, role=role, rows=rows, columns=columns, layer=int(number[1]) if number else None)
+    layer = int(number[1]) if number else None
+    if layer is not None and layer >= MOST_LAYERS:
+        raise ModelError(f"the weights name a tensor {name!r}, which no model has", hint="fetch or copy them again")
+    return Tensor(part=part, role=role, rows=rows, columns=columns, layer=layer)
 
 
 def in_cache(name: str) -> Path | None:

@@ -76,7 +76,7 @@ def by_type(sizes: list[tuple[Tensor, str, float]]) -> dict[str, float]:
     return found
 
 
-def weights_of(shape: Shape, layout: Layout, backend: str = "") -> Weights:
+def weights_of(shape: Shape, layout: Layout) -> Weights:
     """From the shape alone."""
     if layout.format == "gguf":
         return gguf_weights(shape, layout)

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from llmopt.cli import app
+from llmopt.core.errors import ModelError
+from llmopt.estimate.source import tensor_of
 from unit import shards
 from unit.estimate.make import GIB, QWEN, folder_of
 
@@ -378,3 +380,14 @@ def test_a_quantization_config_that_is_no_table_is_refused(tmp_path):
 )
 def test_what_cannot_be_is_doubted(folder, arguments, words):
     assert any(words in doubt for doubt in document(folder, *arguments)["doubts"])
+
+
+def test_a_missing_file_of_prices_is_said_where_no_speed_is_known(folder):
+    found = estimate(folder, "--vram", "24GiB", "--prices", "nowhere.toml")
+    assert found.exit_code == 2
+    assert "cannot be read as prices" in found.stderr
+
+
+def test_a_tensor_of_a_layer_that_no_model_has_is_refused():
+    with pytest.raises(ModelError, match="which no model has"):
+        tensor_of("model.layers.99999999.mlp.up_proj.weight", (8, 8))
