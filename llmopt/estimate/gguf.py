@@ -35,6 +35,8 @@ def open_gguf(file: Path) -> Source:
     if not {"num_hidden_layers", "hidden_size", "num_attention_heads"} <= config.keys():
         raise ModelError(f"{file} does not tell its layers, width and heads", hint="is it a language model's GGUF?")
     entries = [tensor for part in parts for tensor in part.tensors]
+    if not entries:
+        raise ModelError(f"{file} has no weights: it is a vocabulary alone", hint="name the file of the model")
     tensors = tuple(tensor_of(t.name, t.shape, file) for t in entries)
     tied = not any(t.part == "head" for t in tensors)
     notes = notes_of(found, architecture, str(config["model_type"]))

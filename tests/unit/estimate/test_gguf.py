@@ -105,3 +105,8 @@ def test_a_tensor_type_that_is_not_known_is_no_damage(tmp_path, monkeypatch):
     file = shards.gguf(tmp_path / "model.gguf", TENSORS | {"x": ("NEW", (256, 64))}, said=header("llama"))
     with pytest.raises(ModelError, match="tensors of type 99, not known here"):
         open_gguf(file)
+
+
+def test_a_vocabulary_alone_is_no_model(tmp_path):
+    with pytest.raises(ModelError, match="no weights"):
+        open_gguf(shards.gguf(tmp_path / "vocab.gguf", {}, said=header("llama")))
