@@ -50,14 +50,16 @@ def config_of(metadata: dict[str, Any], architecture: str, place: str) -> dict[s
     else:
         config.pop("qk_rope_head_dim", None)
     layers = config.get("num_hidden_layers", 0)
-    if kinds := layer_types(metadata, architecture, layers):
+    if architecture == "llama4" and metadata.get("llama4.attention.sliding_window") != 0:
+        config["sliding_window"] = LLAMA4_CHUNK  # llama.cpp takes that, whatever the file says, unless it says 0
+    if kinds := layer_types(metadata, architecture, layers, config.get("sliding_window")):
         config["layer_types"] = kinds
     if "sliding_window" in config and "sliding_attention" not in kinds:
         del config["sliding_window"]  # llama.cpp attends to all there, whatever the file says
     return config
 
 
-def layer_types(metadata: dict[str, Any], architecture: str, layers: int) -> list[str]:
+def layer_types(metadata: dict[str, Any], architecture: str, layers: int, window: int | None) -> list[str]:
     """What each layer keeps of its tokens; empty where nothing says so and all attend to all."""
     heads = metadata.get(f"{architecture}.attention.head_count_kv")
     if isinstance(heads, list) and len(heads) >= layers and 0 in heads[:layers]:  # hybrids: no heads, no keys
@@ -65,10 +67,9 @@ def layer_types(metadata: dict[str, Any], architecture: str, layers: int) -> lis
     interval = metadata.get(f"{architecture}.full_attention_interval") or 4
     if architecture in EVERY_FOURTH and isinstance(interval, int):
         return ["linear_attention" if number % interval else "full_attention" for number in range(1, layers + 1)]
-    window = metadata.get(f"{architecture}.attention.sliding_window")
     pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern") or SLIDES.get(architecture)
     if not window or not isinstance(pattern, (int, list)) or (architecture == "exaone4" and layers < 64):
-        return []
+        return ["full_attention"] * layers if architecture == "llama4" else []
     if isinstance(pattern, list):
         slides = pattern[:layers] + [False] * (layers - len(pattern))
     else:

@@ -41,6 +41,10 @@ def test_a_pattern_that_the_file_lists(tmp_path):
     assert cache_of(tmp_path, header("gemma3n", **said)) == pytest.approx(OF_A_LAYER * (6 + 18 * 1024 / TOKENS))
 
 
+def test_llama_4_is_chunked_though_its_files_do_not_say_so(tmp_path):
+    assert cache_of(tmp_path, header("llama4")) == pytest.approx(OF_A_LAYER * (6 + 18 * 8704 / TOKENS))
+
+
 def test_a_window_that_llama_cpp_does_not_keep(tmp_path):
     assert cache_of(tmp_path, header("llama", **{"attention.sliding_window": 4096})) == 24 * OF_A_LAYER
 
