@@ -297,7 +297,7 @@ class Impatient(Reporter):
     def task(self, text, total=None):
         yield self
 
-    def at(self, done, total):
+    def at(self, done, total, what=""):
         if done > 10:
             raise KeyboardInterrupt
 

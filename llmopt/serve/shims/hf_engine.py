@@ -30,7 +30,8 @@ else:
 DEFAULT_CONTEXT = 1024
 WARM_UP, WARM_UP_TOKENS = "warm-up", 64
 WARM_UP_LIMIT_S = 3600.0
-LOOK_S, GROWN_BYTES = 1.0, 1 << 20  # real requests hold more than those of the warm-up: looked at so often, told from so much
+# Real requests hold more than those of the warm-up: looked at so often, told from so much.
+LOOK_S, GROWN_BYTES = 1.0, 1 << 20
 MOST_WARM_UPS = 16  # as many as are served at once, for what a full batch holds is in the account too, but no more
 
 
