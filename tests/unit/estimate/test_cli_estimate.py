@@ -180,18 +180,21 @@ def test_no_heavy_library_is_imported(folder):
     assert found.stderr.strip() == "[]"
 
 
-def test_an_estimate_takes_less_than_half_a_second(folder, tmp_path):
-    """Of processor time, the best of five: 0.25 to 0.3 s on a machine of its own, half as much again on a busy one."""
+def processor_s(*words):
+    """Of one command, the best of five."""
     taken = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "llmopt", "estimate", str(folder), "--gpu", "h100", "--json"],
-            capture_output=True, check=True, cwd=tmp_path,
-        )  # fmt: skip
+        subprocess.run([sys.executable, "-m", "llmopt", *words], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.5
+    return min(taken)
+
+
+def test_an_estimate_takes_little_more_than_to_start(folder, tmp_path, monkeypatch):
+    """A machine that is busy, or that keeps no bytecode, is slower at both."""
+    monkeypatch.chdir(tmp_path)
+    assert processor_s("estimate", str(folder), "--gpu", "h100", "--json") < 2.5 * processor_s("--version")
 
 
 def test_no_other_command_is_imported(folder):
