@@ -12,7 +12,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.run_index import load_runs
 from llmopt.core.store import with_quality
+from llmopt.pipeline.budget import Budget
 from llmopt.pipeline.contestants import Field, Job, contestants_of, no_room, space_of
 from llmopt.pipeline.expecting import priors
 from llmopt.pipeline.measuring import RunOptions, engine_version
@@ -53,7 +54,6 @@ EXHAUSTIVE_ROUNDS = 3
 MOST_OF_EXHAUSTIVE, FEW_VISITS = 0.75, 12
 MEASURING = 0.5  # of the budget, kept for measuring: once only so much is left nothing more is quantized
 LAST_ROUND = 2  # visits that the first round leaves time for: the leader and its nearest once more
-LATEST = 6
 MOST_ROUNDS = 10_000
 STATE = "tune.json"
 
@@ -62,33 +62,6 @@ class Watcher(Reporter, Protocol):
     """A reporter that also shows how the race stands."""
 
     def stands(self, document: dict[str, Any]) -> None: ...
-
-
-@dataclass(kw_only=True)
-class Budget:
-    """Seconds for everything, and what a visit took so far."""
-
-    seconds: float
-    started: float = field(default_factory=time.monotonic)
-    visits: list[float] = field(default_factory=list)
-
-    @property
-    def left(self) -> float:
-        return self.seconds - (time.monotonic() - self.started)
-
-    @property
-    def each(self) -> float | None:
-        """Of the last visits: those of later rounds are shorter."""
-        latest = self.visits[-LATEST:]
-        return sum(latest) / len(latest) if latest else None
-
-    def affords(self, more: int = 1) -> bool:
-        """Whether so many visits fit into what is left; the first is always tried while there is time at all."""
-        return self.left > (self.each or 0.0) * more
-
-    @property
-    def runs(self) -> int | None:
-        return None if self.each is None else max(0, int(self.left / self.each))
 
 
 def tune(job: Job, folder: Path, report: Watcher) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from llmopt.core.artifacts import open_artifact
 from llmopt.core.domain import ServeOptions, Workload
 from llmopt.core.errors import ServerError
 from llmopt.pipeline import tuning
+from llmopt.pipeline.budget import Budget
 from llmopt.pipeline.contestants import Field, Job
 from llmopt.pipeline.plans import case_of
-from llmopt.pipeline.tuning import Budget, Racing
+from llmopt.pipeline.tuning import Racing
 from llmopt.pipeline.visiting import Contestant
 from llmopt.recommend.constraints import make_goal
 from llmopt.report.racing import RaceReporter
