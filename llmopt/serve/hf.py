@@ -8,6 +8,7 @@ transformers in a process of its own; only the HTTP half is ours.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -84,9 +85,13 @@ def require_kernel(options: ServeOptions, environment: Environment) -> None:
 
 
 def facts(lines: Sequence[str]) -> EngineFacts:
-    """The server tells them in one line of JSON."""
-    told = next((line.partition(FACTS)[2] for line in reversed(lines) if FACTS in line), None)
-    return EngineFacts(**json.loads(told)) if told else EngineFacts()
+    """The server tells them in one line of JSON; a line that another word of the engine broke into is passed over."""
+    for line in reversed(lines):
+        if FACTS in line:
+            with contextlib.suppress(ValueError, TypeError):
+                told, _ = json.JSONDecoder().raw_decode(line.partition(FACTS)[2])
+                return EngineFacts(**told)
+    return EngineFacts()
 
 
 BACKEND = Backend(

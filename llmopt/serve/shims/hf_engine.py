@@ -12,17 +12,17 @@ import contextlib
 import os
 import sys
 import threading
-import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Run by its path, hf_server.py is a script beside its parts; imported, a module of the package.
 # isort: off
 if TYPE_CHECKING or __package__:
+    from llmopt.serve.shims.hf_memory import Activations, proportional_set_bytes, resident_bytes, weights_bytes
     from llmopt.serve.shims.hf_news import Deliver, News, die_of
     from llmopt.serve.shims.hf_static import StaticBatches
 else:
+    from hf_memory import Activations, proportional_set_bytes, resident_bytes, weights_bytes
     from hf_news import Deliver, News, die_of
     from hf_static import StaticBatches
 # isort: on
@@ -30,8 +30,6 @@ else:
 DEFAULT_CONTEXT = 1024
 WARM_UP, WARM_UP_TOKENS = "warm-up", 64
 WARM_UP_LIMIT_S = 3600.0
-# Real requests hold more than those of the warm-up: looked at so often, told from so much.
-LOOK_S, GROWN_BYTES = 1.0, 1 << 20
 MOST_WARM_UPS = 16  # as many as are served at once, for what a full batch holds is in the account too, but no more
 
 
@@ -48,8 +46,8 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
     context = arguments.max_model_len or min(DEFAULT_CONTEXT, own_limit)
     way = StaticBatches if arguments.batching == "static" else ContinuousBatches
     engine: Any = way(model, arguments, context, outbox.deliver)
-    before = reset_peak(model)
-    longest = arguments.max_num_batched_tokens if on_gpu(model) else WARM_UP_TOKENS
+    activations = Activations(model, engine.written_bytes)
+    longest = arguments.max_num_batched_tokens if activations.on_gpu else WARM_UP_TOKENS
     length = max(1, min(longest, context - 2))
     together = min(arguments.max_num_seqs, MOST_WARM_UPS)
     outbox.awaited = together
@@ -61,23 +59,19 @@ def run_engine(arguments: argparse.Namespace, pipe: Connection) -> None:
         # What torch packs for its dynamic kernels is no parameter any more.
         "weights_bytes": None if arguments.dynamic_int8 else weights_bytes(model),
         **engine.facts(),
-        "activation_bytes": activation_bytes(model, before, engine.bytes_per_token * (length + 2) * together),
+        "activation_bytes": activations.most(),
     }
-    looked = time.monotonic()
     try:
         pipe.send(("ready", (context, facts)))
+        outbox.follow(activations, facts)
         while True:
             word, request, *rest = pipe.recv()
             if word == "add":
+                outbox.running.add(request)
                 engine.add(request, *rest)
             else:
+                outbox.running.discard(request)
                 engine.cancel(request)
-            if facts["activation_bytes"] is not None and time.monotonic() - looked >= LOOK_S:
-                looked = time.monotonic()
-                held = activation_bytes(model, before, facts["kv_cache_bytes"] or 0)
-                if held is not None and held >= facts["activation_bytes"] + GROWN_BYTES:
-                    facts["activation_bytes"] = held
-                    outbox.tell("facts", facts)
     except (EOFError, OSError):
         os._exit(0)  # the HTTP half is gone, and the generating thread would keep this process alive
     except Exception as error:  # the same thread again: without this one it takes no requests
@@ -98,11 +92,17 @@ def import_whole(model: str) -> None:
 
 
 class Outbox:
-    """What the generating thread tells: to the pipe, once the warm-up is over."""
+    """What the generating thread tells: to the pipe, once the warm-up is over; and what memory it came to hold with that."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.lock = pipe, threading.Lock()
         self.warm, self.failed, self.awaited = threading.Event(), list[str](), 1
+        self.running, self.facts = set[str](), dict[str, Any]()
+        self.activations: Activations | None = None
+
+    def follow(self, activations: Activations, facts: dict[str, Any]) -> None:
+        """From here on ``facts`` are told again where activations have grown."""
+        self.facts, self.activations = facts, activations
 
     def deliver(self, news: list[News]) -> None:
         if not self.warm.is_set():
@@ -112,6 +112,13 @@ class Outbox:
                 self.warm.set()
             return
         self.tell("tokens", news)
+        self.running.difference_update(one.request for one in news if one.finished or one.error is not None)
+        if self.activations is None:
+            return
+        held = self.activations.grown(self.facts["activation_bytes"], idle=not self.running)
+        if held is not None:
+            self.facts["activation_bytes"] = held
+            self.tell("facts", self.facts)
 
     def tell(self, word: str, what: Any) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -181,9 +188,8 @@ class ContinuousBatches:
             raise ValueError(
                 "this model's KV cache cannot be shared between prompts: leave --enable-prefix-caching out"
             )
-        self.cache_bytes = sum(t.nbytes for t in (*cache.key_cache, *cache.value_cache))
+        self.tensors = (*cache.key_cache, *cache.value_cache)
         self.capacity = cache.num_pages
-        self.bytes_per_token = self.cache_bytes // len(cache.key_cache[0]) if cache.key_cache else 0
         self.context = context
         count_prefix_hits(cache, hits)
         self.manager.start()
@@ -197,9 +203,13 @@ class ContinuousBatches:
     def cancel(self, request: str) -> None:
         self.manager.cancel_request(request)
 
+    def written_bytes(self) -> int:
+        """Of the memory that is reserved for the KV cache: transformers takes it and touches it only as blocks are used."""
+        return resident_bytes(self.tensors)
+
     def facts(self) -> dict[str, Any]:
         return {
-            "kv_cache_bytes": self.cache_bytes,
+            "kv_cache_bytes": sum(t.nbytes for t in self.tensors),
             "kv_capacity_tokens": self.capacity,
             "max_concurrency": self.capacity / self.context,
         }
@@ -247,56 +257,3 @@ def router(deliver: Deliver, hits: dict[str, int]) -> Any:
             )
 
     return Direct()
-
-
-# --- memory -----------------------------------------------------------------------------------------------------
-
-
-def on_gpu(model: Any) -> bool:
-    return bool(model.device.type == "cuda")
-
-
-def weights_bytes(model: Any) -> int:
-    """Parameters and buffers; tied ones, and views of one storage, are counted once."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-
-
-def reset_peak(model: Any) -> int | None:
-    """Forget the peak that loading made; the resident memory now, ``None`` where the kernel does not say."""
-    import torch
-
-    if on_gpu(model):
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-        return kibibytes(Path("/proc/self/status"), "VmHWM:")
-    return None
-
-
-def activation_bytes(model: Any, before: int | None, cached: int) -> int | None:
-    """The most that computing has held beyond what was there: by torch on a GPU, by the kernel on a CPU.
-
-    ``cached``: what it wrote, or at most, into memory that is reserved for the KV cache and had not been touched.
-    """
-    import torch
-
-    if on_gpu(model):
-        return int(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
-    if before is None:
-        return None
-    peak = kibibytes(Path("/proc/self/status"), "VmHWM:")
-    return None if peak is None else max(0, peak - before - cached)
-
-
-def proportional_set_bytes() -> int | None:
-    """This process's memory now, shared pages by its share of them; ``None`` where the kernel does not say."""
-    try:
-        return kibibytes(Path("/proc/self/smaps_rollup"), "Pss:")
-    except OSError:
-        return None
-
-
-def kibibytes(file: Path, name: str) -> int | None:
-    values = [line.split()[1] for line in file.read_text().splitlines() if line.startswith(name)]
-    return int(values[0]) << 10 if values else None

@@ -28,11 +28,13 @@ from typing import TYPE_CHECKING, Any
 # isort: off
 if TYPE_CHECKING or __package__:
     from llmopt.serve.shims.hf_counters import Counters, Times
-    from llmopt.serve.shims.hf_engine import proportional_set_bytes, run_engine
+    from llmopt.serve.shims.hf_engine import run_engine
+    from llmopt.serve.shims.hf_memory import proportional_set_bytes
     from llmopt.serve.shims.hf_news import News
 else:
     from hf_counters import Counters, Times
-    from hf_engine import proportional_set_bytes, run_engine
+    from hf_engine import run_engine
+    from hf_memory import proportional_set_bytes
     from hf_news import News
 # isort: on
 
@@ -130,7 +132,9 @@ def tell(facts: dict[str, Any]) -> None:
     """Where the memory of both processes goes."""
     baseline = facts["baseline_bytes"]
     whole = None if baseline is None else baseline + (proportional_set_bytes() or 0)
-    print(FACTS + json.dumps(facts | {"baseline_bytes": whole}), flush=True)
+    # One write with its end: the log is the engine process's too, whose words would come in between.
+    sys.stdout.write(f"{FACTS}{json.dumps(facts | {'baseline_bytes': whole})}\n")
+    sys.stdout.flush()
 
 
 class Texts:

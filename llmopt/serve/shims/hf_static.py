@@ -46,8 +46,6 @@ class Row:
 class StaticBatches:
     """One batch at a time, in a thread of its own. Its KV cache grows with the batch: nothing is reserved."""
 
-    bytes_per_token = 0  # of a reserved cache
-
     def __init__(self, model: Any, arguments: argparse.Namespace, context: int, deliver: Deliver) -> None:
         self.model, self.size, self.deliver = model, arguments.max_num_seqs, deliver
         self.waiting: queue.Queue[Row] = queue.Queue()
@@ -60,6 +58,9 @@ class StaticBatches:
 
     def cancel(self, request: str) -> None:
         self.cancelled.add(request)
+
+    def written_bytes(self) -> int:
+        return 0
 
     def facts(self) -> dict[str, Any]:
         return {"kv_cache_bytes": None, "kv_capacity_tokens": None, "max_concurrency": None}

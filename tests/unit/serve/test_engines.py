@@ -197,6 +197,16 @@ def test_the_last_word_about_memory_counts():
     assert backend("hf").facts([line.format(4), "something else", line.format(5)]).activation_bytes == 5
 
 
+@pytest.mark.parametrize(
+    "broken",
+    ['llmopt facts: {"weights_bytes": 2, "kv', "llmopt facts: ", "llmopt facts: [1]", 'llmopt facts: {"x": 1}'],
+)
+def test_a_word_of_the_engine_in_the_line_about_memory_loses_no_run(broken):
+    whole = 'llmopt facts: {"weights_bytes": 2}'
+    assert backend("hf").facts([f"Loading{whole} [transformers] a warning", broken]).weights_bytes == 2
+    assert backend("hf").facts([broken]).weights_bytes is None
+
+
 def test_a_log_without_facts_tells_nothing():
     assert backend("hf").facts(["Loading weights"]).weights_bytes is None
 

@@ -165,3 +165,20 @@ def test_parts_of_text_are_one_content(ask):
         return ask(body, path="/v1/chat/completions")[1]["usage"]["prompt_tokens"]
 
     assert prompt_tokens([{"type": "text", "text": "a b"}, {"type": "text", "text": " c"}]) == prompt_tokens("a b c")
+
+
+def test_the_line_about_memory_is_one_write(monkeypatch):
+    class Unbuffered:
+        def __init__(self):
+            self.writes = []
+
+        def write(self, text):
+            self.writes.append(text)
+
+        def flush(self):
+            pass
+
+    log = Unbuffered()
+    monkeypatch.setattr(sys, "stdout", log)
+    hf_server.tell({"baseline_bytes": None, "weights_bytes": 2})
+    assert log.writes == ['llmopt facts: {"baseline_bytes": null, "weights_bytes": 2}\n']
