@@ -10,6 +10,7 @@ from llmopt.core.metric_table import METRICS
 from llmopt.core.run_record import SPREAD
 from llmopt.core.run_row import INTERVALS, NUMBERS
 from llmopt.core.run_table import RunTable
+from llmopt.core.units import SHARE_TOLD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 # Far above all that machines do, so that what is above is a slip of a pen: seconds, tokens or requests a second, bytes …
 MOST = {"s": 1e8, "tps": 1e9, "rps": 1e9, "bytes": 1e16, "count": 1e15, "nats": 1e6, "joule": 1e15, "watt": 1e9}
 ROUNDED = 1e-6  # KL of equal distributions comes out a little below nothing
-SHARE_COUNTED, SHARE_TOLD = 1 + 1e-9, 1.05  # an engine's own gauge may say a little more than all
+SHARE_COUNTED = 1 + 1e-9
 COUNTED = ("error_rate", "slo_attainment", "top1")
 RISING = ("min", "p50", "p90", "p95", "p99", "max")
 

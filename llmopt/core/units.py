@@ -21,6 +21,7 @@ BYTES = {
     "TiB": 2**40,
 }
 SHARE = {"%": 0.01}
+SHARE_TOLD = 1.05  # an engine's own gauge may say a little more than all
 OF_UNIT: dict[str, dict[str, float]] = {"s": TIME, "bytes": {k: float(v) for k, v in BYTES.items()}, "share": SHARE}
 
 
@@ -39,12 +40,16 @@ def parse_quantity(text: str, unit: str) -> float:
     if suffix and suffix not in scales:
         known = ", ".join(scales) or "none: write a bare number"
         raise UsageError(f"unknown unit {suffix!r} in {text!r}", hint=f"units here: {known}")
-    # 95% is .95 and no more: in binary 95 × .01 is above it, and a measured .95 would miss it.
     scale = scales.get(suffix, 1.0)
-    value = float(Decimal(match[1]) * Decimal(repr(scale))) if 1e-300 < number < 1e300 else number * scale
-    if not math.isfinite(value) or (unit == "share" and value > 1):
+    value = scaled(Decimal(match[1]), scale) if 1e-300 < number < 1e300 else number * scale
+    if not math.isfinite(value) or (unit == "share" and value > SHARE_TOLD):
         raise UsageError(f"{text!r} is out of range", hint=f"for example {example(unit)}")
     return value
+
+
+def scaled(number: Decimal, scale: float) -> float:
+    """95% is .95 and no more: in binary 95 × .01 is above it, and a measured .95 would miss it."""
+    return float(number * Decimal(repr(scale)))
 
 
 def example(unit: str) -> str:
@@ -82,17 +87,19 @@ DIGITS_OF_A_BOUND = 4
 
 
 def bound_that_holds(value: float, unit: str, *, at_most: bool) -> str:
-    """``512.4ms`` for a value of 512.31 ms: as ``parse_quantity`` reads it back, rounded so that the value still keeps it."""
+    """``512.4ms`` for a value of 512.31 ms: as an option takes it, rounded so that the value still keeps it.
+
+    Of any value that a record may hold: a score may be below nothing, which no quantity is.
+    """
     suffix, scale = scale_of(value, unit)
     exact = Decimal(repr(value)) / Decimal(repr(scale))
     places = Decimal(1).scaleb(exact.adjusted() - DIGITS_OF_A_BOUND + 1) if exact else Decimal(1)
     rounded = exact.quantize(places, ROUND_CEILING if at_most else ROUND_FLOOR)
-    text = f"{rounded.normalize():f}{suffix}"
-    if at_most and parse_quantity(text, unit) < value:  # the product of the two is not exact in binary
-        text = f"{(rounded + places).normalize():f}{suffix}"
-    elif not at_most and parse_quantity(text, unit) > value:
-        text = f"{(rounded - places).normalize():f}{suffix}"
-    return text
+    if at_most and scaled(rounded, scale) < value:  # the product of the two is not exact in binary
+        rounded += places
+    elif not at_most and scaled(rounded, scale) > value:
+        rounded -= places
+    return f"{rounded.normalize():f}{suffix}"
 
 
 def scale_of(value: float, unit: str) -> tuple[str, float]:

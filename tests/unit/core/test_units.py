@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt.core.errors import UsageError
-from llmopt.core.units import BYTES, TIME, bound_that_holds, parse_quantity, show, show_beside
+from llmopt.core.metrics import METRICS
+from llmopt.core.units import BYTES, SHARE_TOLD, TIME, bound_that_holds, parse_quantity, show, show_beside
 
 
 @pytest.mark.parametrize(
@@ -103,11 +104,28 @@ def test_a_shown_share_reads_back(share):
     assert math.isclose(found, share, abs_tol=0.0006)
 
 
-@given(st.floats(1e-9, 1e12), st.sampled_from(["s", "bytes", "tps", "nats"]), st.booleans())
-def test_a_bound_that_holds_is_never_on_the_wrong_side(value, unit, at_most):
+SIZES = st.floats(1e-9, 1e12)
+
+
+@given(
+    st.one_of(
+        st.tuples(SIZES, st.sampled_from(sorted({m.unit for m in METRICS.values()} - {"share"}))),
+        st.tuples(st.floats(1e-9, SHARE_TOLD), st.just("share")),
+    ),
+    st.booleans(),
+)
+def test_a_bound_that_holds_is_never_on_the_wrong_side(pair, at_most):
+    value, unit = pair
     found = parse_quantity(bound_that_holds(value, unit, at_most=at_most), unit)
     assert found >= value if at_most else found <= value
     assert found == pytest.approx(value, rel=2e-3)
+
+
+@given(st.floats(-1e3, 1e3), st.booleans())
+def test_a_score_may_be_below_nothing(value, at_most):
+    """As the correlation that ranks CoLA may: the option of a score takes any number."""
+    found = float(bound_that_holds(value, "count", at_most=at_most))
+    assert found >= value if at_most else found <= value
 
 
 def test_a_bound_is_written_as_an_option_takes_it():

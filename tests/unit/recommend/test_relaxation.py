@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from llmopt.core.domain import Goal
 from llmopt.core.limits import parse_limit
 from llmopt.recommend.candidates import comparable
+from llmopt.recommend.constraints import score_limit
 from llmopt.recommend.rank import recommend
-from unit.make import candidate, curve, metrics, run
+from unit.make import QUALITY, candidate, curve, metrics, run
 
 
 def relaxed(runs, *limits):
@@ -105,3 +106,16 @@ def test_what_it_costs_is_told_where_a_price_is_known():
     found = recommend(candidates, Goal(limits=(parse_limit("ttft_p95<90ms"),), price_per_hour=3.6)).relaxation
     assert found["each"][0]["cost"] == pytest.approx(20)
     assert found["joint"]["words"].endswith("with 50.0 tok/s and 20 per 1M output tokens")
+
+
+def test_a_gauge_that_says_more_than_all_can_give_too():
+    """Some engines' gauges do: a record may hold up to 105 %."""
+    words = relaxed([run(metrics=metrics() | {"kv_usage_peak": 1.02})], "kv_usage_peak<50%")["each"][0]
+    assert parse_limit(words["limit_that_holds"]).bound == 1.02
+
+
+def test_a_score_below_nothing_can_give_too():
+    quality = QUALITY | {"tasks": [{"task": "cola", "metric": "mcc", "value": -0.02}]}
+    goal = Goal(limits=(score_limit("cola>=0.3"),))
+    found = recommend(comparable([run(quality=quality)]).candidates, goal).relaxation
+    assert found["each"][0]["limit_that_holds"] == "cola>=-0.02"
