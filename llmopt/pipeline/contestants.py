@@ -284,7 +284,18 @@ def screened(job: Job, artifact: Artifact, quality: dict[str, Any] | None, optio
 
 
 def reference_of(job: Job, found: Field) -> str:
-    """What quality is told against, in words: every artifact is proven against the model that it was made from."""
+    """What quality is told against, in words: every artifact is proven against the model that it was made from.
+
+    Where that is not served here, the best of what is stands beside it.
+    """
     base = job.base.quantization.name if not job.given else Path(job.base.base).name
     served = {c.case.artifact.quantization.method for c in found.contestants.values()}
-    return base if "none" in served else f"{base}, which is not served here"
+    if "none" in served:
+        return base
+    proven = [
+        (c.quality["kl_mean"], c.case.artifact.quantization.name) for c in found.contestants.values() if c.quality
+    ]
+    if not proven:
+        return f"{base}, which is not served here"
+    kl, best = min(proven)
+    return f"{base}, which is not served here: the best that is, {best}, has a KL divergence of {show(kl, METRICS['kl'].unit)}"

@@ -72,23 +72,27 @@ def cannot_fit(
 
 
 def priors(
-    model: Path, contestants: Mapping[str, Contestant], metric: str, better: Literal["higher", "lower"]
+    model: Path,
+    contestants: Mapping[str, Contestant],
+    metric: str,
+    better: Literal["higher", "lower"],
+    own: Path,
 ) -> dict[str, Prior]:
     """What the race may expect of each; nothing unless the estimate is sure enough of all: then runs of this machine taught it.
 
-    Runs from where llmopt usually writes: the race's own would vouch for themselves when it goes on.
+    Runs from where llmopt usually writes, but for the race's ``own`` folder: they would vouch for themselves.
     """
     asked = {
         label: [(c.case.artifact.quantization, c.case.serve, workload) for workload in c.workloads]
         for label, c in contestants.items()
     }
-    folders = [folder for folder in map(Path, USUAL) if folder.is_dir()]
+    folders = [folder for folder in map(Path, USUAL) if folder.is_dir() and folder.resolve() != own.resolve()]
     if not folders:
         return {}
-    every = iter(prior(model, [one for own in asked.values() for one in own], metric, folders))
+    every = iter(prior(model, [one for questions in asked.values() for one in questions], metric, folders))
     found = {}
-    for label, own in asked.items():
-        best = best_of([next(every) for _ in own], higher=better == "higher")
+    for label, questions in asked.items():
+        best = best_of([next(every) for _ in questions], higher=better == "higher")
         if best is None or best.error > TOO_UNSURE:
             return {}
         best = without_certainty(best, SUREST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from llmopt import serve
 from llmopt.pipeline.contestants import Field, Job, enter
@@ -18,7 +18,7 @@ class Searching:
 
     def __init__(
         self, job: Job, field: Field, folder: Path, report: Reporter, better: Literal["higher", "lower"],
-        proposed: Sequence[dict[str, Any]],
+        proposed: Sequence[Proposal],
     ) -> None:  # fmt: skip
         self.job, self.field, self.folder, self.report = job, field, folder, report
         self.bases = dict(field.configurations)
@@ -28,8 +28,7 @@ class Searching:
         }
         self.proposals = Proposals(knobs, job.ranges, better, job.seed)
         self.by_label: dict[str, Proposal] = {}
-        earlier = [Proposal(base=p["base"], values=tuple(map(tuple, p["values"]))) for p in proposed]
-        known = [p for p in earlier if p.base in self.bases and self.within(p, knobs[p.base])]
+        known = [p for p in proposed if p.base in self.bases and self.within(p, knobs[p.base])]
         for proposal in known:
             self.proposals.take_up(proposal)
         self.taken_up = [label for proposal in known if (label := self.entered(proposal))]
@@ -68,6 +67,6 @@ class Searching:
         if label in self.by_label:
             self.proposals.tell(self.by_label[label], value)
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[Proposal]:
         """What the next start takes up."""
-        return [{"base": p.base, "values": [list(pair) for pair in p.values]} for p in self.by_label.values()]
+        return list(self.by_label.values())

@@ -8,8 +8,6 @@ out of memory is a result like others, kept in ``tune.json``.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +17,6 @@ from typing import Any, Protocol
 from llmopt import serve
 from llmopt.core.domain import Measurement, Workload
 from llmopt.core.errors import Inconclusive, Interrupted, LlmoptError
-from llmopt.core.files import write_atomic
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.run_index import load_runs
@@ -29,6 +26,7 @@ from llmopt.pipeline.contestants import Field, Job, contestants_of, no_room, spa
 from llmopt.pipeline.expecting import priors
 from llmopt.pipeline.measuring import RunOptions, engine_version
 from llmopt.pipeline.plans import rank_runs
+from llmopt.pipeline.remembered import STATE, Failure, State, read_state, write_state
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.searching import Searching
 from llmopt.pipeline.visiting import (
@@ -55,7 +53,6 @@ MOST_OF_EXHAUSTIVE, FEW_VISITS = 0.75, 12
 MEASURING = 0.5  # of the budget, kept for measuring: once only so much is left nothing more is quantized
 LAST_ROUND = 2  # visits that the first round leaves time for: the leader and its nearest once more
 MOST_ROUNDS = 10_000
-STATE = "tune.json"
 
 
 class Watcher(Reporter, Protocol):
@@ -75,10 +72,7 @@ def tune(job: Job, folder: Path, report: Watcher) -> dict[str, Any]:
     if not found.contestants:
         raise nothing_left(found.dropped)
     if budget.left <= 0:
-        raise Inconclusive(
-            f"the budget of {job.budget_s:.0f} s ended before anything could be measured",
-            hint="a longer --budget: what was made is kept, and the same command goes on",
-        )
+        raise too_short(job)
     racing = Racing(job, found, folder, report, budget)
     return document_of(racing, found, racing.run())
 
@@ -115,6 +109,13 @@ def unknown_to_it(configuration: Configuration) -> str | None:
     return None
 
 
+def too_short(job: Job) -> LlmoptError:
+    return Inconclusive(
+        f"the budget of {job.budget_s:g} s ended before anything could be measured",
+        hint="a longer --budget: what was made is kept, and the same command goes on",
+    )
+
+
 def nothing_left(dropped: Sequence[Dropped]) -> LlmoptError:
     first = dropped[0] if dropped else Dropped(label="the space", reason="it is empty")
     others = f", and {len(dropped) - 1} more likewise" if len(dropped) > 1 else ""
@@ -132,15 +133,15 @@ class Racing:
         self.results, self.state = folder / "results", folder / STATE
         self.metric, self.statistic, better = objective(job.goal, video=bool(this_machine().gpus))
         traits = {label: contestant.traits for label, contestant in self.contestants.items()}
-        expected = {} if job.exhaustive else priors(job.model, self.contestants, self.metric, better)
+        expected = {} if job.exhaustive else priors(job.model, self.contestants, self.metric, better, self.results)
         self.race = Race(list(self.contestants), better=better, prior=expected, traits=traits, seed=job.seed)
         self.runs: list[Measurement] = []
-        self.failures, proposed = read_state(self.state)
-        self.proposed_before = proposed
+        remembered = read_state(self.state, report.say)
+        self.failures, self.proposed_before = remembered.failures, remembered.proposed
         self.outcomes: dict[str, Outcome] = {}
         self.visits = 0
         self.put_off: dict[str, tuple[int, Outcome]] = {}
-        self.searching = Searching(job, field, folder, report, better, proposed) if job.ranges else None
+        self.searching = Searching(job, field, folder, report, better, self.proposed_before) if job.ranges else None
         self.join(self.searching.taken_up if self.searching else ())
 
     def run(self) -> str:
@@ -205,8 +206,8 @@ class Racing:
         """What an earlier start measured goes into the race; returns the visits that it did not finish."""
         unfinished = []
         for label, failure in self.failures.items():
-            if label in self.contestants and failure.get("key") == self.failure_key(label):
-                self.race.record(1, label, failure=f"{failure['reason']} (at an earlier start; {STATE} remembers it)")
+            if label in self.contestants and failure.key == self.failure_key(label):
+                self.race.record(1, label, failure=f"{failure.reason} (at an earlier start; {STATE} remembers it)")
         for (round, label), runs in sorted(self.stored().items()):
             self.runs += runs
             if len(runs) == runs[0].race.get("loads") or enough(runs, self.job.goal):
@@ -220,14 +221,15 @@ class Racing:
         return unfinished
 
     def left_out_of_rounds(self, unfinished: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Of the rounds that were begun, the visits that did not come to pass."""
+        """Of the rounds that were begun, the visits that did not come to pass; what was put off did."""
+        measured = {(run.race["round"], run.race["configuration"]) for run in self.runs}
         return [
             (round, label)
             for round in range(1, self.race.round + 1)
             for label in self.contestants
             if label not in self.race.failed
             and round not in self.race.values.get(label, {})
-            and (round, label) not in unfinished
+            and (round, label) not in (*unfinished, *measured)
         ]
 
     def stored(self) -> dict[tuple[int, str], list[Measurement]]:
@@ -322,7 +324,7 @@ class Racing:
         self.race.record(round, label, failure=reason)
         if self.searching:
             self.searching.tell(label, None)
-        self.failures[label] = {"round": round, "key": self.failure_key(label), "reason": reason}
+        self.failures[label] = Failure(round=round, key=self.failure_key(label), reason=reason)
         self.save()
         self.report.say(f"{label}: {reason}")
 
@@ -333,7 +335,7 @@ class Racing:
 
     def save(self) -> None:
         proposed = self.searching.state() if self.searching else self.proposed_before
-        write_atomic(self.state, json.dumps({"failures": self.failures, "proposed": proposed}, indent=1).encode())
+        write_state(self.state, State(failures=self.failures, proposed=proposed))
 
     def show(self, doing: str | None = None) -> None:
         self.report.stands(self.document(self.race.standing()) | {"doing": doing, "left_s": max(0.0, self.budget.left)})
@@ -362,22 +364,16 @@ def keys_of(contestant: Contestant) -> list[str]:
     return [replace(contestant.case, workload=w).key for w in contestant.workloads]
 
 
-def read_state(file: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """Failures and proposals of earlier starts; empty where there is no file that can be read."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(file.read_text())
-        failures = {label: f for label, f in kept["failures"].items() if isinstance(f, dict) and "reason" in f}
-        return failures, [p for p in kept["proposed"] if isinstance(p, dict) and {"base", "values"} <= p.keys()]
-    return {}, []
-
-
 def document_of(racing: Racing, found: Field, ended: str) -> dict[str, Any]:
     """The ranking of what was measured, how the race went, and everything that was left out, with its reason."""
     quality = {key: c.quality for c in racing.contestants.values() for key in keys_of(c)}
     crashed = {label for label in racing.failures if label in racing.race.failed}
     runs = [with_quality(r, quality[r.case_key]) for r in racing.runs if r.race["configuration"] not in crashed]
     if not runs:
-        raise nothing_left([Dropped(label=a, reason=r) for a, r in racing.race.standing().dropped.items()])
+        standing = racing.race.standing()
+        if standing.unmeasured or not standing.dropped:
+            raise too_short(racing.job)
+        raise nothing_left([Dropped(label=a, reason=r) for a, r in standing.dropped.items()])
     job, race = racing.job, racing.document(racing.race.standing())
     return {
         "kind": "tune",

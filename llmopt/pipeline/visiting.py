@@ -192,6 +192,12 @@ def disturbed(run: Measurement) -> bool:
     return any(doubt.code in DISTURBANCES for doubt in run.verdict.reasons)
 
 
+def undisturbed(runs: Sequence[Measurement]) -> list[Measurement]:
+    """Without the disturbed runs of a load that has others: what was measured again is not told by its first try."""
+    told = {run.case_key for run in runs if run.verdict.status != "invalid" and not disturbed(run)}
+    return [run for run in runs if run.case_key not in told or not disturbed(run)]
+
+
 def throughput(run: Measurement) -> float | None:
     found: float | None = run.metrics.get("output_tps") or run.metrics.get("output_tps_whole")
     return found
@@ -202,6 +208,7 @@ def judged(runs: Sequence[Measurement], goal: Goal) -> Outcome:
 
     ``runs`` of all rounds: repeats of a load are one point of the curve, so that no single run decides.
     """
+    runs = undisturbed(runs)
     if all(run.verdict.status == "invalid" for run in runs):
         first = next(doubt for doubt in runs[0].verdict.reasons if doubt.severity == "invalid")
         return Outcome(value=None, failure=f"no valid run: {first.message}")
@@ -226,9 +233,9 @@ def objective_of(candidate: Candidate, goal: Goal) -> float | None:
 
 
 def of_rounds(runs: Sequence[Measurement], key: str, goal: Goal) -> dict[int, float]:
-    """Round → the objective at the load of this key, where the round has a valid run of it."""
+    """Round → the objective at the load of this key, where the round has a valid run of it that tells."""
     found = {}
-    for run in runs:
+    for run in undisturbed(runs):
         if run.case_key == key and run.verdict.status != "invalid":
             value = objective_of(candidate_of([run], goal), goal)
             if value is not None:

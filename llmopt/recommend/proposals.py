@@ -37,7 +37,7 @@ class Proposal:
     """``base``: the configuration whose knobs are set to these values."""
 
     base: str
-    values: tuple[tuple[str, float], ...]
+    values: tuple[tuple[str, int | float], ...]
 
 
 def require_optuna() -> None:

@@ -21,12 +21,12 @@ def priors(monkeypatch, tmp_path):
     """Asks with so many loads a configuration; ``expected`` stands for what the estimate says, in order."""
     monkeypatch.setattr(expecting, "USUAL", (str(tmp_path),))
 
-    def ask(expected, better="higher"):
+    def ask(expected, better="higher", own="elsewhere"):
         monkeypatch.setattr(expecting, "prior", lambda *_: expected)
         loads = tuple(Workload(concurrency=users) for users in (1, 4))
         case = case_of(open_artifact(demo.MODEL), OPTIONS, loads[0])
         contestants = {label: Contestant(label=label, case=case, workloads=loads) for label in ("a", "b")}
-        return expecting.priors(demo.MODEL, contestants, "output_tps", better)
+        return expecting.priors(demo.MODEL, contestants, "output_tps", better, tmp_path / own)
 
     return ask
 
@@ -51,6 +51,11 @@ def test_no_estimate_is_surer_than_the_surest(priors):
 def test_without_runs_of_this_machine_nothing_is_expected(priors, monkeypatch):
     monkeypatch.setattr(expecting, "USUAL", ("nowhere",))
     assert priors([Expected(value=1.0, error=0.1)] * 4) == {}
+
+
+def test_a_race_does_not_vouch_for_its_own_estimates(priors):
+    """``tune`` without -o writes where the estimate looks."""
+    assert priors([Expected(value=1.0, error=0.2)] * 4, own="") == {}
 
 
 def test_what_does_not_fit_is_told_with_the_figure(monkeypatch):

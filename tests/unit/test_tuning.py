@@ -9,14 +9,16 @@ import pytest
 
 from llmopt import demo
 from llmopt.core.artifacts import open_artifact
-from llmopt.core.domain import ServeOptions, Workload
-from llmopt.core.errors import ServerError
+from llmopt.core.domain import Doubt, ServeOptions, Verdict, Workload
+from llmopt.core.errors import Inconclusive, ServerError
 from llmopt.pipeline import tuning
 from llmopt.pipeline.budget import Budget
-from llmopt.pipeline.contestants import Field, Job
+from llmopt.pipeline.contestants import Field, Job, reference_of
 from llmopt.pipeline.plans import case_of
+from llmopt.pipeline.remembered import State, read_state
 from llmopt.pipeline.tuning import Racing
 from llmopt.pipeline.visiting import Contestant
+from llmopt.quantize import quantization
 from llmopt.recommend.constraints import make_goal
 from llmopt.report.racing import RaceReporter
 from unit.make import WORKLOAD, distribution, metrics, run
@@ -127,6 +129,67 @@ def test_a_crash_of_an_earlier_start_is_remembered_for_that_version_of_the_engin
     monkeypatch.setattr(tuning, "engine_version", lambda name: "2.0")
     newer.run()
     assert newer.race.standing().leader == "a"
+
+
+def test_a_disturbed_run_that_was_measured_again_does_not_weigh(racing, monkeypatch):
+    race = racing(a=(100, 0.1), b=[(20, 0.1), (100, 0.1), (100, 0.1)])
+    made = tuning.visit
+
+    def shared(contestant, workloads, goal, options, report, *, there, saved, time_left_s):
+        noticed = []
+        runs, whole = made(contestant, workloads, goal, options, report, there=there, saved=noticed.append,
+                           time_left_s=time_left_s)  # fmt: skip
+        if options.race == {"round": 1, "configuration": "b", "loads": 1}:
+            doubt = Doubt(code="shared_gpu", severity="suspect", message="m", remedy="r")
+            runs = [replace(run, verdict=Verdict.of((doubt,))) for run in runs]
+        list(map(saved, runs))
+        return runs, whole
+
+    monkeypatch.setattr(tuning, "visit", shared)
+    race.run()
+    assert sorted(race.race.values["b"]) == [2, 3]
+    assert race.left_out_of_rounds([]) == []  # the next start does not visit it once more
+
+
+def test_a_budget_too_short_for_one_visit_says_so(racing):
+    race = racing(a=None)
+    race.budget.seconds = 0
+    with pytest.raises(Inconclusive, match="the budget of 60 s ended before anything could be measured"):
+        tuning.document_of(race, Field(), race.run())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"failures": [], "proposed": []}',
+        '{"failures": {}, "proposed": [{"base": "x", "values": [1]}]}',
+        '{"failures": {"a": {"reason": 5}}, "proposed": []}',
+        "\x00",
+    ],
+)
+def test_a_damaged_memory_is_set_aside_and_named(tmp_path, text):
+    file, said = tmp_path / "tune.json", []
+    file.write_text(text)
+    assert read_state(file, said.append) == State()
+    assert "set aside as tune.json.unreadable" in said[0]
+    assert (tmp_path / "tune.json.unreadable").read_text() == text
+    assert read_state(file, said.append) == State()
+    assert len(said) == 1
+
+
+def test_where_the_base_is_not_served_the_best_that_is_stands_beside_it(racing):
+    race = racing(a=(100, 0.1), b=(60, 0.1))
+    found = Field(contestants={
+        label: quantized(race.contestants[label], name, kl)
+        for label, name, kl in (("a", "gguf-q4_k_m", 0.05), ("b", "gguf-q8_0", 0.001))
+    })  # fmt: skip
+    assert reference_of(race.job, found).startswith("bf16, which is not served here: the best that is, gguf-q8_0,")
+    assert reference_of(race.job, Field(contestants=race.contestants)) == "bf16"
+
+
+def quantized(contestant, name, kl):
+    artifact = replace(contestant.case.artifact, quantization=quantization(name))
+    return replace(contestant, case=replace(contestant.case, artifact=artifact), quality={"kl_mean": kl})
 
 
 def test_an_exhaustive_search_makes_up_for_what_a_round_left_out(racing):

@@ -46,6 +46,19 @@ def test_no_single_run_decides_about_a_limit():
     assert of_rounds(rounds, found.key, make_goal([])) == {1: 191, 2: 192, 3: 193}
 
 
+def disturbed(run):
+    doubt = Doubt(code="shared_gpu", severity="suspect", message="m", remedy="r")
+    return replace(run, verdict=Verdict.of((doubt,)))
+
+
+def test_what_was_measured_again_is_not_told_by_the_disturbed_run():
+    first, second = (replace(run, race={"round": n}) for n, tps in ((1, 20), (2, 100)) for run in curve(u2=(tps, FAST)))
+    goal = make_goal([])
+    assert judged([disturbed(first), second], goal).value == 100
+    assert of_rounds([disturbed(first), second], first.case_key, goal) == {2: 100}
+    assert of_rounds([disturbed(first)], first.case_key, goal) == {1: 20}
+
+
 def test_a_limit_that_is_missed_by_little_is_near():
     assert judged(curve(u1=(100, 0.505)), make_goal(["ttft_p95<500ms"])).near
     assert not judged(curve(u1=(100, 0.6)), make_goal(["ttft_p95<500ms"])).near
