@@ -31,7 +31,7 @@ TOOLS = ("llama-server", "llama-quantize", "llama-imatrix", "llama-perplexity")
 PROGRAMS = {
     "vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm-serve", "tgi": "text-generation-launcher", "lmdeploy": "lmdeploy",
 }  # fmt: skip
-DOCKER_S = 5.0
+DOCKER_S = 1.0
 # A program of the user's own, or that we compiled, which goes before the engine's package.
 OWN_PROGRAMS = {"llamacpp": "llama-server"}
 # The package that a quantization's route is made by → what people call it.
@@ -46,7 +46,7 @@ LIBRARIES = {
 def examine() -> dict[str, Any]:
     """The machine, and for each engine, quantizer and tool where it is, or what is missing; JSON-like.
 
-    ``container``: docker can run the engine's image now.
+    ``container``: docker can run the engine's image here now.
     """
     gpus = hardware.gpus()
     here = ("cpu", gpus.kind) if gpus.kind else ("cpu",)
@@ -79,9 +79,13 @@ def docker() -> dict[str, str | None]:
     if program is None:
         return {"docker": None, "docker_problem": None}
     try:
-        asked = subprocess.run([program, "version"], capture_output=True, text=True, timeout=DOCKER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"docker": program, "docker_problem": str(error)}
+        asked = subprocess.run(
+            [program, "version"], capture_output=True, text=True, errors="replace", timeout=DOCKER_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"docker": program, "docker_problem": f"its daemon did not answer within {DOCKER_S:g} s"}
+    except OSError as error:
+        return {"docker": program, "docker_problem": error.strerror}
     said = asked.stderr.strip().splitlines() or [f"status {asked.returncode}"]
     return {"docker": program, "docker_problem": said[-1] if asked.returncode else None}
 
@@ -102,6 +106,7 @@ def engine_row(backend: Backend, here: tuple[str, ...], in_containers: bool = Fa
     ``environment``: where it is, or its program where that lies in none.
     """
     runs_here = any(device in here for device in backend.devices)
+    container = backend.container
     row = {"name": backend.name, "title": backend.title, **availability(backend.needs), "runs_here": runs_here}
     environment = found(backend.needs)
     version = version_of(backend, environment) if environment else None
@@ -113,8 +118,8 @@ def engine_row(backend: Backend, here: tuple[str, ...], in_containers: bool = Fa
         "version": version,
         "doubt": backend.doubt(version) if version else None,
         "devices": list(backend.devices),
-        "image": backend.container.image if backend.container else None,
-        "container": in_containers and backend.container is not None,
+        "image": container.image if container else None,
+        "container": in_containers and container is not None and any(device in here for device in container.devices),
         "needs_device": None if runs_here else " or ".join(hardware.DEVICE_WORDS[device] for device in backend.devices),
     }
 

@@ -126,10 +126,10 @@ def blueprint(name: str, *, gpu: bool = False) -> Blueprint:
 
 # Engines that llmopt makes no environment for: what brings them.
 OUTSIDE = {
-    "sglang": "pip install sglang, in an environment of its own, and --env FOLDER; or serve --container",
-    "trtllm": "pip install tensorrt-llm, in an environment of its own, and --env FOLDER; or serve --container",
-    "lmdeploy": "pip install lmdeploy, in an environment of its own, and --env FOLDER; or serve --container",
-    "ray": "pip install 'ray[serve,llm]', in an environment of its own, and --env FOLDER; or serve --container",
+    "sglang": "pip install sglang, in an environment of its own, and --env FOLDER",
+    "trtllm": "pip install tensorrt-llm, in an environment of its own, and --env FOLDER",
+    "lmdeploy": "pip install lmdeploy, in an environment of its own, and --env FOLDER",
+    "ray": "pip install 'ray[serve,llm]', in an environment of its own, and --env FOLDER",
     "tgi": "serve --container: it has no package, only its image",
     "triton": "serve --container: its frontend lies in its image",
 }

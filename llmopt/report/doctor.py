@@ -85,8 +85,14 @@ def engine_line(row: dict[str, Any]) -> tuple[tuple[str, str], str, str]:
     if not row["runs_here"]:
         installed = f"{row['version'] or 'installed'} in {short(row['environment'])}, but " if row["available"] else ""
         return CANNOT, row["name"], f"{row['title']}: {installed}needs {row['needs_device']}"
-    container = f"; or llmopt serve --container, in {row['image']}" if row["container"] else ""
-    return NOT_HERE, row["name"], f"{row['title']}: {row['hint']}{container}"
+    return NOT_HERE, row["name"], f"{row['title']}: {row['hint']}{container_words(row)}"
+
+
+def container_words(row: dict[str, Any]) -> str:
+    if not row["container"]:
+        return ""
+    # Of an engine without a package the hint says it already.
+    return f" ({row['image']})" if "--container" in row["hint"] else f"; or llmopt serve --container, in {row['image']}"
 
 
 def quantizer_line(row: dict[str, Any]) -> tuple[tuple[str, str], str, str]:

@@ -83,9 +83,13 @@ def program(environment: Environment, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """The engine's own image, by a tag that stands still. ``options`` are words of ``docker run`` that it needs."""
+    """The engine's own image, by a tag that stands still. ``options`` are words of ``docker run`` that it needs.
+
+    ``devices``: what the image is built for; the engine may run on more (vLLM's image is for CUDA alone).
+    """
 
     image: str
+    devices: tuple[str, ...] = ("cuda",)
     entrypoint: str | None = None
     options: tuple[str, ...] = ()
 

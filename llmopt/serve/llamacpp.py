@@ -193,7 +193,7 @@ BACKEND = Backend(
     known=("2026.10.11549", "llama-server 0.5.0-dev (build 1, commit 0c1e570)"),
     adapter_form=None,
     # For processors: it is given no GPU.
-    container=Container(image="ghcr.io/ggml-org/llama.cpp:server-b11176"),
+    container=Container(image="ghcr.io/ggml-org/llama.cpp:server-b11176", devices=("cpu",)),
     # Sums and no histograms: times are over all requests, and queries of the prefix cache are what was found and what not.
     metrics={
         "prefill_time": "llamacpp:prompt_seconds_total",

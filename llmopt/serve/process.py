@@ -93,7 +93,7 @@ def serving(
     Raises UsageError for an option that the engine lacks, ServerError with the engine's own reason.
     """
     command = command_of(backend, artifact, options, environment, port, image)
-    require_device(backend)
+    require_device(backend, in_image=environment is None)
     if environment is None and shutil.which("docker") is None:
         raise MissingEnvironment("docker is not on the PATH", hint="install docker, or leave --container out")
     with disk_errors(log):
@@ -124,13 +124,15 @@ def with_known_pair(error: ServerError, environment: Environment | None) -> Serv
     return error
 
 
-def require_device(backend: Backend) -> None:
-    """Raise ServerError where this machine has nothing that the engine runs on."""
-    if not set(backend.devices) & set(devices()):
-        wanted = " or ".join(DEVICE_WORDS[device] for device in backend.devices)
+def require_device(backend: Backend, *, in_image: bool = False) -> None:
+    """Raise ServerError where this machine has nothing that the engine, or its image, runs on."""
+    able = backend.container.devices if in_image and backend.container else backend.devices
+    if not set(able) & set(devices()):
+        wanted = " or ".join(DEVICE_WORDS[device] for device in able)
+        native = "leave --container out, or " if in_image and set(backend.devices) & set(devices()) else ""
         raise ServerError(
-            f"{backend.name} needs {wanted}, and no driver here shows one",
-            hint="another --backend; --dry-run prints the command for a machine that has one",
+            f"{backend.name}{' in its image' * in_image} needs {wanted}, and no driver here shows one",
+            hint=f"{native}another --backend; --dry-run prints the command for a machine that has one",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from llmopt import doctor, serve
 from llmopt.core import hardware, machine, versions
 from llmopt.core.environments import Needs
 from llmopt.core.versions import bad_pairs
-from llmopt.report.doctor import print_doctor
+from llmopt.report.doctor import engine_line, print_doctor
 
 
 class RecordedNvml:
@@ -191,15 +192,59 @@ def test_a_docker_whose_daemon_does_not_answer_is_no_docker(tmp_path, monkeypatc
     assert "Cannot connect to the Docker daemon" in " ".join(pictured(rows).split())  # its path may be long
 
 
-def test_an_engine_that_is_not_here_may_run_in_its_container(tmp_path, monkeypatch, rows):
+def offered(monkeypatch, kind=""):
+    """Rows of this machine with a GPU of that kind, and the engines that it offers a container of."""
+    monkeypatch.setattr(hardware, "gpus", lambda: hardware.Gpus(kind=kind))
+    rows = doctor.examine()
+    return rows, {row["name"] for row in rows["engines"] if row["container"]}
+
+
+def test_a_machine_without_a_gpu_is_offered_no_image_that_is_built_for_one(tmp_path, monkeypatch, rows):
     program(tmp_path, monkeypatch, "exit 0")
-    assert doctor.docker() == {"docker": str(tmp_path / "docker"), "docker_problem": None}
-    absent = {
-        "available": False,
-        "runs_here": True,
-        "container": True,
-        "hint": "install it",
-        "image": "vllm/vllm-openai",
-    }
-    engines = [row | (absent if row["name"] == "vllm" else {}) for row in rows["engines"]]
-    assert "llmopt serve --container" in pictured(rows | {"engines": engines})
+    rows, engines = offered(monkeypatch)
+    assert (rows["docker"], rows["docker_problem"]) == (str(tmp_path / "docker"), None)
+    assert engines == {"llamacpp"}
+
+
+def test_one_with_an_nvidia_gpu_is_offered_every_image(tmp_path, monkeypatch, rows):
+    program(tmp_path, monkeypatch, "exit 0")
+    rows, engines = offered(monkeypatch, "cuda")
+    assert engines == {row["name"] for row in rows["engines"] if row["image"]} > {"vllm", "sglang", "llamacpp"}
+    told = pictured(rows)
+    assert "llmopt serve --container, in lmsysorg/sglang" in " ".join(told.split())
+
+
+def test_one_with_an_amd_gpu_is_offered_none_for_nvidia(tmp_path, monkeypatch, rows):
+    program(tmp_path, monkeypatch, "exit 0")
+    assert offered(monkeypatch, "rocm")[1] == {"llamacpp"}
+
+
+def test_no_engine_is_offered_in_a_container_that_cannot_run_here(tmp_path, monkeypatch, rows):
+    program(tmp_path, monkeypatch, "exit 0")
+    for kind in ("", "cuda", "rocm"):
+        assert all(row["runs_here"] for row in offered(monkeypatch, kind)[0]["engines"] if row["container"])
+
+
+def test_a_way_into_a_container_stands_once(tmp_path, monkeypatch, rows):
+    program(tmp_path, monkeypatch, "exit 0")
+    for row in offered(monkeypatch, "cuda")[0]["engines"]:
+        if not row["available"]:
+            assert engine_line(row)[2].count("--container") == 1
+
+
+def test_a_docker_that_speaks_another_language_is_quoted(tmp_path, monkeypatch):
+    program(tmp_path, monkeypatch, r"printf 'permission refus\351e\n' >&2; exit 1")
+    assert doctor.docker()["docker_problem"] == "permission refus\N{REPLACEMENT CHARACTER}e"
+
+
+def test_a_docker_that_hangs_is_waited_for_a_second(tmp_path, monkeypatch):
+    program(tmp_path, monkeypatch, "exec sleep 30")
+    started = time.monotonic()
+    assert doctor.docker()["docker_problem"] == "its daemon did not answer within 1 s"
+    assert time.monotonic() - started < 3
+
+
+def test_a_docker_that_is_no_program_says_so(tmp_path, monkeypatch):
+    program(tmp_path, monkeypatch, "")
+    (tmp_path / "docker").write_text("no program")
+    assert doctor.docker()["docker_problem"] == "Exec format error"

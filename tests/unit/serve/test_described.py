@@ -249,6 +249,21 @@ def test_one_that_also_runs_on_a_cpu_is_not(monkeypatch):
     require_device(serve.backend("vllm"))
 
 
+def test_but_its_image_is_for_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr("llmopt.serve.process.devices", lambda: ("cpu",))
+    with pytest.raises(ServerError, match="vllm in its image needs an NVIDIA GPU") as caught:
+        require_device(serve.backend("vllm"), in_image=True)
+    assert caught.value.hint.startswith("leave --container out")
+    require_device(serve.backend("llamacpp"), in_image=True)
+
+
+def test_an_image_that_is_given_gpus_is_said_to_be_for_them():
+    for backend in map(serve.backend, serve.BACKENDS):
+        if backend.container:
+            assert ("--gpus" in backend.container.options) == (backend.container.devices == ("cuda",))
+            assert set(backend.container.devices) <= set(backend.devices)
+
+
 def test_the_shell_line_writes_the_files_that_the_command_reads(tmp_path):
     context = LaunchContext(
         artifact=MODEL, options=ServeOptions(backend="trtllm"), environment=HERE, host="127.0.0.1", port=8123,
