@@ -23,8 +23,9 @@ ALIVE = 4  # rows of the hidden width
 CUBLAS_WORKSPACE = 8_519_680  # torch's :4096:2:16:8, 8.125 MiB; on Hopper 32 MiB
 UBATCH = 512  # llama.cpp's -ub
 # vLLM's max_num_batched_tokens and max_num_seqs for a server, by the memory of its GPU (EngineArgs, 0.32); the A100, with which
-# larger steps were slower, and GPUs of unknown size have the last.  On processors 2,048 and 128.
+# larger steps were slower, and GPUs of unknown size have the last.
 STEPS = ((160 << 30, 16384, 1024), (70 << 30, 8192, 1024), (0, 2048, 256))
+STEP_OF_A_CPU = (2048, 128)
 AWQ_DEQUANTIZES_FROM = 1024  # tokens: below that AutoAWQ's kernel multiplies packed weights
 MASKS = 3  # booleans
 IN_PYTHON = ("gelu_new", "gelu_fast")  # activations that transformers computes in steps, each a row
@@ -72,8 +73,7 @@ def activations(
     if backend == "llamacpp":
         return of_llamacpp(shape, load)
     if backend in STEPWISE:
-        usual = (2048 * sharing, 128 * sharing) if cpu else usual_step(memory_bytes or 0, device)
-        return of_stepwise(shape, load, usual, sharing)
+        return of_stepwise(shape, load, usual_step(memory_bytes, device, cpu=cpu, sharing=sharing), sharing)
     return of_hf(shape, layout, load, cpu=cpu)
 
 
@@ -163,10 +163,12 @@ def workspace(shape: Shape, layout: Layout) -> int:
     return 2 * largest_linear(shape) if layout.format in ("gptq", "auto-round") and layout.bits == 4 else 0
 
 
-def usual_step(memory_bytes: int, device: str) -> tuple[int, int]:
+def usual_step(memory_bytes: int | None, device: str, *, cpu: bool = False, sharing: int = 1) -> tuple[int, int]:
     """Tokens and sequences of vLLM's steps where nothing was asked for."""
+    if cpu:
+        return STEP_OF_A_CPU[0] * sharing, STEP_OF_A_CPU[1] * sharing
     for least, tokens, sequences in STEPS:
-        if memory_bytes >= least and not (least == STEPS[1][0] and "a100" in device.lower()):
+        if (memory_bytes or 0) >= least and not (least == STEPS[1][0] and "a100" in device.lower()):
             return tokens, sequences
     return STEPS[-1][1:]
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmopt.estimate.activations import STEPWISE, usual_step
 from llmopt.estimate.efficiency import Coordinate, Group, Knowledge, coordinates, group_of, known, variance
 from llmopt.estimate.memory import Case, Memory
 from llmopt.estimate.prices import INTERRUPTED, Price, per_million
@@ -20,7 +21,10 @@ from llmopt.estimate.roofline import Demand, Peak, Times, demand_of, times, with
 
 EVIDENCE = "estimated"
 COVERED, DEVIATIONS = 0.9, 1.645
-MOST, MOST_ON_CPU = 256, 32  # sequences at once, where memory is not known
+MOST, MOST_ON_CPU = (
+    256,
+    32,
+)  # sequences at once that are looked at: of engines without a limit, and where memory is not known
 KNEE = 0.95  # of the highest throughput: what reaches it with the fewest sequences is the best batch
 SLOPE_STEP = 0.02
 NOTHING_MEASURED = Knowledge()
@@ -38,7 +42,7 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """``rate``: requests a second of an open loop; ``most``: sequences that memory allows."""
+    """``rate``: requests a second of an open loop; ``most``: sequences that memory and the engine's settings allow."""
 
     case: Case
     peak: Peak
@@ -82,9 +86,14 @@ class Question:
 
 
 def question(case: Case, peak: Peak, memory: Memory, **more: Any) -> Question:
-    usual = MOST_ON_CPU if peak.kind == "cpu" else MOST
-    limit = memory.max_concurrency if memory.max_concurrency is not None else max(usual, case.load.sequences)
-    return Question(case=case, peak=peak, most=min(limit, max(MOST, case.load.sequences)), **more)
+    cpu, devices, load = peak.kind == "cpu", case.devices, case.load
+    usual = MOST
+    if case.backend in STEPWISE:
+        _, usual = usual_step(devices.memory_bytes, devices.name, cpu=cpu, sharing=devices.tensor_parallel)
+    room = memory.max_concurrency
+    if room is None:
+        room = max(min(usual, MOST_ON_CPU) if cpu else usual, load.sequences)
+    return Question(case=case, peak=peak, most=min(room, load.max_num_seqs or max(usual, load.sequences)), **more)
 
 
 def cannot_say(asked: Question) -> str:
@@ -129,7 +138,7 @@ def speed_document(asked: Question) -> dict[str, Any]:
 
 
 def powers(most: int, asked: int) -> list[int]:
-    """1, 2, 4, … up to what memory allows, and what was asked."""
+    """1, 2, 4, … up to the most that there can be, and what was asked."""
     found = {1 << n for n in range(most.bit_length()) if 1 << n <= most}
     return sorted(found | {min(most, asked), most})
 

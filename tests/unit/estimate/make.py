@@ -41,6 +41,10 @@ def with_attention(asked, attention):
     return replace(asked, load=replace(asked.load, attention=attention))
 
 
+def with_slots(asked, slots):
+    return replace(asked, load=replace(asked.load, max_num_seqs=slots))
+
+
 def folder_of(path, config=QWEN):
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))

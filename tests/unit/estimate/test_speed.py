@@ -8,7 +8,7 @@ from llmopt.estimate.memory import memory_of
 from llmopt.estimate.peak import peak_of
 from llmopt.estimate.prices import given_price, price_of
 from llmopt.estimate.speed import FIGURES, Draft, question, speed_document
-from unit.estimate.make import QWEN, case
+from unit.estimate.make import QWEN, case, with_slots
 
 
 def asked(gpu="h100", quant="bf16", config=QWEN, backend="vllm", prompt=512, output=128, sequences=4, **more):
@@ -49,6 +49,25 @@ def test_the_curve_goes_to_what_memory_holds():
     assert curve[0]["batch"] == 1
     assert curve[-1]["batch"] == asked(gpu="rtx-4090").most
     assert rates == sorted(rates)
+
+
+def test_the_curve_of_a_large_gpu_goes_as_far_as_its_engine_does():
+    """vLLM takes 1,024 sequences there, 256 on others."""
+    assert asked(sequences=1, prompt=64, output=16).most == 1024
+    assert asked(sequences=1, prompt=64, output=16, gpu="rtx-4090", quant="gptq-int4-g128").most == 256
+    assert asked(sequences=1, prompt=64, output=16, backend="hf").most == 256
+
+
+def with_eight_slots(**more):
+    found = device("h100")
+    one = with_slots(case(QWEN, "bf16", "vllm", 512, 128, 8, memory_bytes=found.memory_bytes, kind=found.kind), 8)
+    return speed_document(question(one, peak_of(found), memory_of(one), **more))
+
+
+def test_no_more_are_served_at_once_than_the_engine_was_told():
+    found = with_eight_slots()
+    assert found["curve"][-1]["batch"] == found["best_batch"]["value"] == 8
+    assert "without end" in with_eight_slots(rate=20.0)["refused"][0]
 
 
 def test_what_does_not_fit_has_no_speed():
