@@ -32,10 +32,13 @@ class Beats:
         return self.over is not None and self.probability >= SURE
 
     @property
+    def apart(self) -> bool:
+        """Whether they are of unlike rank: where no interval tells, the figures do. Not known is not even."""
+        return self.sure if self.over is not None else not self.equal
+
+    @property
     def words(self) -> str:
-        if self.over is not None:
-            return f"P(better) {self.probability:.2f} over {self.over}"
-        return "their figures are equal" if self.equal else "no interval: run each three times"
+        return "their figures are equal" if self.over is None else f"P(better) {self.probability:.2f} over {self.over}"
 
 
 def in_order(
@@ -56,7 +59,8 @@ def in_order(
 def tie_groups(candidates: Sequence[Candidate], axis: Axis) -> dict[str, int | None]:
     """Best first, those that the leader of their group does not surely beat are one group: the data does not tell them apart.
 
-    A candidate whose objective is unknown ties with nobody: its group is ``None``; nor does an estimate with a measurement.
+    One without an interval leads none but its equals: nothing says that others tie with it.  A candidate whose objective is
+    unknown ties with nobody: its group is ``None``; nor does an estimate with a measurement.
     """
     groups: dict[str, int | None] = {}
     leader: Candidate | None = None
@@ -65,7 +69,7 @@ def tie_groups(candidates: Sequence[Candidate], axis: Axis) -> dict[str, int | N
         if not math.isfinite(axis.cost(c)):
             groups[c.key] = None
             continue
-        if leader is None or leader.evidence != c.evidence or probability(leader, c, axis).sure:
+        if leader is None or leader.evidence != c.evidence or probability(leader, c, axis).apart:
             leader, number = c, number + 1
         groups[c.key] = number
     return groups
@@ -105,22 +109,35 @@ def judged_at(c: Candidate, metric: str) -> Point:
     return max(below, key=lambda p: p.value(metric) or 0.0, default=c.point)
 
 
-def sure_dominator(c: Candidate, front: Sequence[Candidate], axes: Sequence[Axis]) -> Candidate | None:
-    """Who of the front is nowhere worse and somewhere surely better; ``None`` where the data do not tell them apart."""
-    own = [a.cost(c) for a in axes]
-    for other in front:
-        theirs = [a.cost(other) for a in axes]
-        if (
-            other.key != c.key
-            and EVIDENCE.index(other.evidence) <= EVIDENCE.index(c.evidence)
-            and all(t <= o for t, o in zip(theirs, own, strict=True))
-            and any(
-                math.isfinite(o) and t < o and probability(other, c, a).sure
-                for t, o, a in zip(theirs, own, axes, strict=True)
-            )
-        ):
-            return other
-    return None
+def surely_behind(order: Sequence[Candidate], axes: Sequence[Axis], top: int | None = None) -> dict[str, Candidate]:
+    """Of the first ``top`` by key: who of the front is nowhere worse and somewhere surely better.
+
+    On the front is whoever has nobody: it may be behind another's figures that the data do not tell from its own.
+    """
+    import numpy as np
+
+    rows = np.array([(EVIDENCE.index(c.evidence), *(a.cost(c) for a in axes)) for c in order], np.float64)
+
+    def ahead(place: int) -> list[int]:
+        """Who is nowhere worse and somewhere better: all of whom come before it in the order of the rows."""
+        found = (rows <= rows[place]).all(axis=1) & (rows < rows[place]).any(axis=1)
+        return list(np.flatnonzero(found).tolist())
+
+    before = {place: ahead(place) for place in range(len(order[:top]))}
+    before |= {n: ahead(n) for n in {n for places in before.values() for n in places} - set(before)}
+    beaten = dict[str, Candidate]()
+    for place in sorted(before, key=lambda n: tuple(rows[n])):
+        one, others = order[place], (order[n] for n in before[place] if order[n].key not in beaten)
+        by = next((other for other in others if surely_ahead(other, one, axes)), None)
+        if by is not None:
+            beaten[one.key] = by
+    return beaten
+
+
+def surely_ahead(one: Candidate, other: Candidate, axes: Sequence[Axis]) -> bool:
+    """Somewhere; what is known is surely better than what is not."""
+    costs = ((a, a.cost(one), a.cost(other)) for a in axes)
+    return any(own < its and (not math.isfinite(its) or probability(one, other, a).sure) for a, own, its in costs)
 
 
 def interval_of(c: Candidate, axis: Axis) -> dict[str, Any] | None:
@@ -135,8 +152,13 @@ def interval_of(c: Candidate, axis: Axis) -> dict[str, Any] | None:
     return {"low": score.value - half, "high": score.value + half, "over": "questions, not paired"}
 
 
-def beats_next(one: Candidate, other: Candidate, axis: Axis) -> dict[str, Any] | None:
-    if not math.isfinite(axis.cost(one)) or not math.isfinite(axis.cost(other)) or one.evidence != other.evidence:
+def beats_next(one: Candidate, other: Candidate | None, axis: Axis) -> dict[str, Any] | None:
+    if (
+        other is None
+        or not math.isfinite(axis.cost(one))
+        or not math.isfinite(axis.cost(other))
+        or one.evidence != other.evidence
+    ):
         return None
     found = probability(one, other, axis)
     return {
@@ -145,3 +167,13 @@ def beats_next(one: Candidate, other: Candidate, axis: Axis) -> dict[str, Any] |
         "probability": found.probability if found.over else None,
         "over": found.over,
     }
+
+
+def by_figures_alone(one: Candidate, other: Candidate | None, axis: Axis) -> str | None:
+    """The sentence about an order that no interval bears out."""
+    if other is None or METRICS[axis.metric].source == "quality":  # the base's distance to itself has no interval
+        return None
+    found = beats_next(one, other, axis)
+    if found is None or found["over"] or axis.cost(one) == axis.cost(other):
+        return None
+    return f"before {found['label']} by its figure alone: no interval, run each three times"

@@ -11,7 +11,7 @@ from llmopt.core.licences import said_licence
 from llmopt.recommend import baseline as baselines
 from llmopt.recommend.candidates import Candidate
 from llmopt.recommend.choosing import choose
-from llmopt.recommend.comparing import beats_next, in_order, sure_dominator, tie_groups
+from llmopt.recommend.comparing import beats_next, by_figures_alone, in_order, surely_behind, tie_groups
 from llmopt.recommend.constraints import broken, check_filters, filtered, holds
 from llmopt.recommend.cost import Api
 from llmopt.recommend.front import AGAINST, Axis, axes, dominators, knee, memory_axis
@@ -136,6 +136,7 @@ def rank(
     front = [c for c in order if behind[c.key] is None]
     other = axis[AGAINST.get(first, "throughput" if first != "output_tps" else "latency")]
     bend = knee(front, wanted[0], other)
+    beaten = surely_behind(order, list(axis.values()), top)
     everyone = {name: min(map(a.cost, order)) for name, a in axis.items()}
     members: dict[int | None, list[Candidate]] = {}
     for c in order:
@@ -148,26 +149,27 @@ def rank(
             else []
         )
         following = order[place] if place < len(order) else None
-        beaten = sure_dominator(candidate, front, list(axis.values())) if behind[candidate.key] else None
         words = reasons(
             candidate,
             goal,
             axis,
             everyone,
             others,
-            beaten,
+            beaten.get(candidate.key),
             against(candidate),
             alone=len(order) == 1,
         )
-        if (ahead := behind[candidate.key]) is not None and beaten is None:
+        if (ahead := behind[candidate.key]) is not None and candidate.key not in beaten:
             words = (*words, f"not told apart from the front: {ahead.label} is ahead of it in nothing surely")
+        if alone := by_figures_alone(candidate, following, wanted[0]):
+            words = (*words, alone)
         if bend is candidate:
             words = (*words, f"the knee of the front: beyond it, more {wanted[0].word} costs most {other.word}")
         found.append(
             line(
                 candidate, goal, against(candidate), api, reasons=words, rank=place,
-                tie_group=groups[candidate.key], on_front=beaten is None, knee=bend is candidate,
-                beats_next=None if following is None else beats_next(candidate, following, wanted[0]),
+                tie_group=groups[candidate.key], on_front=candidate.key not in beaten, knee=bend is candidate,
+                beats_next=beats_next(candidate, following, wanted[0]),
             )
         )  # fmt: skip
     return tuple(found)

@@ -95,12 +95,39 @@ def test_a_tie_is_with_the_leader_and_not_with_a_chain():
     assert [r.tie_group for r in ranked(*chain)] == [1, 1, 2]
 
 
-def test_without_an_interval_nobody_surely_wins():
+def test_without_an_interval_the_figures_order_and_nobody_surely_wins():
     bare = [candidate(n, throughput=t, latency_s=s, runs=1) for n, t, s in (("a", 9, 3), ("b", 9, 3), ("c", 4, 1))]
     found = ranked(*bare)
-    assert [r.tie_group for r in found] == [1, 1, 1]
-    assert any("no interval: run each three times" in reason for reason in found[2].reasons)
+    assert [r.tie_group for r in found] == [1, 1, 2]
+    assert "ties in throughput with b on hf: their figures are equal" in found[0].reasons
+    assert "before c on hf by its figure alone: no interval, run each three times" in found[1].reasons
     assert found[1].beats_next["probability"] is None
+
+
+def test_a_first_objective_without_intervals_is_not_passed_over_for_the_second():
+    """Memory of single runs: a peak has no interval."""
+    made = [candidate("huge", 100, memory=16e9, runs=1), candidate("small", 90, memory=2e9, runs=1)]
+    assert names(ranked(*made, goal=Goal(optimize="memory,throughput"))) == ["small", "huge"]
+
+
+def test_a_leader_without_an_interval_does_not_make_others_tie():
+    made = [candidate("single", 120, runs=1), candidate("good", 110), candidate("bad", 50.1, latency_s=5.0)]
+    assert [r.tie_group for r in ranked(*made)] == [1, 2, 3]
+
+
+def test_who_is_surely_worse_than_one_that_is_not_told_apart_from_the_front_is_behind_it():
+    made = [candidate("single", 120, runs=1), candidate("good", 110), candidate("bad", 50)]
+    found = ranked(*made)
+    assert [r.on_front for r in found] == [True, True, False]
+    assert "behind the front: good on hf is at least as good in everything" in found[2].reasons
+
+
+def test_who_has_no_figures_is_behind_those_who_have():
+    dark = candidate("dark", memory=None, figures={"output_tps": None, "e2e_s": None})
+    assert [(r.label, r.on_front) for r in ranked(dark, candidate("good"))] == [
+        ("good on hf", True),
+        ("dark on hf", False),
+    ]
 
 
 def test_who_is_not_surely_worse_is_not_behind_the_front():
