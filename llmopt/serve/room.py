@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmopt.core.domain import Artifact, ServeOptions
 from llmopt.core.errors import ModelError, UsageError
-from llmopt.core.kv_cache import kv_cache_bytes, longest_context, positions
+from llmopt.core.kv_cache import GIB, kv_cache_bytes, longest_context, positions
 from llmopt.core.machine import free_gpu_bytes, free_memory_bytes
 from llmopt.core.units import show
 from llmopt.core.weights import read_json
@@ -15,9 +16,9 @@ from llmopt.serve import Backend
 
 MORE_GPUS = ", or a larger --tensor-parallel-size where there are more GPUs"
 MAPPED = "; --extra-arg=--load-mode --extra-arg=mmap reads from disk what does not fit, slowly"
-# Engine options of these names say that the weights need not all be in memory: vLLM's --cpu-offload-gb, llama.cpp's
-# --load-mode mmap (which reads from disk what does not fit, token by token).
-ELSEWHERE = ("offload", "mmap")
+# Engines' own options by which weights lie elsewhere: read from disk token by token (llama.cpp; --mmap before it had modes),
+# some of every group of layers in main memory (vLLM, SGLang), or so many GiB of each GPU's there.
+MODES, GROUP, OFFLOAD = ("--load-mode", "-lm"), ("--offload-group-size",), ("--cpu-offload-gb",)
 
 
 def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) -> None:
@@ -29,11 +30,10 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
     if backend.distribution == "llmopt":
         return
     free = free_bytes(backend, options)
-    if any(word in argument for argument in options.extra_args for word in ELSEWHERE):
-        return
-    if artifact.size_bytes > free:
+    weights = weights_to_hold(artifact, options)
+    if weights > free:
         raise UsageError(
-            f"{show(free, 'bytes')} of memory are free, {backend.name} would need {show(artifact.size_bytes, 'bytes')} for the weights alone",
+            f"{show(free, 'bytes')} of memory are free, {backend.name} would need {show(weights, 'bytes')} for the weights alone",
             hint="a smaller quantization"
             + MORE_GPUS * ("tensor_parallel_size" in backend.flags)
             + MAPPED * ("gpu_layers" in backend.flags),
@@ -44,15 +44,44 @@ def require_room(backend: Backend, artifact: Artifact, options: ServeOptions) ->
         return
     sequences = backend.sequences_reserved(options)
     each = kv_cache_bytes(config, context, options.kv_cache_dtype)
-    if each is None or artifact.size_bytes + each * sequences <= free:
+    if each is None or weights + each * sequences <= free:
         return
-    fits = longest_context(config, (free - artifact.size_bytes) // sequences, context, options.kv_cache_dtype)
+    fits = longest_context(config, (free - weights) // sequences, context, options.kv_cache_dtype)
     raise UsageError(
         f"{show(free, 'bytes')} of memory are free, {backend.name} would need"
-        f" {show(artifact.size_bytes + each * sequences, 'bytes')}: weights of {show(artifact.size_bytes, 'bytes')}, and a KV cache"
+        f" {show(weights + each * sequences, 'bytes')}: weights of {show(weights, 'bytes')}, and a KV cache"
         f" of {show(each, 'bytes')} for {context} tokens × {sequences} sequence{'s' if sequences > 1 else ''}",
         hint=f"--max-model-len {fits} at most, or fewer --max-num-seqs" if fits else "a smaller quantization",
     )
+
+
+def weights_to_hold(artifact: Artifact, options: ServeOptions) -> int:
+    """Bytes of the weights that must lie in the memory that an engine computes from; the others it was told to keep elsewhere."""
+    given = options.extra_args
+    if "--mmap" in given or value_of(given, MODES) == "mmap" or number_of(given, GROUP):
+        return 0
+    each_gib = number_of(given, OFFLOAD)
+    gpus = (options.tensor_parallel_size or 1) * (options.pipeline_parallel_size or 1)
+    return artifact.size_bytes - round(min(artifact.size_bytes, each_gib * gpus * GIB))
+
+
+def value_of(arguments: Sequence[str], names: Sequence[str]) -> str | None:
+    """What an engine's option was given last, as ``NAME VALUE`` or ``NAME=VALUE``; ``None`` where it was not given."""
+    found = None
+    for place, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in names:  # vLLM and SGLang take either
+            found = value if equals else next(iter(arguments[place + 1 :]), "")
+    return found
+
+
+def number_of(arguments: Sequence[str], names: Sequence[str]) -> float:
+    """0 where it was not given, or is no number above 0."""
+    try:
+        number = float(value_of(arguments, names) or 0)
+    except ValueError:
+        return 0.0
+    return number if number > 0 else 0.0
 
 
 def require_positions(backend: Backend, artifact: Artifact, options: ServeOptions) -> None:

@@ -73,14 +73,46 @@ def test_weights_that_do_not_fit_are_said_without_a_context_and_without_a_config
 
 
 @pytest.mark.parametrize(
-    ("engine", "words"), [("vllm", ("--cpu-offload-gb=8",)), ("llamacpp", ("--load-mode", "mmap"))]
-)
+    ("engine", "words"),
+    [("vllm", ("--cpu-offload-gb=8",)), ("vllm", ("--cpu_offload_gb", "1")), ("vllm", ("--offload-group-size", "8")),
+     ("llamacpp", ("--load-mode", "mmap")), ("llamacpp", ("-lm=mmap",))],
+)  # fmt: skip
 def test_weights_that_may_lie_elsewhere_need_not_fit(model, free, engine, words):
     free(3 * GIB)
     room.require_room(backend(engine), model, ServeOptions(backend=engine, extra_args=words))
     with pytest.raises(UsageError, match="for the weights alone") as caught:
         room.require_room(backend(engine), model, ServeOptions(backend=engine))
     assert ("mmap" in caught.value.hint) == (engine == "llamacpp")
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [("vllm", ("--cpu-offload-gb=0",)), ("vllm", ("--cpu-offload-gb", "none")), ("vllm", ("--cpu-offload-gb=0.5",)),
+     ("vllm", ("--download-dir=/offload/mmap",)), ("llamacpp", ("--no-kv-offload",)), ("llamacpp", ("--no-mmap",)),
+     ("llamacpp", ("--load-mode", "mlock")), ("llamacpp", ("--load-mode",))],
+)  # fmt: skip
+def test_a_word_that_only_sounds_like_it_leaves_the_weights_where_they_are(model, free, engine, words):
+    free(3 * GIB)
+    with pytest.raises(UsageError, match="for the weights alone"):
+        room.require_room(backend(engine), model, ServeOptions(backend=engine, extra_args=words))
+
+
+def test_a_gigabyte_on_each_gpu_counts_for_each(model, free):
+    free(64 * GIB, gpu=GIB, gpus=2)
+    words = ServeOptions(backend="vllm", tensor_parallel_size=2, extra_args=("--cpu-offload-gb", "1"))
+    room.require_room(backend("vllm"), model, words)
+    with pytest.raises(UsageError, match=r"would need 3\.00 GiB for the weights"):
+        room.require_room(backend("vllm"), model, replace(words, tensor_parallel_size=1))
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"), [("llamacpp", ("--load-mode", "mmap")), ("vllm", ("--cpu-offload-gb=8",))]
+)
+def test_a_cache_must_fit_wherever_the_weights_lie(model, free, engine, words):
+    free(3 * GIB)
+    options = ServeOptions(backend=engine, max_model_len=131072, max_num_seqs=4, extra_args=words)
+    with pytest.raises(UsageError, match="of memory are free"):
+        room.require_room(backend(engine), model, options)
 
 
 def test_a_server_that_loads_nothing_needs_no_room(model, free):
