@@ -6,9 +6,9 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from llmopt.core.metric_table import METRICS
+from llmopt.core.metric_table import METRICS, parse_metric
 from llmopt.core.run_record import SPREAD
-from llmopt.core.run_row import INTERVALS, NUMBERS
+from llmopt.core.run_row import INTERVALS, NUMBERS, ROUNDED, outside
 from llmopt.core.run_table import RunTable
 from llmopt.core.units import SHARE_TOLD
 
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 # Far above all that machines do, so that what is above is a slip of a pen: seconds, tokens or requests a second, bytes …
 MOST = {"s": 1e8, "tps": 1e9, "rps": 1e9, "bytes": 1e16, "count": 1e15, "nats": 1e6, "joule": 1e15, "watt": 1e9}
-ROUNDED = 1e-6  # KL of equal distributions comes out a little below nothing
 SHARE_COUNTED = 1 + 1e-9
 COUNTED = ("error_rate", "slo_attainment", "top1")
 RISING = ("min", "p50", "p90", "p95", "p99", "max")
+FIGURES = {
+    name: f"{metric.key}.{statistic}" if statistic else metric.key
+    for name, (metric, statistic) in {name: parse_metric(name) for name in INTERVALS}.items()
+}  # by the name of its interval, the column of the figure
 
 
 def bounds_of_figures() -> dict[str, tuple[float, float]]:
@@ -40,7 +43,8 @@ def bounds_of_figures() -> dict[str, tuple[float, float]]:
             -ROUNDED if metric.unit == "nats" else 0.0,
             MOST["count"] if rest in ("n", "missing") else most,
         )
-    return bounds
+    ends = {f"interval.{name}.{end}": bounds[column] for name, column in FIGURES.items() for end in ("low", "high")}
+    return bounds | ends
 
 
 def rising_pairs() -> list[tuple[str, str]]:
@@ -57,8 +61,8 @@ def impossible(table: RunTable) -> dict[int, str]:
     """Rows with a figure that no run can have, and which."""
     import numpy as np
 
-    found: dict[int, str] = {}
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = strange_intervals(table)
         for name, (low, high) in bounds_of_figures().items():
             column = table.numbers.get(name)
             if column is not None:
@@ -72,6 +76,18 @@ def impossible(table: RunTable) -> dict[int, str]:
                     row: f"{less} is {below[row]:g}, above {more}, {above[row]:g}, which cannot be"
                     for row in places(wrong)
                 }
+    return found
+
+
+def strange_intervals(table: RunTable) -> dict[int, str]:
+    """Rows with an interval of another figure than stands beside it."""
+    found: dict[int, str] = {}
+    for name, column in FIGURES.items():
+        figure, low, high = map(table.numbers.get, (column, f"interval.{name}.low", f"interval.{name}.high"))
+        if figure is not None and low is not None and high is not None:
+            for row in places(outside(figure, low, high)):
+                ends = f"[{low[row]:g}, {high[row]:g}]"
+                found[row] = f"{column} is {figure[row]:g}, outside its interval {ends}, which cannot be"
     return found
 
 

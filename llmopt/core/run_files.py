@@ -20,6 +20,7 @@ from llmopt.core.run_table import RunTable, assemble
 AT_ONCE = 2_000  # files that a process reads before it hands over
 READ_AT_ONCE = 1 << 16  # most records are smaller; a large buffer costs more than a second call
 NO_RUN = -1
+OF_A_RUN = {"metrics", "workload", "verdict"}  # what has these was one, whatever was taken out of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,22 @@ def record_files(folder: Path) -> list[tuple[str, os.stat_result]]:
                     continue
                 if name[-5:] == ".json":
                     try:
-                        found.append((inside + name, entry.stat()))
+                        found.append((inside + name, stamp(entry)))
                     except FileNotFoundError:  # taken away since the folder was listed
                         continue
                 elif entry.is_dir(follow_symlinks=False):
                     below.append(f"{inside}{name}/")
     return [pair for pair in found if not pair[0].endswith("machine.json")]
+
+
+def stamp(entry: os.DirEntry[str]) -> os.stat_result:
+    """Of the file behind a link; of the link itself where that cannot be told, as of one to itself: reading it says why."""
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return entry.stat(follow_symlinks=False)
 
 
 def read_files(folder: Path, names: Sequence[str]) -> list[Part]:
@@ -123,7 +134,7 @@ def reason_of(data: bytes, error: Exception) -> str | None:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return reason
-    if not isinstance(document, dict) or "run_id" not in document:
+    if not isinstance(document, dict) or not ("run_id" in document or document.keys() >= OF_A_RUN):
         return None
     schema = document.get("schema", SCHEMA)
     return reason if schema == SCHEMA else another_schema(schema)

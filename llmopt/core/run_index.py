@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 INDEX = ".runs.index"
 CHANGED_COPY = "it has the run_id of another record, and other figures: a copy that was changed"
 MAGIC = b"llmopt runs\n"
-LAYOUT = stable_hash([3, NUMBERS, WORDS])  # of the columns, and of what is checked: an index of others is none of ours
+LAYOUT = stable_hash([4, NUMBERS, WORDS])  # of the columns, and of what is checked: an index of others is none of ours
 # Files in a folder that is worth an index, and how many may be read anew each time before it is written again: that takes as
 # long as reading some hundreds, once, and every later call is without it.
 WORTH_WRITING = 1_000, 20
@@ -130,18 +130,19 @@ def without_copies(
     """
     import numpy as np
 
-    ids = table.run_ids[order]
+    by_id = np.argsort(table.run_ids[order], kind="stable")  # a changed copy may tell another date
+    ids = table.run_ids[order][by_id]
     edges = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1], True])
     drop, copies, strange = list[int](), 0, list[str]()
     sizes = np.diff(edges)
     for place in np.flatnonzero(sizes > 1):
         first = int(edges[place])
-        group = range(first, first + int(sizes[place]))
-        if all(table.same(int(order[n]), int(order[first])) for n in group):
+        group = by_id[first : first + int(sizes[place])].tolist()
+        if all(table.same(int(order[n]), int(order[group[0]])) for n in group):
             drop += group[1:]
             copies += len(group) - 1
             continue
-        own = [n for n in group if Path(names[n]).stem == ids[n].decode()]
+        own = [n for n in group if Path(names[n]).stem == ids[first].decode()]
         out = [n for n in group if len(own) != 1 or n not in own]
         drop += out
         strange += [names[n] for n in out]

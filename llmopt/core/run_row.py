@@ -6,6 +6,7 @@ import json
 import math
 from array import array
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -44,6 +45,7 @@ WORDS = ("case", "machine", "base", "loop", "shape", "slos", "revision", "config
 
 
 NAN = math.nan
+ROUNDED = 1e-6  # KL of equal distributions comes out a little below nothing
 NO_SPREAD = (NAN,) * len(STATS)
 NO_BOUNDS = Bounds(low=NAN, high=NAN)
 
@@ -64,6 +66,7 @@ def read_row(data: bytes) -> Row:
         raise msgspec.ValidationError(another_schema(head.schema))
     if "/" in head.run_id:
         raise msgspec.ValidationError(f"its run_id {head.run_id!r} names no file")
+    require_date(head.started_at)
     machine = place_of(bytes(head.machine))
     artifact = artifact_of(bytes(head.artifact))
     loop, form, rate, slos = load_of(bytes(head.workload))
@@ -90,6 +93,29 @@ def read_row(data: bytes) -> Row:
     return Row(run_id=head.run_id, started_at=head.started_at, words=words, numbers=known)
 
 
+def require_date(text: str) -> None:
+    """The newest run says what the others are compared with: one without a date, or of times to come, would be it.
+
+    Clocks of machines differ by a day at the most.  Raises msgspec.ValidationError.
+    """
+    try:
+        datetime.fromisoformat(text)
+        dated = text[4] == text[7] == "-"  # as text they are in the order of time
+    except ValueError:
+        dated = False
+    if not dated or text[:10] > (date.today() + timedelta(1)).isoformat():
+        raise msgspec.ValidationError(f"its started_at {text!r} is {'in the future' if dated else 'no date'}")
+
+
+def outside(figure: Any, low: Any, high: Any) -> Any:
+    """Whether an interval, or each of an array of them, is of another figure than this.
+
+    A bootstrap may leave its own out, by a little: none by its whole width and 5 %.
+    """
+    slack = (high - low) + 0.05 * abs(figure) + ROUNDED
+    return (figure < low - slack) | (figure > high + slack)
+
+
 def another_schema(schema: Any) -> str:
     return f"it has schema {schema}, and this llmopt reads {SCHEMA}"
 
@@ -98,6 +124,14 @@ def quality_numbers(proof: Proof | None, unquantized: bool) -> tuple[Number, ...
     """Under the names of the metrics table; the base is its own reference, measured or not."""
     if proof is None:
         return (0.0, 0.0, 1.0, None) if unquantized else (None, None, None, None)
+    for name, bounds in (
+        ("kl_mean", proof.kl_mean_interval),
+        ("top1_agreement", proof.top1_interval),
+        ("perplexity", proof.perplexity_interval),
+    ):
+        figure: Number = getattr(proof, name)
+        if bounds is not None and figure is not None and (bounds[0] > bounds[1] or outside(figure, *bounds)):
+            raise msgspec.ValidationError(f"{name} is {figure:g}, outside its interval {list(bounds)}, which cannot be")
     return proof.kl_mean, proof.kl_p99, proof.top1_agreement, proof.perplexity
 
 

@@ -84,7 +84,8 @@ class RunTable:
         """Whether two rows tell of the same run."""
         import numpy as np
 
-        return all(c[one] == c[other] for c in self.codes.values()) and all(
+        words = (self.started_at, *self.codes.values())
+        return all(c[one] == c[other] for c in words) and all(
             np.array_equal(c[one], c[other], equal_nan=True) for c in map(self.column, self.numbers)
         )
 

@@ -107,6 +107,7 @@ def metrics(throughput: float = 100.0, latency_s: float = 1.0, memory: float | N
 
 def run(name: str = "nf4-dq", engine: str = "hf", throughput: float = 100.0, **fields: Any) -> Measurement:
     number = f"{abs(hash((name, engine, throughput, str(fields)))):016x}"[-8:]
+    rate = fields.get("metrics", {}).get("output_tps", throughput)
     known = {
         "run_id": f"20250101T000000-{number}",
         "started_at": "2025-01-01T00:00:00.000+00:00",
@@ -119,7 +120,7 @@ def run(name: str = "nf4-dq", engine: str = "hf", throughput: float = 100.0, **f
         "workload": WORKLOAD,
         "verdict": Verdict(status="valid"),
         "metrics": metrics(throughput),
-        "intervals": {"output_tps": {"low": throughput * 0.99, "high": throughput * 1.01, "over": "blocks"}},
+        "intervals": {"output_tps": rate and {"low": rate * 0.99, "high": rate * 1.01, "over": "blocks"}},
         "quality": QUALITY,
     }  # fmt: skip
     return Measurement(**known | fields)
@@ -130,7 +131,7 @@ def candidate(
     spread: float = 0.01, runs: int = 3, figures: dict[str, Any] | None = None, **fields: Any,
 ) -> Candidate:  # fmt: skip
     """A configuration with one load point: so many runs whose throughputs lie within ± ``spread``; ``figures`` go over the rest."""
-    quality = None if kl is None else QUALITY | {"kl_mean": kl}
+    quality = None if kl is None else QUALITY | {"kl_mean": kl, "kl_mean_interval": [0.9 * kl, 1.1 * kl]}
     steps = [0.0] if runs == 1 else [2 * n / (runs - 1) - 1 for n in range(runs)]
     made = [
         run(name, metrics=metrics(throughput * (1 + spread * step), latency_s, memory) | (figures or {}),

@@ -16,7 +16,11 @@ def indexed(tmp_path, monkeypatch):
     """A folder of three runs that has an index."""
     monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 1))
     for n in range(3):
-        save_run(tmp_path, run(f"q{n}", throughput=100.0 + n, run_id=f"r{n}", started_at=f"2025-01-0{n + 1}"), [])
+        save_run(
+            tmp_path,
+            run(f"q{n}", throughput=100.0 + n, run_id=f"r{n}", started_at=f"2025-01-0{n + 1}", intervals={}),
+            [],
+        )
     read_store(tmp_path)
     assert (tmp_path / INDEX).exists()
     return tmp_path
@@ -189,7 +193,7 @@ def test_a_record_in_two_places_counts_once(tmp_path):
 
 def changed_copy(tmp_path, name):
     """A run with 1 token/s, and a record of the same run_id with 900, in a file of that name."""
-    file = save_run(tmp_path, run("own", throughput=1.0), [])
+    file = save_run(tmp_path, run("own", throughput=1.0, intervals={}), [])
     text = file.read_text().replace('"output_tps": 1.0', '"output_tps": 900.0')
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / (name or file.name)).write_text(text)
@@ -201,6 +205,15 @@ def test_a_changed_copy_is_named_and_is_no_second_run(tmp_path):
     assert stored.table.column("output_tps").tolist() == [1.0]
     assert [s.file for s in stored.skipped] == ["copy/other.json"]
     assert "the run_id of another" in stored.skipped[0].reason
+
+
+def test_a_changed_copy_of_another_date_is_named_too(tmp_path):
+    file = save_run(tmp_path, run("own", throughput=1.0, started_at="2025-01-01"), [])
+    save_run(tmp_path, run("between", throughput=2.0, started_at="2025-02-01"), [])
+    (tmp_path / "other.json").write_text(file.read_text().replace("2025-01-01", "2025-03-01"))
+    stored = read_store(tmp_path)
+    assert stored.table.column("output_tps").tolist() == [1.0, 2.0]
+    assert [s.file for s in stored.skipped] == ["other.json"]
 
 
 def test_of_two_that_may_both_be_the_changed_one_neither_counts(tmp_path):

@@ -44,6 +44,9 @@ def written(tmp_path, change):
         {"run_id": "../../etc/passwd"},
         {"run_id": "\ud800"},
         {"race": {"round": "first"}},
+        {"started_at": "yesterday"},
+        {"started_at": "20250101"},
+        {"started_at": "9999-01-01"},
     ],
     ids=lambda change: json.dumps(change)[:40],
 )
@@ -77,6 +80,8 @@ def test_bytes_that_are_no_text_are_found_in_a_part_that_nobody_asks_for(tmp_pat
         {"metrics": metrics() | {"cache_hit_rate": 7.0}},
         {"metrics": metrics(1e300)},
         {"intervals": {"output_tps": {"low": 9e9, "high": -5}}},
+        {"intervals": {"output_tps": {"low": -7, "high": 200}}},
+        {"intervals": {"output_tps": {"low": 1, "high": 2}}},
     ],
     ids=lambda change: json.dumps(change)[-40:],
 )
@@ -84,8 +89,33 @@ def test_figures_that_no_run_can_have_are_named(tmp_path, change):
     assert "which cannot be" in written(tmp_path, change)
 
 
+def test_an_interval_of_quality_is_of_its_figure(tmp_path):
+    assert "outside its interval" in written(tmp_path, {"quality": QUALITY | {"kl_mean_interval": [-7, -6]}})
+
+
+def test_an_interval_may_leave_its_figure_out_by_a_little(tmp_path):
+    save_run(tmp_path, run(throughput=100.0, intervals={"output_tps": {"low": 100.5, "high": 101}}), [])
+    assert read_store(tmp_path).skipped == ()
+
+
+def test_a_run_whose_name_was_taken_out_is_named(tmp_path):
+    file = save_run(tmp_path, run(), [])
+    document = json.loads(file.read_text())
+    del document["run_id"]
+    file.write_text(json.dumps(document))
+    (skipped,) = read_store(tmp_path).skipped
+    assert "run_id" in skipped.reason
+
+
+def test_a_link_to_itself_is_named_and_ends_nothing(tmp_path):
+    save_run(tmp_path, run(), [])
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    stored = read_store(tmp_path)
+    assert (len(stored.table), [s.file for s in stored.skipped]) == (1, ["loop.json"])
+
+
 def test_kl_may_be_rounded_below_nothing(tmp_path):
-    save_run(tmp_path, run(quality=QUALITY | {"kl_mean": -1e-9}), [])
+    save_run(tmp_path, run(quality=QUALITY | {"kl_mean": -1e-9, "kl_mean_interval": [-1e-8, 1e-8]}), [])
     assert read_store(tmp_path).skipped == ()
 
 

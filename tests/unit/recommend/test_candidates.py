@@ -44,7 +44,7 @@ def test_figures_are_medians_over_runs():
 
 
 def test_medians_reach_into_distributions():
-    runs = [run(metrics=metrics(latency_s=s), started_at=str(s)) for s in (1.0, 2.0, 9.0)]
+    runs = [run(metrics=metrics(latency_s=s), run_id=str(s)) for s in (1.0, 2.0, 9.0)]
     assert only(runs).value("e2e", "p50") == 2.0
 
 
@@ -206,7 +206,12 @@ def test_forced_runs_of_another_context_are_candidates_that_say_so():
 def test_counts_of_other_slos_are_not_mixed():
     def counted(share, slo, run_id):
         workload = WORKLOAD | {"slos": [slo]}
-        return run(run_id=run_id, workload=workload, metrics=metrics() | {"slo_attainment": share}, started_at=run_id)
+        return run(
+            run_id=run_id,
+            workload=workload,
+            metrics=metrics() | {"slo_attainment": share},
+            started_at=f"2025-01-0{run_id}",
+        )
 
     found = only([counted(0.2, "ttft<1ms", "1"), counted(0.9, "ttft<1s", "2")])
     assert found.value("slo_attainment") is None

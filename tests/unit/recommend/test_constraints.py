@@ -134,7 +134,7 @@ def test_a_task_score_can_be_a_limit():
 def test_where_all_were_given_a_task_its_score_ranks_and_not_kl():
     def scored(name, value, kl):
         tasks = [{"task": "mmlu", "metric": "acc", "value": value, "stderr": 0.001, "samples": 99}]
-        return candidate(name, quality=QUALITY | {"tasks": tasks, "kl_mean": kl})
+        return candidate(name, quality=QUALITY | {"tasks": tasks, "kl_mean": kl, "kl_mean_interval": None})
 
     found = recommend([scored("near", 0.5, 0.001), scored("good", 0.7, 0.01)], make_goal([], optimize="quality")).ranked
     assert [r.label for r in found] == ["good on hf", "near on hf"]

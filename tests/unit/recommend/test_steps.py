@@ -50,7 +50,7 @@ def test_one_run_a_side_has_no_interval():
 
 def test_a_ratio_is_of_the_figures_that_are_shown():
     """Memory is the highest peak of the newest engine version's runs, on both sides."""
-    old = run(throughput=1.0, started_at="2024", backend={"name": "hf", "version": "1"})
+    old = run(throughput=1.0, started_at="2024-01-01", backend={"name": "hf", "version": "1"})
     before = Step(name="a", runs=(old, *(run(metrics=metrics(memory=m), started_at="2025") for m in (100, 400))))
     after = Step(name="b", runs=tuple(run(metrics=metrics(memory=m), started_at="2025") for m in (200, 200)))
     found = rows(before, after)
