@@ -54,8 +54,8 @@ def positions(config: dict[str, Any]) -> int | None:
     """The longest context that the model has positions for, as vLLM derives it; ``None`` where the config does not say."""
     text = config.get("text_config") or config
     # Command-R's own limit goes before all others.
-    own = first(text, "model_max_length")
-    known = [own] if own else [found for name in POSITIONS if (found := first(text, name))]
+    own = first(text, "model_max_length") or 0
+    known = [own] if own > 0 else [found for name in POSITIONS if (found := first(text, name) or 0) > 0]
     return int(min(known) * rope_factor(text)) if known else None
 
 
@@ -108,7 +108,8 @@ def bytes_of_a_layer(text: dict[str, Any], dtype: str | None, *, latent: bool | 
     if rank := first(text, "kv_lora_rank"):
         return latent_row(text, rank, heads, latent=latent, number=number)
     width = first(text, "head_dim", "attention_head_dim", "kv_channels") or (hidden // heads if hidden else None)
-    return 2 * kv_heads(text, heads) * width * number if width else None
+    # Keys and values differ in their width where latent attention is kept expanded.
+    return kv_heads(text, heads) * (width + (first(text, "v_head_dim") or width)) * number if width else None
 
 
 def kv_heads(text: dict[str, Any], heads: int) -> int:
@@ -160,7 +161,9 @@ def layer_kinds(text: dict[str, Any], layers: int) -> list[str] | None:
         kinds = [PATTERN_LETTERS.get(letter, letter) for letter in pattern]
     if not kinds:
         return implied_kinds(text, layers)
-    if not isinstance(kinds, list) or len(kinds) < layers or not all(is_attention(k) or k in STATES for k in kinds):
+    if not isinstance(kinds, list) or len(kinds) < layers:
+        return None
+    if not all(isinstance(kind, str) and (is_attention(kind) or kind in STATES) for kind in kinds):
         return None
     # Nemotron-H counts its layers by the list alone.
     return kinds if text.get("model_type") == "nemotron_h" else kinds[:layers]

@@ -6,7 +6,8 @@ from llmopt.core.errors import ModelError
 from llmopt.core.kv_cache import MOST_STRETCHED, POSITIONS, WINDOWED
 from llmopt.estimate.shape import Reader
 
-COUNTS = (*WINDOWED.values(), "num_kv_shared_layers", "attn_layer_period", "full_attention_interval", *POSITIONS)
+COUNTS = (*WINDOWED.values(), "num_kv_shared_layers", "attn_layer_period", "full_attention_interval", "model_max_length",
+          *POSITIONS)  # fmt: skip
 
 
 def check_cache(c: Reader) -> None:

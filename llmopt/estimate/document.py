@@ -8,6 +8,7 @@ from typing import Any
 from llmopt.core.formats import Layout
 from llmopt.core.units import show
 from llmopt.estimate.combinations import combination_doubts
+from llmopt.estimate.kept import unmatched
 from llmopt.estimate.memory import Case, Memory, memory_of, working_of
 from llmopt.estimate.source import Source
 from llmopt.estimate.weights import Weights
@@ -134,6 +135,10 @@ def assumptions(source: Source, case: Case, memory: Memory) -> list[str]:
 
 def doubts(source: Source, case: Case) -> list[str]:
     found = list(case.shape.notes) + combination_doubts(case)
+    if case.weights is not source.weights and (odd := unmatched(case.shape, case.layout.kept)):
+        found.append(
+            f"the quantization_config keeps {odd[0]!r}, which is not known here: the weights may be larger than this"
+        )
     if case.layout.name != source.stored.name and case.layout.format in OWN_FORMATS:
         found.append(
             f"sized in {OWN_FORMATS[case.layout.format]}; llmopt quantize may write another for the engine: --format compressed-tensors"

@@ -63,6 +63,11 @@ def shards(file: Path) -> list[Path]:
     if match is None:
         return [file]
     files = [file.with_name(f"{match[1]}-{n:05d}-of-{match[3]}.gguf") for n in range(1, int(match[3]) + 1)]
+    if not files or int(match[2]) not in range(1, len(files) + 1):
+        raise ModelError(
+            f"{file} is named as part {int(match[2])} of {len(files)}, which cannot be",
+            hint="keep the names that they were published with: NAME-00001-of-00002.gguf",
+        )
     missing = [one.name for one in files if not one.is_file()]
     if missing:
         raise ModelError(

@@ -44,11 +44,14 @@ def config_of(metadata: dict[str, Any], architecture: str, place: str) -> dict[s
     for name, most in (("num_hidden_layers", MOST_LAYERS), ("num_attention_heads", MOST_HEADS)):
         if config.get(name, 0) > most:
             raise ModelError(f"{place}: {name} is {config[name]:,}, which no model has", hint="fetch or copy it again")
-    if "kv_lora_rank" in config:
-        narrow = whole(place, "key_length_mla", metadata.get(f"{architecture}.attention.key_length_mla"))
+    check_heads(metadata, architecture, place)
+    narrow = whole(place, "key_length_mla", metadata.get(f"{architecture}.attention.key_length_mla"))
+    if "kv_lora_rank" in config and narrow:
         config["qk_nope_head_dim"] = narrow - config.get("qk_rope_head_dim", 0)
     else:
         config.pop("qk_rope_head_dim", None)
+        if config.pop("kv_lora_rank", None):  # of an older conversion: llama.cpp keeps keys and values of all heads
+            config["v_head_dim"] = whole(place, "value_length", metadata.get(f"{architecture}.attention.value_length"))
     layers = config.get("num_hidden_layers", 0)
     if architecture == "llama4" and metadata.get("llama4.attention.sliding_window") != 0:
         config["sliding_window"] = LLAMA4_CHUNK  # llama.cpp takes that, whatever the file says, unless it says 0
@@ -57,6 +60,19 @@ def config_of(metadata: dict[str, Any], architecture: str, place: str) -> dict[s
     if "sliding_window" in config and "sliding_attention" not in kinds:
         del config["sliding_window"]  # llama.cpp attends to all there, whatever the file says
     return config
+
+
+def check_heads(metadata: dict[str, Any], architecture: str, place: str) -> None:
+    """Raises ModelError where a layer's heads do not share its heads of keys evenly."""
+    told = [metadata.get(f"{architecture}.attention.head_count{which}") for which in ("", "_kv")]
+    layers = max((len(heads) for heads in told if isinstance(heads, list)), default=1)
+    queries, keys = (heads if isinstance(heads, list) else [heads] * layers for heads in told)
+    for of_queries, of_keys in zip(queries, keys, strict=False):
+        if of_queries and of_keys and of_queries % of_keys:
+            raise ModelError(
+                f"{place}: {of_keys} heads of keys for {of_queries} heads, which no model has",
+                hint="fetch or copy it again",
+            )
 
 
 def layer_types(metadata: dict[str, Any], architecture: str, layers: int, window: int | None) -> list[str]:
@@ -78,8 +94,8 @@ def layer_types(metadata: dict[str, Any], architecture: str, layers: int, window
 
 
 def whole(place: str, key: str, value: Any) -> int:
-    """A count, 0 where there is none."""
-    if value is None or isinstance(value, str):
+    """A count, 0 where there is none. Raises ModelError."""
+    if value is None:
         return 0
     if (
         not isinstance(value, (int, float))

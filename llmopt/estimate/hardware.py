@@ -12,7 +12,9 @@ from typing import Any
 from llmopt.core.errors import UsageError, nearest
 
 TABLE = Path(__file__).with_name("hardware.toml")
-GIB = 1 << 30
+GB, GIB = 10**9, 1 << 30
+ALIKE = 0.1  # as a share of the memory that a name states: drivers show less than the box says
+GIVEN_TO_GPUS = (1, 3 / 4, 2 / 3)  # of a memory that a processor shares
 VENDORS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "radeon", "intel", "apple", "gpu"}
 # Words of drivers' names that tell no two devices of the table apart; "pcie", "ti" or "laptop" do.
 SILENT = {
@@ -60,7 +62,8 @@ def devices() -> dict[str, Device]:
 def device(name: str, memory_bytes: int | None = None) -> Device:
     """By its key, an alias, or its full name, with or without dashes, or as a driver names it.
 
-    ``memory_bytes``: as the driver tells it, where a name is that of several.  Raises UsageError with the nearest names.
+    ``memory_bytes``: as the driver tells it, where a name is that of several.  Raises UsageError with the nearest names,
+    and for a name that states a memory which no such device of the table has.
     """
     known = devices()
     wanted = plain(name).removeprefix("nvidia").removeprefix("geforce").removeprefix("amd")
@@ -68,13 +71,27 @@ def device(name: str, memory_bytes: int | None = None) -> Device:
         if memory_bytes is None and wanted in map(plain, (found.key, *found.aliases, found.name)):
             return found
     if alike := by_words(name):
-        said = re.search(r"(\d+) ?gi?b", name.lower())
+        said = re.search(r"(\d+) ?gi?b?\b", name.lower())
         told = memory_bytes or (int(said[1]) * GIB if said else None)
-        return alike[0] if told is None else min(alike, key=lambda one: abs(one.memory_bytes - told))
+        if told is None:
+            return alike[0]
+        nearest_one = min(alike, key=lambda one: abs(one.memory_bytes - told))
+        if memory_bytes is None and said and not holds(nearest_one, int(said[1])):
+            raise UsageError(
+                f"no {nearest_one.key} with {said[1]} GB is known", hint=f"--gpu {nearest_one.key} --vram {said[1]}GiB"
+            )
+        return nearest_one
     hint = nearest(name, [alias for one in known.values() for alias in (one.key, *one.aliases)])
     if hint.startswith("known:"):
         hint = "llmopt estimate --gpu list names them; or give its memory: --vram 24GiB"
     raise UsageError(f"unknown GPU {name!r}", hint=hint)
+
+
+def holds(one: Device, stated: int) -> bool:
+    """Whether a device may be sold as one of so many GB or GiB; of a processor's memory the table has a usual size alone."""
+    shares = GIVEN_TO_GPUS if one.kind == "shared" else (1,)
+    sizes = [stated * unit * share for unit in (GB, GIB) for share in shares]
+    return one.kind == "cpu" or any(abs(one.memory_bytes - size) <= ALIKE * size for size in sizes)
 
 
 def by_words(name: str) -> list[Device]:

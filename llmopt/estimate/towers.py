@@ -18,12 +18,16 @@ def with_vision(shape: Shape, config: dict[str, Any]) -> Shape:
         return shape
     notes, found = list(shape.notes), list(shape.tensors)
     for name in towers:
-        size = tower_parameters(config[name])
+        tower = config[name]
+        if "model_type" not in tower:  # Qwen2.5-VL's, as it is published: the outer level alone tells the type
+            tower = tower | {"model_type": config.get("model_type")}
+        size = tower_parameters(tower)
         if size is None:
             notes.append(f"{name} is not counted: its parts are not known here")
             continue
         found.append(Tensor(part=name, role="vision", rows=1, columns=size))
-        notes.append(f"{name}: about {size / 1e6:,.0f} M parameters, projector left out")
+        projector = "" if has_merger(tower) else ", projector left out"
+        notes.append(f"{name}: about {size / 1e6:,.0f} M parameters{projector}")
     return replace(shape, tensors=tuple(found), notes=tuple(notes))
 
 
@@ -45,6 +49,10 @@ def tower_parameters(tower: dict[str, Any]) -> int | None:
     layer = 4 * hidden * (hidden + 1) + matrices * (hidden * inner + inner) + hidden - inner + 4 * hidden
     found = layers * layer + hidden * (3 * patch * patch + 1) + places * hidden + 2 * hidden
     return found + merger_parameters(tower, hidden)
+
+
+def has_merger(tower: dict[str, Any]) -> bool:
+    return size(tower, "spatial_merge_size") is not None and size(tower, "out_hidden_size", "hidden_size") is not None
 
 
 def merger_parameters(tower: dict[str, Any], hidden: int) -> int:

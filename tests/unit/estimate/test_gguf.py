@@ -80,7 +80,21 @@ def test_a_missing_part_is_named(tmp_path):
         open_gguf(file.rename(tmp_path / "renamed.gguf"))
 
 
+@pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "m-00002-of-00001.gguf"])
+def test_a_part_that_cannot_be_is_refused(tmp_path, name):
+    with pytest.raises(ModelError, match="which cannot be"):
+        open_gguf(shards.gguf(tmp_path / name, TENSORS, said=header("llama")))
+
+
+def test_latent_attention_of_an_older_file_keeps_all_heads(tmp_path):
+    """DeepSeek-V2-Lite before key_length_mla: keys 192 wide and values 128 of each of its heads."""
+    said = {"attention.head_count": 16, "attention.head_count_kv": 16, "attention.kv_lora_rank": 512,
+            "attention.key_length": 192, "attention.value_length": 128, "rope.dimension_count": 64}  # fmt: skip
+    assert cache_of(tmp_path, header("deepseek2", 27, **said)) == TOKENS * 27 * 16 * (192 + 128) * 2
+
+
 NESTED = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000 + struct.pack("<IQ", 4, 0)
+WORDS = struct.pack("<IIQ", 9, 8, 2) + 2 * (struct.pack("<Q", 1) + b"a")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +103,8 @@ NESTED = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000 + struct.pack("<
         {"general.alignment": 0}, {"general.alignment": [32]}, {"llama.context_length": float("inf")},
         {"llama.block_count": float("nan")}, {"llama.block_count": 1 << 31}, {"llama.block_count": -5},
         {"llama.attention.head_count_kv": -8}, {"llama.attention.head_count": 1 << 31}, {"general.architecture": [1]},
-        {"odd": NESTED},
+        {"odd": NESTED}, {"llama.attention.head_count_kv": WORDS}, {"llama.attention.head_count_kv": 48},
+        {"llama.attention.head_count_kv": [8, 48]},
     ],
 )  # fmt: skip
 def test_a_header_that_tells_nonsense_is_refused(tmp_path, said):

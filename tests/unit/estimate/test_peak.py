@@ -91,6 +91,27 @@ def test_gpus_of_one_name_are_told_apart_by_their_memory():
     assert device("NVIDIA A100-SXM4-40GB", 40 << 30).key == "a100-40gb"
 
 
+@pytest.mark.parametrize("name", ["l4-48gb", "h100-40gb", "rtx 5090 16GB", "gh200-144gb", "m3-max 36GB"])
+def test_a_memory_that_no_such_gpu_has_is_refused(name):
+    with pytest.raises(UsageError, match="is known") as caught:
+        device(name)
+    assert f"--gpu {caught.value.message.split()[1]} --vram " in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("l4-24gb", "l4"),
+        ("H200 141GB", "h200"),
+        ("b200 192GB", "b200"),
+        ("m3-max 128GB", "m3-max"),
+        ("gb10 128gb", "gb10"),
+    ],
+)
+def test_one_that_the_box_says_is_not(name, key):
+    assert device(name).key == key
+
+
 def test_beside_a_gpu_that_is_not_known_nothing_is_said_of_the_processor(monkeypatch, tmp_path):
     monkeypatch.setattr(peak, "DRIVERS", (tmp_path,))
     monkeypatch.setattr(hardware, "gpus", lambda: hardware.Gpus(kind="rocm"))

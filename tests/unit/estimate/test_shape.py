@@ -90,10 +90,11 @@ KEYS = (
     "head_dim",
     "text_config",
     "vision_config",
+    "model_max_length",
     "tie_word_embeddings",
     "layers_block_type",
 )
-JUNK = (0, -1, 1.5, "x", [], {}, [1, 2], True, 1e308, float("nan"), 2**70, {"a": 1}, ["x"] * 40)
+JUNK = (0, -1, 1.5, "x", [], {}, [1, 2], True, 1e308, float("nan"), 2**70, {"a": 1}, ["x"] * 40, [["a"]] * 40)
 
 
 @pytest.mark.parametrize("key", [*QWEN, *KEYS])
@@ -141,6 +142,14 @@ SIGHT = {"model_type": "qwen2_5_vl", "depth": 32, "hidden_size": 1280, "intermed
 def test_a_tower_with_gates_and_what_leads_to_the_language_model():
     """Qwen2.5-VL-3B: 668.7 M beside its language model."""
     assert shape_of(QWEN | {"vision_config": SIGHT}, "config.json").vision == pytest.approx(668.7e6, rel=0.005)
+
+
+def test_of_a_tower_that_does_not_tell_its_type_the_outer_level_does():
+    """As Qwen2.5-VL is published."""
+    published = {name: value for name, value in SIGHT.items() if name != "model_type"} | {"hidden_act": "silu"}
+    found = shape_of(QWEN | {"model_type": "qwen2_5_vl", "vision_config": published}, "config.json")
+    assert found.vision == pytest.approx(668.7e6, rel=0.005)
+    assert not any("projector left out" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from llmopt.core.formats import layout
 from llmopt.core.gguf_mix import Quantized, Traits, tensor_types
 from llmopt.core.gguf_types import FILE_TYPES
 from llmopt.estimate.architectures import shape_of
+from llmopt.estimate.kept import unmatched
 from llmopt.estimate.source import stored_layout
 from llmopt.estimate.weights import weights_of
 from unit.estimate.make import MIXTRAL, QWEN
@@ -117,6 +118,41 @@ def test_a_layer_that_is_kept_is_no_other_whose_number_begins_so():
     said = {"quant_method": "fp8", "ignored_layers": ["model.layers.1"]}
     of_a_layer = sum(t.elements for t in SHAPE.tensors if t.layer == 1 and t.role == "linear")
     assert stored(QWEN, said)[1].bytes - bytes_of("fp8") == pytest.approx(of_a_layer, rel=1e-3)
+
+
+CT = {"quant_method": "fp8"}
+
+
+@pytest.mark.parametrize("outer", ["language_model.model.layers.", "model.language_model.layers."])
+def test_names_of_multimodal_checkpoints_are_those_of_the_language_model(outer):
+    kept = [f"{outer}{layer}.self_attn.{x}_proj" for layer in range(28) for x in "qkvo"]
+    found = stored(QWEN, CT | {"ignore": kept})[1].bytes
+    assert found == stored(QWEN, CT | {"ignore": ["re:.*self_attn.*"]})[1].bytes > bytes_of("fp8")
+
+
+def test_a_pattern_in_a_multimodal_expression_too():
+    kept = ["re:model\\.language_model\\.layers\\.0\\.self_attn\\..*"]
+    assert stored(QWEN, CT | {"ignore": kept})[1].bytes > bytes_of("fp8")
+
+
+def test_a_pattern_that_keeps_nothing_is_named():
+    patterns = (
+        "thinker.model.layers.0.mlp",
+        "model.layers.0.mlp",
+        "lm_head",
+        "visual.blocks.0.attn.qkv",
+        "model.layers.0.mlp.gate",
+    )
+    assert unmatched(SHAPE, patterns) == ["thinker.model.layers.0.mlp"]
+
+
+def test_a_name_alone_is_a_list_of_one():
+    assert stored_layout({"quantization_config": CT | {"ignore": "lm_head"}}).kept == ("lm_head",)
+
+
+def test_what_is_no_list_of_names_is_refused():
+    with pytest.raises(ModelError, match="ignore is 5, no list"):
+        stored_layout({"quantization_config": CT | {"ignore": 5}})
 
 
 def test_a_pattern_that_is_none_is_refused():
