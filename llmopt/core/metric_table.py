@@ -201,9 +201,9 @@ def parse_metric(name: str, *, bare_distribution: bool = False) -> tuple[Metric,
     Raises UsageError for a name that is not in the table, for a score without its task, and for a distribution without
     its statistic unless ``bare_distribution``.
     """
-    if name.startswith(OF_A_TASK):
+    if name.removeprefix(OF_A_TASK) and name.startswith(OF_A_TASK):
         return METRICS["task_score"], name.removeprefix(OF_A_TASK)
-    if name == "task_score":
+    if name in ("task_score", OF_A_TASK):
         raise UsageError(f"{name!r} is the score of a task", hint="say which: --min-score 'mmlu>=0.6', task_score_mmlu")
     base, _, statistic = name.rpartition("_")
     if statistic in STATISTICS and base in METRICS and METRICS[base].kind == "distribution":

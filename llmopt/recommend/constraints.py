@@ -155,7 +155,9 @@ def names_of(candidate: Candidate) -> tuple[str, ...]:
 
 
 def check_scores(candidates: Sequence[Candidate], goal: Goal) -> None:
-    """Raise UsageError for the score of a task that has several, and for a least score of what is better when lower."""
+    """Raise UsageError for the score of a task that has several or that nobody was given, and for a least score that would
+    keep the worse ones.
+    """
     wanted = [(x.statistic or "", True) for x in goal.limits if x.metric == "task_score"]
     wanted += [(x.removeprefix(OF_A_TASK), False) for x in goal.objectives if x.startswith(OF_A_TASK)]
     for name, at_least in wanted:
@@ -163,6 +165,9 @@ def check_scores(candidates: Sequence[Candidate], goal: Goal) -> None:
         several = sorted(n for n in known if n.startswith(f"{name}/"))
         if name not in known and several:
             raise UsageError(f"{name!r} has {len(several)} scores", hint=f"say which: {', '.join(several)}")
+        if name not in known and not at_least:
+            hint = nearest(name, sorted(known)) if known else "llmopt quality --tasks gives scores"
+            raise UsageError(f"no run here has a score of {name!r}", hint=hint)
         if at_least and known.get(name) is False:
             higher = sorted(n for n, up in known.items() if up)
             raise UsageError(

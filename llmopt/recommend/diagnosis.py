@@ -6,6 +6,7 @@ more is asked) and the client's timelines.  A diagnosis doubts nothing; that is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ FULL = 0.95  # of a KV cache: blocks are given out whole, so the last per cent i
 HALF = 0.5
 GROWN, STEADY = 2.0, 1.5  # times the figure at the lowest load of the curve
 NEARLY_ALL = 0.9  # of the memory that there is
+# A share of the card, whatever the load, unless told otherwise: their peak alone says nothing.
+RESERVE = ("vllm", "sglang", "trtllm", "lmdeploy", "tgi", "rayserve", "triton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +83,32 @@ def kv_starved(c: Candidate) -> Diagnosis | None:
 
 
 def memory_bound(c: Candidate) -> Diagnosis | None:
-    """Nearly all memory of the machine is taken: nothing is left for more sequences or a longer context."""
+    """Nearly all memory of the machine is needed: nothing is left for more sequences or a longer context.
+
+    What an engine reserves of a GPU for its KV cache and never fills is taken by its own choice (vLLM and SGLang: .9 of the
+    card); in main memory what was never touched is in no sample.
+    """
     record = c.point.record
-    used, there = c.value("peak_rss_bytes"), record.machine.memory_bytes
+    peak, there, empty = c.value("peak_rss_bytes"), record.machine.memory_bytes, 0.0
     if video := c.value("peak_vram_bytes"):
         gpus = record.telemetry.get("gpu_memory_bytes") or [None]
-        used, there = video, 0 if None in gpus else sum(gpus)
-    if not used or not there or used < NEARLY_ALL * there:
+        peak, there, empty = video, 0 if None in gpus else sum(gpus), reserved_and_empty(c)
+    if not peak or not there or peak - empty < NEARLY_ALL * there:
         return None
     return Diagnosis(
         code="memory-bound",
-        words=f"{used / there:.0%} of the memory that there is are in use",
+        words=f"{(peak - empty) / there:.0%} of the memory that there is are needed",
         next="a smaller quantization, fewer --max-num-seqs, a shorter --max-model-len, or more memory",
-        evidence={"peak_bytes": used, "memory_bytes": there},
+        evidence={"peak_bytes": peak, "reserved_and_empty_bytes": empty, "memory_bytes": there},
     )
+
+
+def reserved_and_empty(c: Candidate) -> float:
+    """Bytes of a KV cache that nothing was in when it was fullest: all of them, as far as is known, where its size is not."""
+    size, share = c.value("kv_cache_bytes"), c.value("kv_usage_peak")
+    if size is None:
+        return 0.0 if share is None and c.backend not in RESERVE else math.inf
+    return max(0.0, size * (1 - (share or 0.0)))
 
 
 def queueing(c: Candidate) -> Diagnosis | None:

@@ -67,6 +67,7 @@ def test_an_unknown_objective_names_the_nearest():
         ({"slos": [], "optimize": "quality,cost"}, "needs the price"),
         ({"slos": [], "optimize": "quality,"}, "unknown objective"),
         ({"slos": [], "optimize": "ttft"}, "is a distribution"),
+        ({"slos": [], "optimize": "task_score_"}, "is the score of a task"),
         ({"slos": [], "min_scores": ["mmlu>x"]}, "no score"),
         ({"slos": [], "min_top1": 2.0}, "out of range"),
         ({"slos": [], "quantizations": ["nf4"], "exclude": ["nf*"]}, "contradict each other"),

@@ -121,6 +121,22 @@ def test_users_of_whom_none_waits_may_be_prefill_bound():
     assert found(run(metrics=figures)) == {}  # nobody knows how many sequences there are
 
 
+def reserving(**figures):
+    card = 80 * 2**30
+    telemetry = {"gpus": [0], "gpu_memory_bytes": [card]}
+    figures = {"peak_vram_bytes": 0.92 * card} | figures
+    return found(run("bf16", "vllm", metrics=metrics() | figures, telemetry=telemetry))
+
+
+@pytest.mark.parametrize("told", [{}, {"kv_usage_peak": 0.04}, {"kv_cache_bytes": 60 * 2**30, "kv_usage_peak": 0.04}])
+def test_memory_that_an_engine_reserves_and_does_not_use_binds_nothing(told):
+    assert reserving(**told) == {}
+
+
+def test_a_reserved_cache_that_is_used_is_memory_that_is_needed():
+    assert "memory-bound" in reserving(kv_cache_bytes=10 * 2**30, kv_usage_peak=0.9)
+
+
 def test_gpu_memory_that_is_all_taken_is_memory_bound():
     card = 80 * 2**30
     telemetry = {"gpus": [0], "gpu_memory_bytes": [card]}

@@ -48,6 +48,12 @@ def test_a_task_with_several_scores_is_not_guessed_at(goal):
     assert caught.value.hint == "say which: lambada/acc, lambada/perplexity"
 
 
+def test_a_score_that_nobody_has_is_mistyped():
+    with pytest.raises(UsageError, match="no run here has a score of 'lambda/acc'") as caught:
+        labels(Goal(optimize="task_score_lambda/acc"))
+    assert "lambada/acc" in caught.value.hint
+
+
 def test_a_least_perplexity_is_refused():
     with pytest.raises(UsageError, match="better when lower"):
         labels(make_goal([], min_scores=["lambada/perplexity>=5"]))
