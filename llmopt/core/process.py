@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +52,7 @@ class KeptProcess:
         self.returncode: int | None = None
         settings = {"grace_s": grace_s, "own_temporary": own_temporary, "cleanup": self.cleanup, "files": self.files}
         settings["folders"] = tuple(folders)
+        self._before = set(keeper.segments())
         self._keeper = subprocess.Popen(
             [
                 sys.executable,
@@ -77,7 +80,7 @@ class KeptProcess:
         pid, _, self._temporary = value.partition(" ")
         self.pid = int(pid)
         self._segments = dict[str, int]()  # of shared memory: name → inode
-        self._ended = threading.Event()
+        self._ended, self._ended_at = threading.Event(), math.inf
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _line(self) -> str:
@@ -91,6 +94,7 @@ class KeptProcess:
             self._segments[name] = int(inode)
             word, _, value = self._line().partition(" ")
         self.returncode = int(value) if word == "exit" and value not in ("", "None") else -9
+        self._ended_at = time.time()
         self._ended.set()
 
     def wait(self, timeout_s: float | None = None) -> int | None:
@@ -122,16 +126,22 @@ class KeptProcess:
                 self._keeper.stdin.close()
         if not self._ended.wait(self.grace_s + 5 + (keeper.CLEANUP_S if self.cleanup else 0)):
             self._keeper.kill()
-        if self._keeper.wait() != 0 and self._keeper.stdout is not None and not self._keeper.stdout.closed:
+        killed = self._keeper.wait() != 0
+        self._ended.wait(1)  # until its last words are read: they may be of segments
+        if killed and self._keeper.stdout is not None and not self._keeper.stdout.closed:
             self._end_in_its_place()
-        self._ended.wait(1)
         self._close_pipes()
 
     def _end_in_its_place(self) -> None:
         """What a keeper that was killed left behind."""
         if self._temporary:
+            users = keeper.users_of(self._temporary)
+            self._segments |= keeper.new_segments(self._before | self._segments.keys(), users)
             keeper.end_users_of(self._temporary)
             shutil.rmtree(self._temporary, ignore_errors=True)
+        # The command was killed with it, and with what it had made in the time of one look.
+        known = self._before | self._segments.keys()
+        self._segments |= keeper.late_segments(known, self._ended_at - keeper.LOOK_S)
         keeper.remove_segments(self._segments)
         keeper.clean_up(self.cleanup, self.files)
 

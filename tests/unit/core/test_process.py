@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from llmopt.core.errors import LlmoptError
+from llmopt.core.keeper import late_segments
 from llmopt.core.process import KeptProcess
 
 # Leaves its process group twice over, as a daemon does, and tells who it is.
@@ -162,7 +163,6 @@ def test_a_killed_command_leaves_no_shared_memory(log):
     with KeptProcess(python(f"{make}; import time; time.sleep(60)"), log=log) as process:
         segment = Path("/dev/shm") / until(lambda: log.read_text().strip())
         assert segment.exists()
-        time.sleep(1.5)  # the keeper looks once a second
         command = psutil.Process(process.pid)
         for one in [*command.children(recursive=True), command]:
             one.kill()
@@ -175,7 +175,6 @@ def test_nor_a_semaphore_that_only_its_maker_knows(log):
     with KeptProcess(python(f"{make}; import time; time.sleep(60)"), log=log) as process:
         segment = Path(f"/dev/shm/sem.{until(lambda: log.read_text().strip()).strip('/')}")
         assert segment.exists()
-        time.sleep(1.5)
         command = psutil.Process(process.pid)
         for one in [*command.children(recursive=True), command]:
             one.kill()
@@ -234,11 +233,57 @@ def test_nor_shared_memory(log):
     with KeptProcess(python(f"{make}; import time; time.sleep(60)"), log=log, own_temporary=True) as process:
         segment = Path("/dev/shm") / until(lambda: log.read_text().strip())
         assert segment.exists()
-        assert until(lambda: process._segments)
         keeper = psutil.Process(process.pid).parent()
         for one in (keeper, *keeper.children(recursive=True)):  # its resource tracker would remove it too
             one.kill()
         process.wait(10)
+    assert not segment.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="segments of shared memory are files on Linux")
+def test_nor_shared_memory_that_a_keeper_did_not_live_to_see(log, tmp_path):
+    code = """
+import os, pathlib, sys, time
+from multiprocessing.shared_memory import SharedMemory
+if os.fork():
+    time.sleep(60)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+made = SharedMemory(create=True, size=4096)
+print(made.name, flush=True)
+time.sleep(60)
+"""
+    with KeptProcess(python(code, tmp_path / "go"), log=log, own_temporary=True) as process:
+        keeper = psutil.Process(process.pid).parent()
+        keeper.suspend()
+        (tmp_path / "go").touch()
+        segment = Path("/dev/shm") / until(lambda: log.read_text().strip())
+        assert segment.exists()
+        keeper.kill()
+    assert not segment.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="segments of shared memory are files on Linux")
+def test_of_what_nobody_holds_only_the_latest_is_taken_for_its_own():
+    started = time.time() - 0.1  # the kernel's clock of files is coarse
+    made = Path(f"/dev/shm/psm_test{os.getpid()}")
+    made.touch()
+    try:
+        assert made.name in late_segments(set(), started)
+        assert made.name not in late_segments({made.name}, started)
+        assert made.name not in late_segments(set(), time.time() + 0.1)
+    finally:
+        made.unlink()
+
+
+def test_a_segment_of_another_program_outlives_a_killed_keeper(log):
+    make = "from multiprocessing.shared_memory import SharedMemory as S; s = S(create=True, size=4096); print(s.name, flush=True)"
+    with KeptProcess(python("import time; time.sleep(60)"), log=log, own_temporary=True) as process:
+        other = subprocess.Popen(python(f"{make}; input(); s.unlink()"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        segment = Path("/dev/shm") / other.stdout.readline().decode().strip()
+        psutil.Process(process.pid).parent().kill()
+    assert segment.exists()
+    other.communicate(b"\n")
     assert not segment.exists()
 
 
