@@ -19,17 +19,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESAMPLES, MANY = 1000, (20, 300)  # of more than 20 values 300 resamples place an end as well
+KEPT = 200
 FEWEST_RUNS = 3
 SURE = 0.975  # two-sided 95 %: below it nobody has won
 
 
+def draws(count: int, seed: int) -> NDArray[np.int32]:
+    """Which of ``count`` values each resample takes; alike for all that have so many.
+
+    Tables of up to 200 values are kept: those of thousands take megabytes each, and no longer than they are worth.
+    """
+    return kept_draws(count, seed) if count <= KEPT else drawn_anew(count, seed)
+
+
 @lru_cache(64)
-def draws(count: int, seed: int) -> NDArray[np.int64]:
-    """Which of ``count`` values each resample takes; alike for all that have so many."""
+def kept_draws(count: int, seed: int) -> NDArray[np.int32]:
+    return drawn_anew(count, seed)
+
+
+def drawn_anew(count: int, seed: int) -> NDArray[np.int32]:
     import numpy as np
 
     resamples = RESAMPLES if count <= MANY[0] else MANY[1]
-    return np.random.default_rng([seed, count]).integers(count, size=(resamples, count))
+    return np.random.default_rng([seed, count]).integers(count, size=(resamples, count), dtype=np.int32)
 
 
 @lru_cache(64)
@@ -69,13 +81,22 @@ def over_requests(shares: Sequence[float], counts: Sequence[float], shown: float
 
 @lru_cache(64)
 def taken(count: int, seed: int) -> NDArray[np.float64]:
-    """How often each of ``count`` values is in each resample: means by one product, four times as fast as by index."""
+    """How often each of a few values is in each resample: means by one product, four times as fast as by index."""
     import numpy as np
 
     drawn = draws(count, seed)
     found = np.zeros((len(drawn), count))
     np.add.at(found, (np.arange(len(drawn))[:, None], drawn), 1)
-    return np.resize(found, (RESAMPLES, count))
+    return found
+
+
+def means_of(values: Sequence[float], seed: int) -> NDArray[np.float64]:
+    """Of ``RESAMPLES`` resamples; of many values fewer are drawn, and each counts several times."""
+    import numpy as np
+
+    here, count = np.array(values), len(values)
+    means = taken(count, seed) @ here / count if count <= MANY[0] else here[draws(count, seed)].mean(axis=1)
+    return np.resize(means, RESAMPLES)
 
 
 def beats(one: Sequence[float], other: Sequence[float], *, lower_is_better: bool) -> float:
@@ -85,7 +106,7 @@ def beats(one: Sequence[float], other: Sequence[float], *, lower_is_better: bool
     means = []
     for seed, values in enumerate((one, other), 1):
         count, mean = len(values), sum(values) / len(values)
-        means.append(mean + (taken(count, seed) @ np.array(values) / count - mean) * stretch(count))
+        means.append(mean + (means_of(values, seed) - mean) * stretch(count))
     gap = means[1] - means[0] if lower_is_better else means[0] - means[1]
     rounded = 1e-12 * max(abs(one[0]), abs(other[0]))  # equal values have means that differ by their rounding
     ahead = np.count_nonzero(gap > rounded) - np.count_nonzero(gap < -rounded)

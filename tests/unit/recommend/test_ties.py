@@ -1,5 +1,6 @@
 import math
 import random
+import tracemalloc
 
 import pytest
 
@@ -27,6 +28,19 @@ def test_of_two_alike_hardly_one_surely_beats_the_other():
     draw = lambda: [rng.gauss(100, 3) for _ in range(3)]  # noqa: E731
     found = [beats(draw(), draw(), lower_is_better=False) for _ in range(600)]
     assert sum(p > 0.975 or p < 0.025 for p in found) / 600 < 0.08
+
+
+def test_many_values_leave_no_tables_behind():
+    rng = random.Random(6)
+    over_runs(range(30))  # numpy keeps what it imports
+    tracemalloc.start()
+    for count in range(1600, 1605):
+        values = [[rng.gauss(mean, 3) for _ in range(count)] for mean in (101, 100)]
+        assert beats(*values, lower_is_better=False) > 0.99
+        assert over_runs(values[0]) is not None
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 4 << 20  # one table of 1,600 values is 2 MB
 
 
 def test_a_real_difference_is_found():
