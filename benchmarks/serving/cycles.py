@@ -34,8 +34,8 @@ import psutil
 
 from llmopt import demo
 from llmopt.core.artifacts import open_model
-from llmopt.core.keeper import mapped
 from llmopt.core.machine import this_machine
+from llmopt.core.segments import mapped
 from llmopt.pipeline import making, requesting
 from llmopt.report.progress import Reporter
 

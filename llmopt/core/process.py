@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from llmopt.core import keeper
+from llmopt.core import keeper, segments
 from llmopt.core.errors import LlmoptError
 from llmopt.core.files import disk_errors
 from llmopt.core.interrupts import Interrupts
@@ -52,7 +52,7 @@ class KeptProcess:
         self.returncode: int | None = None
         settings = {"grace_s": grace_s, "own_temporary": own_temporary, "cleanup": self.cleanup, "files": self.files}
         settings["folders"] = tuple(folders)
-        self._before = set(keeper.segments())
+        self._before = set(segments.segments())
         self._keeper = subprocess.Popen(
             [
                 sys.executable,
@@ -136,13 +136,13 @@ class KeptProcess:
         """What a keeper that was killed left behind."""
         if self._temporary:
             users = keeper.users_of(self._temporary)
-            self._segments |= keeper.new_segments(self._before | self._segments.keys(), users)
+            self._segments |= segments.new_segments(self._before | self._segments.keys(), users)
             keeper.end_users_of(self._temporary)
             shutil.rmtree(self._temporary, ignore_errors=True)
         # The command was killed with it, and with what it had made in the time of one look.
         known = self._before | self._segments.keys()
-        self._segments |= keeper.late_segments(known, self._ended_at - keeper.LOOK_S)
-        keeper.remove_segments(self._segments)
+        self._segments |= segments.late_segments(known, self._ended_at - segments.LOOK_S)
+        segments.remove_segments(self._segments)
         keeper.clean_up(self.cleanup, self.files)
 
     def _close_pipes(self) -> None:

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from llmopt.core.errors import LlmoptError
-from llmopt.core.keeper import late_segments
 from llmopt.core.process import KeptProcess
+from llmopt.core.segments import late_segments
 
 # Leaves its process group twice over, as a daemon does, and tells who it is.
 DAEMON = """
