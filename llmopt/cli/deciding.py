@@ -126,9 +126,10 @@ def no_runs(results: Path, skipped: Sequence[Skipped]) -> LlmoptError:
 
 def say_skipped(skipped: Sequence[Skipped]) -> None:
     from llmopt.core.run_index import skipped_words
+    from llmopt.report.escaping import one_line
 
     if skipped:
-        print(skipped_words(skipped), file=sys.stderr)
+        print(one_line(skipped_words(skipped)), file=sys.stderr)
 
 
 def require_report(file: Path) -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmopt.cli.deciding import no_runs, require_report, say_skipped
-from llmopt.cli.making import nobody_gave
-from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json
+from llmopt.cli.shell import GroupedCommand, Json, app, for_people, nobody_gave, print_json
 from llmopt.core.errors import LlmoptError, UsageError
 
 if TYPE_CHECKING:
@@ -128,6 +127,8 @@ def saved_document(file: Path) -> dict[str, Any] | None:
     """What ``--json`` of another command printed; ``None`` for a folder and for a run. Raises UsageError."""
     import msgspec
 
+    from llmopt.report.document import SCHEMA
+
     if not file.is_file():
         return None
     try:
@@ -141,10 +142,17 @@ def saved_document(file: Path) -> dict[str, Any] | None:
     document: dict[str, Any] = found
     if document.get("kind") == "tune" and "ranking" in document:
         document = document["ranking"]
-    if document.get("kind") not in ("ranking", "steps") or document.get("schema") != 1:
+    kind, schema = document.get("kind"), document.get("schema")
+    drawn = {"ranking": SCHEMA, "steps": 1}
+    if kind not in ("ranking", "steps"):
         raise UsageError(
-            f"{file} has kind {document.get('kind')!r} and schema {document.get('schema')!r}; a report draws a ranking or steps of schema 1",
+            f"{file} has kind {kind!r}; a report draws a ranking or steps",
             hint="llmopt recommend --json and llmopt tune --json print them",
+        )
+    if schema != drawn[kind]:
+        raise UsageError(
+            f"{file} is a document of schema {schema!r}, and this llmopt draws {kind} of schema {drawn[kind]}",
+            hint="print it anew with this version: llmopt recommend --json, or llmopt tune --json",
         )
     return document
 

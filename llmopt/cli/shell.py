@@ -61,6 +61,12 @@ TextOption = Annotated[Path | None, typer.Option("--text", help="Held-out text f
 TokensOption = Annotated[int, typer.Option("--tokens", min=1536, help="Tokens of the text to compare on.")]
 
 
+def nobody_gave(context: typer.Context, name: str) -> bool:
+    """Whether nobody gave this option."""
+    source = context.get_parameter_source(name)
+    return source is None or source.name != "COMMANDLINE"
+
+
 def for_people(command: Callable[..., None]) -> Callable[..., None]:
     """Every error is one line with a hint and its exit status; a traceback only with ``--debug``."""
 
@@ -110,9 +116,11 @@ def fail(message: str, hint: str | None, status: int) -> None:
         import traceback
 
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    from llmopt.report.escaping import one_line
+
+    print(f"error: {' '.join(one_line(message).split())}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {one_line(hint)}", file=sys.stderr)
     raise SystemExit(status)
 
 

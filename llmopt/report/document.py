@@ -2,7 +2,7 @@
 
 ``llmopt recommend --json`` prints it.  Its parts; unknown is null everywhere::
 
-    schema, kind           1, "ranking"
+    schema, kind           2, "ranking"
     goal                   optimize ("cost,quality": the first first), limits, filters, price_per_hour
     base, machine          the model's name; cpu, gpus, memory of the machine (core.domain.Machine)
     workload               of the newest run; all others have the same but for their load level
@@ -44,6 +44,7 @@ from typing import Any
 
 from llmopt.core.domain import Goal, Recommendation
 
+SCHEMA = 2  # 2: a baseline says what was forced together (unlike), and each is compared at its own point too
 ONLY_RANKED = ("rank", "tie_group", "on_front", "knee", "beats_next", "reasons")
 SKIPPED_SHOWN = 20
 
@@ -67,7 +68,7 @@ def ranking_document(
 ) -> dict[str, Any]:
     """JSON-ready; ``ranked`` best first, each with its reasons, ``rejected`` with what rejected it."""
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "ranking",
         "goal": {
             "optimize": goal.optimize,

@@ -10,7 +10,11 @@ from typing import Any
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 BREAKS = re.compile("[\t\n\x0b\x0c\r\x1c-\x1e\x85\u2028\u2029]+")
 # What Markdown would act on, and no more, so that ``ttft_p95<=90ms [80, 95]`` stays readable as it is.
-MARKDOWN = re.compile(r"[\\`*|]|(?<![^\W_])_|_(?![^\W_])|\[(?![\d-])|\](?=[(\[:])")
+MARKDOWN = re.compile(r"[\\`*|~]|(?<![^\W_])_|_(?![^\W_])|\[(?![\d-])|\](?=[(\[:])")
+# What GitHub makes a link of, or tells somebody (names, issues, addresses), wherever it stands: it is broken by a space
+# that has no width, for it looks at the text after all escapes are undone.
+TELLS = re.compile(r"(?<=:)(?=//)|(?<=[wW]{3})(?=\.)|(?<=[@#])(?=\w)")
+NO_WIDTH = "\u200b"
 HTML = {"&": re.compile(r"&(?=[#a-zA-Z])"), "<": re.compile(r"<(?=[a-zA-Z/!?])")}
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the wide ones are taken for the narrow ones
 
@@ -30,9 +34,9 @@ def one_line(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """As words of one line: no end of a cell, no link or picture, no HTML, no emphasis."""
+    """As words of one line: no end of a cell, no link or picture, no HTML, no emphasis, nobody who is called."""
     words = HTML["&"].sub("&amp;", " ".join(one_line(text).split()))
-    return MARKDOWN.sub(r"\\\g<0>", HTML["<"].sub("&lt;", words))
+    return TELLS.sub(NO_WIDTH, MARKDOWN.sub(r"\\\g<0>", HTML["<"].sub("&lt;", words)))
 
 
 def spreadsheet_text(text: str) -> str:

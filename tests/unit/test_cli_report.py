@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmopt.cli import app
+from llmopt.cli.shell import fail
 from llmopt.core.store import save_run
 from llmopt.report.csv_table import csv_of
 from unit.make import QUALITY, closed_loop, curve
@@ -85,6 +86,14 @@ def test_a_document_that_is_none_of_ours_is_refused_in_a_line(tmp_path, text):
     assert done.stderr.count("error:") == done.stderr.count("hint:") == 1
 
 
+def test_a_ranking_of_another_schema_is_refused_by_it(results, tmp_path):
+    saved = tmp_path / "ranking.json"
+    saved.write_text(json.dumps(json.loads(report(results, "--json").stdout) | {"schema": 1}))
+    done = report(saved)
+    assert done.exit_code == 2
+    assert "is a document of schema 1, and this llmopt draws ranking of schema 2" in done.stderr
+
+
 def test_a_document_that_was_cut_is_said_in_a_line(results, tmp_path):
     saved = tmp_path / "ranking.json"
     document = json.loads(report(results, "--json").stdout)
@@ -114,6 +123,20 @@ def test_a_record_of_another_schema_is_named_on_the_page(results, tmp_path):
     file = tmp_path / "report.html"
     assert report(results, "--html", file).exit_code == 0
     assert "it has schema 9, and this llmopt reads 1" in file.read_text()
+
+
+@pytest.mark.parametrize("command", ["recommend", "report", "runs"])
+def test_a_terminal_is_told_nothing_by_the_name_of_a_file(results, command):
+    (results / "evil\x1b]0;owned\x07\x1b[31m.json").write_text('{"run_id": 5}')
+    done = CliRunner().invoke(app, [command, str(results)])
+    assert "1 file skipped: evil" in done.stderr
+    assert not any(c in done.output + done.stderr for c in "\x1b\x07")
+
+
+def test_an_error_and_its_hint_tell_a_terminal_nothing(capsys):
+    with pytest.raises(SystemExit):
+        fail("no \x1b[31mRED", "did you mean \x1b]0;owned\x07?", 2)
+    assert capsys.readouterr().err == "error: no \ufffd[31mRED\nhint: did you mean \ufffd]0;owned\ufffd?\n"
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(results, tmp_path):

@@ -62,6 +62,14 @@ def test_links_and_emphasis_are_taken_apart(text, shown):
     assert markdown_text(text) == shown
 
 
+@pytest.mark.parametrize(
+    "text", ["www.evil.example", "https://evil.example/a", "@octocat", "a@b.example", "x#1", "~~x~~"]
+)
+def test_nothing_is_linked_struck_or_called(text):
+    assert text not in markdown_text(text)
+    assert markdown_text(text).replace("\u200b", "").replace("\\", "") == text
+
+
 @pytest.mark.parametrize("text", ["=1+1", " =1+1", "\n=1+1", "\t\r=1+1", "\ufeff=1+1", "\uff1d1", "@x", "-1", "+1"])
 def test_no_text_is_a_formula(text):
     assert not spreadsheet_text(text).startswith(("=", "\uff1d", "@", "-", "+"))
