@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+BY_CALLER = "stopped by the caller"  # how a client says that it ended because it was told to
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One client's share of a run. Times are nanoseconds; ``offsets_ns`` are relative to the start of the run.

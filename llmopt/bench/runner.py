@@ -13,6 +13,7 @@ from llmopt.bench.evidence import Evidence
 from llmopt.bench.hints import nothing_succeeded
 from llmopt.bench.load import LoadResult, Progress, clients, play
 from llmopt.bench.memory import memory_split
+from llmopt.bench.plan import BY_CALLER
 from llmopt.bench.schedule import MOST_PREPARED, Schedule, make_schedule
 from llmopt.bench.server_side import GAUGES, TIMES, Page, ServerMetrics, server_of, window
 from llmopt.bench.target import Target
@@ -88,7 +89,7 @@ def measure(
     endpoint = Endpoint.of(target.base_url, workload.endpoint, target.headers)
     server = server_of(target.metrics_url, target.metric_names, target.base_url, target.headers)
     with clients(workers) as crew, closing(server) if server is not None else nullcontext():
-        pool = None if warm else warm_up(target, endpoint, workload, traffic, warming)
+        pool = None if warm else warm_up(target, endpoint, workload, traffic, warming, stop_when)
         schedule = make_schedule(
             workload, target.model, salt=traffic.salt, source=traffic.source, tokenizer=traffic.tokenizer,
             usage_per_chunk=target.usage_per_chunk, pool=pool, adapter_form=target.adapter_form,
@@ -260,12 +261,13 @@ def tokens_record(traces: Sequence[RequestTrace]) -> dict[str, Any]:
 
 
 def warm_up(
-    target: Target, endpoint: Endpoint, workload: Workload, traffic: Traffic, progress: Callable[[Progress], None]
-) -> int | None:
+    target: Target, endpoint: Endpoint, workload: Workload, traffic: Traffic,
+    progress: Callable[[Progress], None], stop_when: Callable[[Progress], bool] | None,
+) -> int | None:  # fmt: skip
     """Untimed requests of the same shape; an engine's first ones compile, allocate and page in.
 
-    As many as asked for, or rounds of them until two rounds take the same time.  Returns how many requests a run that
-    ends by time will need.
+    As many as asked for, or rounds of them until two rounds take the same time, or until ``stop_when`` has seen enough, as it
+    will of the run too.  Returns how many requests a run that ends by time will need.
     """
     users = min(workload.concurrency, WARM_UP_USERS)
     asked = workload.warmup_requests
@@ -284,10 +286,12 @@ def warm_up(
             tokenizer=traffic.tokenizer, usage_per_chunk=target.usage_per_chunk, adapter_form=target.adapter_form,
         )  # fmt: skip
         with clients() as crew:
-            load = play(crew, schedule, endpoint, progress=progress)
+            load = play(crew, schedule, endpoint, progress=progress, stop_when=stop_when)
         times = [(t.last_token_ns - t.planned_ns) / 1e9 for t in load.traces if t.ok and t.last_token_ns is not None]
         if load.stopped == "interrupted":
             raise KeyboardInterrupt
+        if load.stopped == BY_CALLER:
+            return None
         if not times:
             raise nothing_succeeded(load.traces, endpoint, target, workload.adapters)
         now = percentile(times, 50)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from llmopt.bench.client import LoadClient
-from llmopt.bench.plan import Plan
+from llmopt.bench.plan import BY_CALLER, Plan
 from llmopt.bench.recording import LENGTH_BYTES, Spool
 
 
@@ -90,7 +90,7 @@ def work() -> None:
             if line == "enough":
                 client.enough()
             elif line == "stop":
-                return "stopped by the caller"
+                return BY_CALLER
         return "interrupted" if found is None else None
 
     client = LoadClient(plan, Spool(spool), tick=tick)

@@ -1,5 +1,7 @@
 import json
 import re
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -174,6 +176,25 @@ def test_an_interrupt_before_the_first_answer_is_one(server):
 
     with pytest.raises(KeyboardInterrupt):
         run(Target(base_url=server, model="scripted?ttft_ms=900"), how={"progress": interrupt})
+
+
+@pytest.mark.parametrize("warmup", [None, 4])
+def test_the_end_of_the_time_is_seen_in_the_warm_up(server, warmup):
+    end = time.monotonic() + 0.5
+
+    def out_of_time(now):
+        if time.monotonic() > end:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Target(base_url=server, model="scripted?ttft_ms=8000"), warmup=warmup, how={"stop_when": out_of_time})
+    assert time.monotonic() - end < 4
+
+
+def test_a_warm_up_that_has_been_enough_leads_to_a_run_that_is_too(target):
+    with pytest.raises(ServerError):
+        run(replace(target, model="scripted?ttft_ms=8000"), warmup=4, how={"stop_when": lambda now: True})
 
 
 def test_a_run_by_time_ends_by_time(target):
