@@ -15,6 +15,7 @@ from llmopt import demo
 from llmopt.bench.workload import make_workload
 from llmopt.core.domain import Goal, ServeOptions, Workload
 from llmopt.core.errors import UsageError, nearest
+from llmopt.core.yaml_text import read_yaml
 from llmopt.quantize import method, quantization
 from llmopt.recommend.constraints import make_goal
 from llmopt.serve import backend, require_loadable
@@ -131,10 +132,10 @@ class SearchText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     max_memory: str | None = None
     optimize: str | None = None
     price_per_hour: float | None = None
-    budget: str | None = None
+    budget: str | float | None = None
     backends: list[str] = []
     quantizations: list[str] = []
-    knobs: dict[str, str | int | list[str | int | float | bool]] = {}
+    knobs: dict[str, str | int | float | bool | list[str | int | float | bool]] = {}
     extra_args: list[str] = []
     concurrency: list[int] = []
     rates: list[float] = []
@@ -210,22 +211,22 @@ def load_search(path: Path) -> tuple[Path, SearchText]:
 
     def checked(document: Any) -> tuple[Path, SearchText]:
         recipe = msgspec.convert(document, SearchRecipe)
+        if isinstance(recipe.search.budget, (int, float)):
+            raise UsageError(f"budget: {recipe.search.budget:g} has no unit", hint="budget: 10min")
         return resolve(recipe.model, path.parent, demo.MODEL), recipe.search
 
-    return read(path, checked)
+    return read(path, checked, example="recipes/search.yaml")
 
 
-def read(path: Path, checked: Callable[[Any], T]) -> T:
+def read(path: Path, checked: Callable[[Any], T], example: str = "recipes/demo.yaml") -> T:
     try:
-        return checked(yaml.safe_load(path.read_text()))
+        return checked(read_yaml(path.read_text()))
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}", hint=error.hint) from error
     except OSError as error:
-        raise UsageError(
-            f"no recipe at {path}: {error.strerror}", hint="name a YAML file, see recipes/demo.yaml"
-        ) from error
+        raise UsageError(f"no recipe at {path}: {error.strerror}", hint=f"name a YAML file, see {example}") from error
     except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}", hint="recipes/demo.yaml shows every field") from error
+        raise UsageError(f"{path}: {error}", hint=f"{example} shows every field") from error
 
 
 def plan(recipe: Recipe, folder: Path) -> Plan:

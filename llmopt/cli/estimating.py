@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmopt.cli.hardware_options import make_devices, make_draft, make_peak, make_price
-from llmopt.cli.shell import GroupedCommand, Json, app, for_people, print_json
+from llmopt.cli.hardware_options import make_devices, make_draft, make_peak, make_price, require_heard
+from llmopt.cli.shell import GroupedCommand, Json, app, for_people, nobody_gave, print_json
 from llmopt.core.errors import GoalNotMet, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -16,12 +16,20 @@ if TYPE_CHECKING:
     from llmopt.estimate.source import Source
 
 LOAD, DEVICE, SPEED = "Load", "Device", "Speed and cost"
+# All that is heard beside --parameters, and beside --fits.
+OF_A_SIZE = ("model", "parameters", "quant", "layout", "json")
+OF_WHAT_FITS = (
+    "model", "fits", "json", "backend", "input_tokens", "output_tokens", "batch", "context", "max_num_seqs", "layout",
+    "max_num_batched_tokens", "kv_cache_dtype", "attn_implementation", "gpu", "vram", "gpus", "tensor_parallel_size",
+    "gpu_memory_utilization",
+)  # fmt: skip
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 
 @app.command("estimate", cls=GroupedCommand)
 @for_people
 def estimate_command(
+    invocation: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="Folder with a config.json, GGUF file, a known shape, or 'builtin'.")
     ] = None,
@@ -40,7 +48,9 @@ def estimate_command(
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens of each, prompt and answer.", rich_help_panel=LOAD)
     ] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(min=1, help="As --batch.", rich_help_panel=LOAD)] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, help="As --batch, and no more.", rich_help_panel=LOAD)
+    ] = None,
     max_num_batched_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of one step (llama.cpp: -ub).", rich_help_panel=LOAD)
     ] = None,
@@ -110,12 +120,7 @@ def estimate_command(
         list_devices(json)
         return
     if parameters is not None:
-        alone = {
-            "--gpu": gpu, "--vram": vram, "--backend": backend, "--context": context, "--input-tokens": input_tokens,
-            "--output-tokens": output_tokens, "--batch": batch, "--max-num-seqs": max_num_seqs, "--rate": rate, "--gpus": gpus,
-            "--fits": fits or None,
-        }  # fmt: skip
-        refuse_beside("--parameters tells the size of the weights alone", alone)
+        refuse_all_but(invocation, OF_A_SIZE, "--parameters tells the size of the weights alone")
         estimate_size(model or f"{parameters / 1e9:g} B parameters", parameters, quant, layout, json)
         return
     if layout is not None and quant is None:
@@ -124,12 +129,10 @@ def estimate_command(
         raise UsageError(
             f"unknown --attn-implementation {attn_implementation!r}", hint=nearest(attn_implementation, list(ATTENTION))
         )
-    if price_per_hour is not None:
-        refuse_beside("--price-per-hour tells the price", {"--prices": prices})
+    if price_per_hour is not None and prices is not None:
+        raise beside("--price-per-hour tells the price", "--prices")
     if fits:
-        refuse_beside(
-            "--fits lists all quantizations, and no speed", {"--quant": quant, "--rate": rate, "--prices": prices}
-        )
+        refuse_all_but(invocation, OF_WHAT_FITS, "--fits lists all quantizations, and no speed")
     if model is None:
         raise UsageError("no model named", hint="llmopt estimate DIR --quant gptq-int4-g128 --gpu h100")
     from llmopt.estimate.document import estimate_document, fits_document, ways_out
@@ -169,11 +172,15 @@ def estimate_command(
         )
 
 
-def refuse_beside(why: str, options: dict[str, Any]) -> None:
-    """Raises UsageError for the first of these that was given."""
-    given = next((name for name, value in options.items() if value is not None), None)
-    if given:
-        raise UsageError(f"{why}: {given} says nothing beside it", hint=f"leave {given} out")
+def refuse_all_but(context: typer.Context, heard: tuple[str, ...], why: str) -> None:
+    """Raises UsageError for the first option that was given and is none of these."""
+    for option in context.command.params:
+        if option.name and option.name not in heard and not nobody_gave(context, option.name):
+            raise beside(why, option.opts[0])
+
+
+def beside(why: str, option: str) -> UsageError:
+    return UsageError(f"{why}: {option} says nothing beside it", hint=f"leave {option} out")
 
 
 def estimate_size(name: str, parameters: float, quant: str | None, layout: str | None, json: bool) -> None:
@@ -204,6 +211,9 @@ def make_case(source: Source, *, load: dict[str, Any], quant: str | None, layout
             else f"llamacpp loads GGUF alone, not {wanted.name}",
             hint="--backend llamacpp" if wanted.format == "gguf" else "--quant gguf-q4_k_m, or another --backend",
         )
+    require_heard(
+        backend, attention=load["attention"], step_tokens=load["step_tokens"], utilization=asked["utilization"]
+    )
     return Case(
         shape=source.shape, layout=wanted, weights=weights, backend=backend, kv_dtype=asked["kv_dtype"],
         load=make_load(**load, longest=positions(source.shape.config)), utilization=asked["utilization"],

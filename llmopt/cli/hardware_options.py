@@ -1,4 +1,4 @@
-"""What the options of ``llmopt estimate`` tell of devices, drafts and prices."""
+"""What the options of ``llmopt estimate`` tell of engines, devices, drafts and prices."""
 
 from __future__ import annotations
 
@@ -46,6 +46,23 @@ def make_devices(gpu: str | None, vram: str | None, gpus: int | None, tensor_par
         name=name,
         kind=found.kind if found else "gpu",
     )
+
+
+def require_heard(backend: str, **asked: object) -> None:
+    """Raise UsageError for an option that the engine does not have; of an engine that is not known nothing is said."""
+    from llmopt.estimate.activations import STEPWISE
+
+    engines = {
+        "attention": ("--attn-implementation", ("hf",)),
+        "step_tokens": ("--max-num-batched-tokens", (*STEPWISE, "llamacpp")),
+        "utilization": ("--gpu-memory-utilization", STEPWISE),
+    }
+    if backend not in ("hf", "llamacpp", *STEPWISE):
+        return
+    for name, value in asked.items():
+        option, hearing = engines[name]
+        if value is not None and backend not in hearing:
+            raise UsageError(f"{backend} has no {option}", hint=f"--backend {hearing[0]}, or leave {option} out")
 
 
 def make_peak(gpu: str | None, vram: str | None, bandwidth: str | None, flops: float | None) -> Peak | None:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmopt.cli.shell import Json, PythonOption, TextOption, TokensOption, app, for_people, print_json, reporter
+from llmopt.cli.shell import (
+    Json,
+    PythonOption,
+    TextOption,
+    TokensOption,
+    app,
+    for_people,
+    nobody_gave,
+    print_json,
+    reporter,
+)
 from llmopt.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -168,12 +178,6 @@ def require_no_other_word(context: typer.Context) -> None:
             f"a recipe names its model, its quantizations and how to make them: {', '.join(others)} would not be heard",
             hint="write it into the recipe; --recipe FILE -o DIR alone",
         )
-
-
-def nobody_gave(context: typer.Context, name: str) -> bool:
-    """Whether nobody gave this option."""
-    source = context.get_parameter_source(name)
-    return source is None or source.name != "COMMANDLINE"
 
 
 def asked(model: Path, quant: str, options: Options) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 RECIPES = (".yaml", ".yml")
+LOOPS = ("--concurrency", "--rates")
 search = functools.partial(typer.Option, rich_help_panel="Search")  # of no use to a recipe of cases
 
 
@@ -72,8 +73,9 @@ def tune_command(
         search("--requests", help="Requests at each load; default: as many as the limits need, 64 at least."),
     ] = None,
     exhaustive: Annotated[
-        bool, search("--exhaustive", help="Three rounds of everything, for comparison with the race.")
-    ] = False,
+        bool | None,
+        search("--exhaustive/--no-exhaustive", help="Three rounds of everything, for comparison with the race."),
+    ] = None,
     seed: Annotated[int | None, search("--seed", help="Seed of orders and prompts.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be made and measured.")] = False,
     out: Annotated[
@@ -89,7 +91,7 @@ def tune_command(
         "--slo": slo, "--max-kl": max_kl, "--max-memory": max_memory, "--optimize": optimize, "--budget": budget,
         "--backends": backends, "--quants": quants, "--knob": knob, "--concurrency": concurrency, "--rates": rates,
         "--input-tokens": input_tokens, "--output-tokens": output_tokens, "--prefix-tokens": prefix_tokens,
-        "--requests": requests, "--exhaustive": exhaustive or None, "--seed": seed, "--price-per-hour": price_per_hour,
+        "--requests": requests, "--exhaustive": exhaustive, "--seed": seed, "--price-per-hour": price_per_hour,
         "--extra-arg": extra_arg,
     }  # fmt: skip
     given = {flag: value for flag, value in asked.items() if value is not None}
@@ -99,7 +101,7 @@ def tune_command(
             tune_recipe(file, given, out, dry_run=dry_run, json=json)
             return
         model, written = search_of(file)
-        given = written | given  # what is said now goes before what the file says
+        given = with_file(written, given)
     tune_model(job_of(model or "", given), out or Path("llmopt-tune"), dry_run=dry_run, json=json)
 
 
@@ -129,6 +131,13 @@ def search_of(file: Path) -> tuple[str, dict[str, Any]]:
         "--seed": text.seed, "--price-per-hour": text.price_per_hour,
     }  # fmt: skip
     return str(model), {flag: value for flag, value in flags.items() if value not in (None, "", [])}
+
+
+def with_file(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What is said now goes before what the file says; another kind of loop replaces the file's."""
+    if any(flag in given for flag in LOOPS):
+        written = {flag: value for flag, value in written.items() if flag not in LOOPS}
+    return written | given
 
 
 def job_of(model: str, given: dict[str, Any]) -> Job:
@@ -169,7 +178,7 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
         backends=names(given.get("--backends")),
         knobs={name: values for name, values in knobs.items() if isinstance(values, tuple)} if knobs else None,
         ranges={name: values for name, values in knobs.items() if isinstance(values, Range)},
-        exhaustive="--exhaustive" in given,
+        exhaustive=bool(given.get("--exhaustive")),
         seed=given.get("--seed", 0),
         extra_args=tuple(given.get("--extra-arg", ())),
     )  # fmt: skip

@@ -4,7 +4,6 @@ import pytest
 
 import llmopt
 from llmopt import demo, recipe
-from llmopt.cli import tuning
 from llmopt.core.errors import UsageError
 
 RECIPES = sorted((Path(llmopt.__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -302,37 +301,3 @@ def test_a_draft_that_is_not_there_is_refused_and_a_word_stays_a_word(load, refu
     refused(OF_VLLM.format("vllm", ", speculative_model: drafts/small"), match="no draft at .*drafts/small")
     ((_, options),) = load(OF_VLLM.format("vllm", ", speculative_model: ngram")).cases
     assert options.speculative_model == "ngram"
-
-
-# --- a space to search ----------------------------------------------------------------------------------------------
-
-
-def job(tmp_path, text, **given):
-    (tmp_path / "s.yaml").write_text(f"name: s\nmodel: builtin\nsearch:\n{text}")
-    model, written = tuning.search_of(tmp_path / "s.yaml")
-    return tuning.job_of(model, written | given)
-
-
-def test_a_search_is_the_job_of_the_same_options(tmp_path):
-    found = job(
-        tmp_path, "  budget: 2min\n  knobs: {threads: [1, 2], enable_chunked_prefill: [true]}\n  concurrency: [1, 4]\n"
-    )
-    options = {"--budget": "2min", "--knob": ["threads=1,2", "enable_chunked_prefill=true"], "--concurrency": "1,4"}
-    assert found == tuning.job_of("builtin", options)
-
-
-def test_the_command_line_goes_before_the_file(tmp_path):
-    assert job(tmp_path, "  budget: 2min\n", **{"--budget": "5s"}).budget_s == 5
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("  budgt: 2min\n", "budgt"),
-        ("  concurrency: many\n", r"\$\.search\.concurrency"),
-        ("  requests: [1]\n", "requests"),
-    ],
-)
-def test_what_a_search_does_not_know_names_its_place(tmp_path, text, word):
-    with pytest.raises(UsageError, match=word):
-        job(tmp_path, text)
