@@ -14,12 +14,11 @@ from llmopt.core.errors import Inconclusive
 from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.run_record import QUALITY
 from llmopt.core.run_table import RunTable, table_of
-from llmopt.recommend.points import EVIDENCE, OF_SLOS, PEAKS, Curves, Point, task_scores
+from llmopt.recommend.points import EVIDENCE, OF_SLOS, PEAKS, SHARES_OF_REQUESTS, Curves, Point, task_scores
 from llmopt.recommend.scores import UNKNOWN, Score
 from llmopt.recommend.ties import over_requests, over_runs
 
 INTERVALS = ("output_tps", "ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "peak_rss_bytes", "peak_vram_bytes")
-SHARES_OF_REQUESTS = ("error_rate", "slo_attainment")
 WILSON = "requests (Wilson)"  # as the runs themselves have it (llmopt.core.metrics)
 # What must be alike, and how runs that differ in it are called; the first that differs names them.
 CONTEXT = {

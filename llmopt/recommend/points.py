@@ -1,4 +1,7 @@
-"""Load curves: the runs of one configuration at one load are a point, and its figures are medians over them."""
+"""Load curves: the runs of one configuration at one load are a point, and its figures are medians over them.
+
+Shares of requests are of the requests of all runs together: a median would hide the one run that failed.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ PEAKS = ("peak_rss_bytes", "peak_vram_bytes")
 # A run that never got steady has no steady rate: its repeats still have theirs, and the doubt stays in the merged verdict.
 # Any other figure that one run lacks is unknown: a tail that is missing may be missing because it is bad.
 STEADY_RATES = ("output_tps", "total_tps", "requests_per_s")
+SHARES_OF_REQUESTS = ("error_rate", "slo_attainment")
 OF_SLOS = ("goodput_rps", "goodput_rps_whole", "slo_attainment")  # say nothing beside those of other SLOs
 SECONDS_OF_AN_HOUR = 3600.0
 
@@ -127,9 +131,10 @@ class Curves:
         return len(self.starts)
 
     def medians(self, column: str) -> list[float]:
-        """Of every point, NaN where it is unknown; of a peak the highest."""
+        """Of every point, NaN where it is unknown; of a peak the highest, of a share of requests that of all."""
         if column not in self._medians:
-            self._medians[column] = self._derived(column) or self._median(column).tolist()
+            found = self._pooled(column) if column in SHARES_OF_REQUESTS else self._median(column)
+            self._medians[column] = self._derived(column) or found.tolist()
         return self._medians[column]
 
     def known(self, column: str, point: int) -> float | None:
@@ -154,6 +159,19 @@ class Curves:
         median = (ordered[low] + ordered[high]) / 2
         complete = known > 0 if column in STEADY_RATES else known == self.counts
         return np.asarray(np.where(complete, median, np.nan))
+
+    def _pooled(self, column: str) -> NDArray[np.float64]:
+        """Where a run does not tell how many requests it had, each run counts alike."""
+        import numpy as np
+
+        shares = self.table.column(column)[self.members]
+        if not len(shares):
+            return shares
+        requests = (self.table.column("requests_ok") + self.table.column("requests_failed"))[self.members]
+        told = np.add.reduceat(np.isnan(requests), self.starts) == 0
+        weights = np.where(told[self.segment], requests, 1.0)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.add.reduceat(shares * weights, self.starts) / np.add.reduceat(weights, self.starts))
 
     def _derived(self, column: str) -> list[float] | None:
         """Prices per token follow from the throughput of the point."""

@@ -118,6 +118,25 @@ def test_no_failure_in_three_runs_is_no_proof_that_there_are_none():
     assert bounds["high"] == pytest.approx(0.0196, abs=1e-4)
 
 
+def failing(*shares, **figures):
+    return only([run(run_id=str(n), metrics=metrics() | {"error_rate": s} | figures) for n, s in enumerate(shares)])
+
+
+def test_a_run_that_failed_is_not_hidden_by_the_others():
+    counts = {"requests_ok": 64, "requests_failed": 0}
+    found = failing(0.0, 0.0, 0.3, **counts)
+    assert found.value("error_rate") == pytest.approx(0.1)
+    bounds = found.interval("error_rate")
+    assert bounds["low"] < 0.1 < bounds["high"]
+
+
+def test_shares_are_weighed_by_their_requests_where_all_runs_tell_them():
+    big = run(run_id="a", metrics=metrics() | {"error_rate": 0.5, "requests_ok": 90, "requests_failed": 90})
+    small = run(run_id="b", metrics=metrics() | {"error_rate": 0.0, "requests_ok": 20, "requests_failed": 0})
+    assert only([big, small]).value("error_rate") == pytest.approx(0.45)
+    assert failing(0.5, 0.0).value("error_rate") == 0.25
+
+
 def test_memory_of_an_invalid_load_on_the_way_up_does_not_count():
     low = run(metrics=metrics(memory=7.0), verdict=INVALID, workload=WORKLOAD | {"concurrency": 1}, run_id="a")
     (found,) = comparable([low, run(metrics=metrics(memory=1.0))]).candidates
