@@ -10,7 +10,7 @@ from llmopt.core.metric_table import name_of
 from llmopt.core.metrics import parse_metric
 from llmopt.core.statistics import ratio_interval
 from llmopt.recommend.candidates import CONTEXT, Candidate
-from llmopt.recommend.points import PEAKS
+from llmopt.recommend.curves import PEAKS
 
 # By what it is compared, in the words of the issue: latency, throughput, memory, cost, quality.
 WATCHED = {

@@ -14,10 +14,12 @@ from llmopt.core.errors import Inconclusive
 from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.run_record import QUALITY
 from llmopt.core.run_table import RunTable, table_of
-from llmopt.recommend.points import EVIDENCE, OF_SLOS, PEAKS, SHARES_OF_REQUESTS, Curves, Point, task_scores
+from llmopt.recommend.curves import EVIDENCE, PEAKS, SHARES_OF_REQUESTS, Curves
+from llmopt.recommend.points import Point, task_scores
 from llmopt.recommend.scores import UNKNOWN, Score
 from llmopt.recommend.ties import over_requests, over_runs
 
+OF_SLOS = ("goodput_rps", "goodput_rps_whole", "slo_attainment")  # say nothing beside those of other SLOs
 INTERVALS = ("output_tps", "ttft_p50", "ttft_p95", "tps_p50", "e2e_p50", "peak_rss_bytes", "peak_vram_bytes")
 WILSON = "requests (Wilson)"  # as the runs themselves have it (llmopt.core.metrics)
 # What must be alike, and how runs that differ in it are called; the first that differs names them.

@@ -10,8 +10,9 @@ from typing import Any
 from llmopt.core.metrics import METRICS
 from llmopt.core.statistics import Z_95
 from llmopt.recommend.candidates import Candidate
+from llmopt.recommend.curves import EVIDENCE, PEAKS
 from llmopt.recommend.front import Axis
-from llmopt.recommend.points import EVIDENCE, PEAKS, Point
+from llmopt.recommend.points import Point
 from llmopt.recommend.scores import UNKNOWN
 from llmopt.recommend.ties import FEWEST_RUNS, SURE, beats, beats_by_interval
 

@@ -11,7 +11,7 @@ from llmopt.core.metric_table import name_of
 from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.units import show
 from llmopt.recommend.candidates import Candidate
-from llmopt.recommend.points import EVIDENCE
+from llmopt.recommend.curves import EVIDENCE
 
 # What a step on the front is paid with, for the knee.
 AGAINST = {

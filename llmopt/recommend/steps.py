@@ -11,7 +11,7 @@ from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.statistics import ratio_interval
 from llmopt.recommend.candidates import merge
 from llmopt.recommend.cost import TOKENS_OF_A_PRICE
-from llmopt.recommend.points import PEAKS, SECONDS_OF_AN_HOUR
+from llmopt.recommend.curves import PEAKS, SECONDS_OF_AN_HOUR
 
 # What a step may change, as ratio to the step before.
 WATCHED = ("ttft_p50", "tps_p50", "output_tps", "requests_per_s", "peak_rss_bytes", "peak_vram_bytes")
