@@ -18,7 +18,8 @@ from llmopt.core.environments import Environment
 from llmopt.core.errors import LlmoptError, MissingEnvironment, ServerError, UsageError
 from llmopt.pipeline.measuring import options_document, version_of, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
-from llmopt.serve.process import RunningServer, command_anywhere, free_port, own_log, serving
+from llmopt.serve.logs import log_stem, own_log
+from llmopt.serve.process import RunningServer, command_anywhere, free_port, serving
 from llmopt.serve.room import require_positions, require_room
 
 FOLLOW_S = 0.2
@@ -44,12 +45,12 @@ class Place:
 def hosted(
     case: Case, place: Place, report: Reporter, *, ready_timeout_s: float | None = None
 ) -> Iterator[RunningServer]:
-    """A ready server; its log stays in llmopt's own folder until the same case is served after its end: errors name it."""
+    """A ready server; its log stays in llmopt's own folder, among the last few of the same case: errors name it."""
     backend = serve.backend(case.serve.backend)
     environment = place.environment(backend)
     if environment and (doubt := backend.doubt(version_of(backend, environment))):
         report.say(doubt)
-    log = own_log(environments.home() / "logs" / f"serve-{backend.name}-{case.key}")
+    log = own_log(environments.home() / "logs" / f"serve-{log_stem(case.artifact, case.serve)}")
     with contextlib.ExitStack() as stack:
         with report.task(f"starting {backend.name} with {case.artifact.label}"):
             server = stack.enter_context(

@@ -33,7 +33,8 @@ from llmopt.core.store import prepare_results, save_run
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve import Backend, require_loadable
 from llmopt.serve.adapters import require_adapters
-from llmopt.serve.process import RunningServer, own_log, serving
+from llmopt.serve.logs import log_stem, own_log
+from llmopt.serve.process import RunningServer, serving
 from llmopt.serve.recognise import recognise
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def serving_case(
     backend = require_loadable(case.serve.backend, case.artifact.quantization)
     require_adapters(backend, case.serve, case.workload.adapters)
     environment = environments.find(backend.needs, python)
-    log = own_log(results / "logs" / f"{case.artifact.label}-{backend.name}-{case.key[:8]}")
+    log = own_log(results / "logs" / log_stem(case.artifact, case.serve))
     prepare_results(results, this_machine())
     tokenizer, vram_before = load_tokenizer(case.artifact.path), used_by_gpu()
     if doubt := backend.doubt(version_of(backend, environment)):

@@ -18,6 +18,7 @@ from llmopt.core.worker import run_job
 from llmopt.pipeline.measuring import check_url
 from llmopt.pipeline.reporter import Reporter
 from llmopt.quality import tasks as handover
+from llmopt.serve.logs import log_stem, own_log
 from llmopt.serve.process import serving
 
 LONGEST = 4096  # tokens of context that the tasks get, where the model has them
@@ -55,9 +56,8 @@ def score(
             "offline": bool(os.environ.get("HF_HUB_OFFLINE")),
         }
         work = stack.enter_context(report.task(f"scoring {artifact.label} on {', '.join(names)}"))
-        job = run_job(
-            environment, handover.FUNCTION, arguments, log=log_folder / f"tasks-{artifact.label}.log", progress=work.at
-        )
+        log = own_log(log_folder / f"tasks-{artifact.label}")
+        job = run_job(environment, handover.FUNCTION, arguments, log=log, progress=work.at)
     return list(job.value)
 
 
@@ -77,7 +77,7 @@ def server(artifact: Artifact, report: Reporter, log_folder: Path, length: int) 
     """The artifact served for the time of the ``with`` block; (base URL, name of the model)."""
     backend, environment = first_here(artifact)
     options = ServeOptions(backend=backend.name, max_model_len=length, max_num_seqs=AT_ONCE)
-    log = log_folder / f"serve-{artifact.label}-{backend.name}.log"
+    log = own_log(log_folder / f"serve-{log_stem(artifact, options)}")
     with contextlib.ExitStack() as stack:
         with report.task(f"starting {backend.name} with {artifact.label}"):
             running = stack.enter_context(serving(backend, artifact, options, environment, log=log))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import json
-import os
 import queue
 import shutil
 import socket
@@ -18,8 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from llmopt.core import keeper
 from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
@@ -40,7 +36,6 @@ POLL_S = 0.1
 MOST_BYTES = 1 << 20
 UNEXPLAINED = "its log: "  # how the hint of an error begins whose cause is not known
 LOG_LINES = 5000  # a root cause may stand far above the last word of an engine of several processes
-LOGS_KEPT, STARTS = 5, itertools.count(1)
 # Loopback must not go through a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -58,22 +53,6 @@ class RunningServer:
     def require_alive(self, backend: Backend, doing: str = "was measured") -> None:
         if not self.process.running:
             raise failure(backend, self.process, f"died while it {doing}")
-
-
-def own_log(stem: Path) -> Path:
-    """A new ``STEM-PID-N.log`` for each start: what is told of one that failed names its log, which others must not write into.
-
-    Of each stem the last few are kept, and those of servers that may still run.
-    """
-    written = {}
-    for file in stem.parent.glob(f"{stem.name}-*-*.log"):
-        with contextlib.suppress(FileNotFoundError):  # somebody else tidies up here too
-            written[file] = file.stat().st_mtime
-    for file in sorted(written, key=lambda file: written[file])[:-LOGS_KEPT]:
-        number = file.stem.split("-")[-2]
-        if number.isdigit() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
-            file.unlink(missing_ok=True)
-    return stem.with_name(f"{stem.name}-{os.getpid()}-{next(STARTS)}.log")
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def test_the_same_case_served_twice_has_two_logs(served, environment):
     )
     try:
         assert second.stdout.readline()
-        assert len(list(Path(environment["LLMOPT_HOME"]).glob("logs/serve-scripted-*.log"))) == 2
+        assert len(list(Path(environment["LLMOPT_HOME"]).glob("logs/serve-*-scripted-*.log"))) == 2
     finally:
         second.terminate()
         second.communicate(timeout=20)

@@ -1,4 +1,3 @@
-import os
 import socket
 import time
 
@@ -8,7 +7,7 @@ import pytest
 from llmopt.core.domain import ServerCommand
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ServerError
-from llmopt.serve import backend, process
+from llmopt.serve import backend
 from llmopt.serve.process import answers, completes, emptiness, fetch, free_port, refusal, with_known_pair
 from unit.serve.raw import raw_server
 
@@ -146,24 +145,3 @@ def test_a_server_that_drips_is_waited_for_no_longer_than_was_said(begin):
 def test_an_endless_body_is_read_up_to_a_limit():
     with raw_server(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100_000) as root:
         assert len(fetch(root, 5, most_bytes=1000).body) == 1000
-
-
-def test_each_start_has_a_log_of_its_own_and_the_last_few_are_kept(tmp_path):
-    made = []
-    for _ in range(process.LOGS_KEPT + 3):
-        made.append(process.own_log(tmp_path / "q on hf"))
-        made[-1].write_text("what it died of")
-        os.utime(made[-1], (len(made), len(made)))
-    assert len(set(made)) == len(made)
-    process.own_log(tmp_path / "q on hf")
-    assert sorted(tmp_path.iterdir()) == sorted(made[-process.LOGS_KEPT :])
-
-
-def test_the_log_of_a_server_that_runs_is_not_tidied_away(tmp_path):
-    others = tmp_path / f"x-{os.getppid()}-1.log"
-    for number in range(process.LOGS_KEPT + 1):
-        file = others if number == 0 else tmp_path / f"x-999999999-{number}.log"
-        file.touch()
-        os.utime(file, (number, number))
-    process.own_log(tmp_path / "x")
-    assert others.exists()
