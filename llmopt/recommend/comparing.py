@@ -23,23 +23,24 @@ EXACT = ("weights_bytes",)  # counted, not sampled: any difference is one
 class Beats:
     """P(one is better than the next), and over what that was found; ``None`` where only the figures are known."""
 
-    probability: float
+    probability: float | None
     over: str | None
     equal: bool = False
 
     @property
     def sure(self) -> bool:
         """Where no interval is known nobody has surely won, however far apart the figures are."""
-        return self.over is not None and self.probability >= SURE
+        return self.probability is not None and self.probability >= SURE
 
     @property
     def apart(self) -> bool:
         """Whether they are of unlike rank: where no interval tells, the figures do. Not known is not even."""
-        return self.sure if self.over is not None else not self.equal
+        return self.sure if self.probability is not None else not self.equal
 
     @property
     def words(self) -> str:
-        return "their figures are equal" if self.over is None else f"P(better) {self.probability:.2f} over {self.over}"
+        known = self.probability is not None
+        return f"P(better) {self.probability:.2f} over {self.over}" if known else "their figures are equal"
 
 
 def in_order(
@@ -99,7 +100,7 @@ def probability(one: Candidate, other: Candidate, axis: Axis) -> Beats:
     equal = costs[0] == costs[1]
     if axis.metric in EXACT:
         return Beats(probability=0.5 if equal else float(costs[0] < costs[1]), over="the bytes of both")
-    return Beats(probability=0.5, over=None, equal=equal)
+    return Beats(probability=None, over=None, equal=equal)
 
 
 def judged_at(c: Candidate, metric: str) -> Point:
@@ -165,7 +166,7 @@ def beats_next(one: Candidate, other: Candidate | None, axis: Axis) -> dict[str,
     return {
         "label": other.label,
         "in": axis.name,
-        "probability": found.probability if found.over else None,
+        "probability": found.probability,
         "over": found.over,
     }
 
