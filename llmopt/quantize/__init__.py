@@ -36,8 +36,8 @@ class Route:
 
     ``distribution`` is the package whose version goes into the artifact's key; ``resumes``: model types of which a killed
     run goes on where it stopped; ``grouped``: input widths must be multiples of the group size; ``by_shards``: goes file by
-    file where the model is larger than ``--max-memory``; ``offloads``: what does not fit waits on disk; ``shards`` and
-    ``device_map``: the options of those names are passed on.
+    file where the model is larger than ``--max-memory``; ``offloads``: what does not fit waits on disk; ``spools``: finished
+    layers wait on disk until all are; ``shards`` and ``device_map``: the options of those names are passed on.
     """
 
     format: Format
@@ -49,6 +49,7 @@ class Route:
     grouped: bool = False
     by_shards: bool = False
     offloads: bool = False
+    spools: bool = False
     shards: bool = False
     device_map: bool = False
 
@@ -121,6 +122,7 @@ def _gptqmodel(layout: Format, **settings: Any) -> Route:
         settings=settings | CALIBRATED,
         resumes=GPTQ_MODEL_RESUMES,
         grouped=True,
+        spools=True,
         shards=True,
     )
 

@@ -59,6 +59,7 @@ def forecast(model: ModelRef, method: Method, route: Route, settings: dict[str, 
     cost, evidence = scaled(cost_of(method, route), method.name, route, model.parameters, tokens)
     # A GGUF is quantized from one in 16 bits; with a choice of matrix two results lie beside each other.
     beside = model.parameters * 2 + (size if settings.get("imatrix") == "auto" else 0) if route.format == "gguf" else 0
+    beside += size if route.spools else 0
     doubts = [f"{len(fallbacks)} tensors get a wider type: their rows are no multiple of 256"] if fallbacks else []
     if route.format == "gguf" and (note := FILE_TYPES[settings["type"]].note):
         doubts.append(f"{method.name}: {note}")

@@ -43,6 +43,11 @@ def test_every_method_has_a_forecast(name):
     assert coming.seconds > 0
 
 
+def test_layers_that_wait_on_disk_take_their_room_twice():
+    coming, other = forecast(demo.MODEL, "gptq-int4-g128/gptq"), forecast(demo.MODEL, "gptq-int4-g128")
+    assert (coming.disk_bytes, other.disk_bytes) == (2 * coming.size_bytes, other.size_bytes)
+
+
 def test_embeddings_heads_and_norms_are_no_linear_layers(tmp_path):
     found = preflight.tensors(decoder(tmp_path, layers=3))
     assert sum(t.linear for t in found) == 3 * 6
