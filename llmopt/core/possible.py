@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from llmopt.core.metric_table import METRICS, parse_metric
 from llmopt.core.run_record import SPREAD
-from llmopt.core.run_row import INTERVALS, NUMBERS, ROUNDED, outside
+from llmopt.core.run_row import INTERVALS, NUMBERS, ROUNDED
 from llmopt.core.run_table import RunTable
+from llmopt.core.statistics import outside
 from llmopt.core.units import SHARE_TOLD
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def impossible(table: RunTable) -> dict[int, str]:
     """Rows with a figure that no run can have, and which."""
     import numpy as np
 
-    with np.errstate(invalid="ignore", over="ignore"):
-        found = strange_intervals(table)
+    found: dict[int, str] = {}
+    with np.errstate(invalid="ignore"):
         for name, (low, high) in bounds_of_figures().items():
             column = table.numbers.get(name)
             if column is not None:
@@ -79,16 +80,15 @@ def impossible(table: RunTable) -> dict[int, str]:
     return found
 
 
-def strange_intervals(table: RunTable) -> dict[int, str]:
-    """Rows with an interval of another figure than stands beside it."""
-    found: dict[int, str] = {}
+def forget_strange_intervals(table: RunTable) -> None:
+    """In place: an interval that leaves out the figure beside it is of another, and says nothing of this one."""
+    import numpy as np
+
     for name, column in FIGURES.items():
         figure, low, high = map(table.numbers.get, (column, f"interval.{name}.low", f"interval.{name}.high"))
         if figure is not None and low is not None and high is not None:
-            for row in places(outside(figure, low, high)):
-                ends = f"[{low[row]:g}, {high[row]:g}]"
-                found[row] = f"{column} is {figure[row]:g}, outside its interval {ends}, which cannot be"
-    return found
+            strange = outside(figure, low, high)
+            low[strange] = high[strange] = np.nan
 
 
 def places(wrong: NDArray[np.bool_]) -> list[int]:

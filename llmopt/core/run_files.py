@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmopt.core.possible import impossible
+from llmopt.core.possible import forget_strange_intervals, impossible
 from llmopt.core.run_record import SCHEMA
 from llmopt.core.run_row import Row, another_schema, read_row
 from llmopt.core.run_table import RunTable, assemble
@@ -89,6 +89,7 @@ def read_chunk(folder: Path, names: Sequence[str]) -> Part:
         read = [read_file(os.path.join(folder, name)) for name in names]  # noqa: PTH118 - a tenth of the time of a Path
     table = assemble([row for row in read if isinstance(row, Row)])
     wrong, row = impossible(table), 0
+    forget_strange_intervals(table)
     part = Part(table=table, rows=[])
     for name, found in zip(names, read, strict=True):
         reason = found if isinstance(found, str) else None

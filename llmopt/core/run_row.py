@@ -107,15 +107,6 @@ def require_date(text: str) -> None:
         raise msgspec.ValidationError(f"its started_at {text!r} is {'in the future' if dated else 'no date'}")
 
 
-def outside(figure: Any, low: Any, high: Any) -> Any:
-    """Whether an interval, or each of an array of them, is of another figure than this.
-
-    A bootstrap may leave its own out, by a little: none by its whole width and 5 %.
-    """
-    slack = (high - low) + 0.05 * abs(figure) + ROUNDED
-    return (figure < low - slack) | (figure > high + slack)
-
-
 def another_schema(schema: Any) -> str:
     return f"it has schema {schema}, and this llmopt reads {SCHEMA}"
 
@@ -124,14 +115,9 @@ def quality_numbers(proof: Proof | None, unquantized: bool) -> tuple[Number, ...
     """Under the names of the metrics table; the base is its own reference, measured or not."""
     if proof is None:
         return (0.0, 0.0, 1.0, None) if unquantized else (None, None, None, None)
-    for name, bounds in (
-        ("kl_mean", proof.kl_mean_interval),
-        ("top1_agreement", proof.top1_interval),
-        ("perplexity", proof.perplexity_interval),
-    ):
-        figure: Number = getattr(proof, name)
-        if bounds is not None and figure is not None and (bounds[0] > bounds[1] or outside(figure, *bounds)):
-            raise msgspec.ValidationError(f"{name} is {figure:g}, outside its interval {list(bounds)}, which cannot be")
+    for bounds in (proof.kl_mean_interval, proof.top1_interval, proof.perplexity_interval):
+        if bounds is not None and not -ROUNDED <= bounds[0] <= bounds[1]:
+            raise msgspec.ValidationError(f"an interval of its quality is {list(bounds)}, which cannot be")
     return proof.kl_mean, proof.kl_p99, proof.top1_agreement, proof.perplexity
 
 

@@ -71,6 +71,15 @@ def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def outside(figure: Any, low: Any, high: Any) -> Any:
+    """Whether an interval, or each of an array of them, is of another figure than this; not where one is NaN.
+
+    A bootstrap may leave its own out, by a little: none by its whole width and 5 %.
+    """
+    slack = (high - low) + 0.05 * abs(figure) + 1e-6
+    return (figure < low - slack) | (figure > high + slack)
+
+
 def bootstrap(
     items: Sequence[T],
     statistic: Callable[[Sequence[T]], float | None],

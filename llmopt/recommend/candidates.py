@@ -14,6 +14,7 @@ from llmopt.core.errors import Inconclusive
 from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.run_record import QUALITY
 from llmopt.core.run_table import RunTable, table_of
+from llmopt.core.statistics import outside
 from llmopt.recommend.curves import EVIDENCE, PEAKS, SHARES_OF_REQUESTS, Curves
 from llmopt.recommend.points import Point, task_scores
 from llmopt.recommend.scores import UNKNOWN, Score
@@ -148,7 +149,10 @@ class Candidate:
         )
         if metric.name in ("kl", "top1", "perplexity"):
             bounds = (self.quality or {}).get(f"{QUALITY[metric.name].removesuffix('_agreement')}_interval")
-            return {"low": bounds[0], "high": bounds[1], "over": "windows of text"} if bounds else None
+            figure = self.value(metric.name)
+            if not bounds or figure is None or outside(figure, *bounds):
+                return None
+            return {"low": bounds[0], "high": bounds[1], "over": "windows of text"}
         point = self.point
         if metric.name in PEAKS:
             return None
