@@ -111,28 +111,22 @@ def judged_at(c: Candidate, metric: str) -> Point:
     return max(below, key=lambda p: p.value(metric) or 0.0, default=c.point)
 
 
-def surely_behind(order: Sequence[Candidate], axes: Sequence[Axis], top: int | None = None) -> dict[str, Candidate]:
-    """Of the first ``top`` by key: who of the front is nowhere worse and somewhere surely better.
+def surely_behind(shown: Sequence[Candidate], axes: Sequence[Axis]) -> dict[str, Candidate]:
+    """By key: who of those on the front is nowhere worse and somewhere surely better.
 
     On the front is whoever has nobody: it may be behind another's figures that the data do not tell from its own.
+    ``shown``: from the best on, in the order of ``in_order``; who is nowhere worse than another comes before it there.
     """
     import numpy as np
 
-    rows = np.array([(EVIDENCE.index(c.evidence), *(a.cost(c) for a in axes)) for c in order], np.float64)
-
-    def ahead(place: int) -> list[int]:
-        """Who is nowhere worse and somewhere better: all of whom come before it in the order of the rows."""
-        found = (rows <= rows[place]).all(axis=1) & (rows < rows[place]).any(axis=1)
-        return list(np.flatnonzero(found).tolist())
-
-    before = {place: ahead(place) for place in range(len(order[:top]))}
-    before |= {n: ahead(n) for n in {n for places in before.values() for n in places} - set(before)}
+    rows = np.array([(EVIDENCE.index(c.evidence), *(a.cost(c) for a in axes)) for c in shown], np.float64)
     beaten = dict[str, Candidate]()
-    for place in sorted(before, key=lambda n: tuple(rows[n])):
-        one, others = order[place], (order[n] for n in before[place] if order[n].key not in beaten)
-        by = next((other for other in others if surely_ahead(other, one, axes)), None)
+    for place in sorted(range(len(shown)), key=lambda n: tuple(rows[n])):  # whoever is ahead of one comes before it
+        ahead = (rows <= rows[place]).all(axis=1) & (rows < rows[place]).any(axis=1)
+        others = (shown[n] for n in np.flatnonzero(ahead) if shown[n].key not in beaten)
+        by = next((other for other in others if surely_ahead(other, shown[place], axes)), None)
         if by is not None:
-            beaten[one.key] = by
+            beaten[shown[place].key] = by
     return beaten
 
 

@@ -136,7 +136,7 @@ def rank(
     front = [c for c in order if behind[c.key] is None]
     other = axis[AGAINST.get(first, "throughput" if first != "output_tps" else "latency")]
     bend = knee(front, wanted[0], other)
-    beaten = surely_behind(order, list(axis.values()), top)
+    beaten = surely_behind(order[:top], list(axis.values()))
     everyone = {name: min(map(a.cost, order)) for name, a in axis.items()}
     members: dict[int | None, list[Candidate]] = {}
     for c in order:
