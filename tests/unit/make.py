@@ -120,7 +120,7 @@ def run(name: str = "nf4-dq", engine: str = "hf", throughput: float = 100.0, **f
         "workload": WORKLOAD,
         "verdict": Verdict(status="valid"),
         "metrics": metrics(throughput),
-        "intervals": {"output_tps": rate and {"low": rate * 0.99, "high": rate * 1.01, "over": "blocks"}},
+        "intervals": {"output_tps": {"low": rate * 0.99, "high": rate * 1.01, "over": "blocks"}} if rate else {},
         "quality": QUALITY,
     }  # fmt: skip
     return Measurement(**known | fields)
