@@ -3,6 +3,9 @@
 import json
 from dataclasses import replace
 
+from typer.testing import CliRunner
+
+from llmopt.cli import app
 from llmopt.core.formats import layout
 from llmopt.estimate.architectures import shape_of
 from llmopt.estimate.load import Load
@@ -49,3 +52,13 @@ def folder_of(path, config=QWEN):
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def estimate(*arguments):
+    return CliRunner().invoke(app, ["estimate", *map(str, arguments)])
+
+
+def document(*arguments):
+    found = estimate(*arguments, "--json")
+    assert found.exit_code == 0, found.stderr
+    return json.loads(found.stdout)
