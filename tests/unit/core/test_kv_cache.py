@@ -103,6 +103,7 @@ def test_what_a_config_does_not_tell_is_not_guessed(config):
     ("config", "longest"),
     [
         ({"n_positions": 1024}, 1024),  # GPT-2
+        ({"model_max_length": -5, "max_position_embeddings": -1}, None),  # damaged
         ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
         ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "dynamic", "factor": 2}}, 8192),
         ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),

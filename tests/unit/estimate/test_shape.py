@@ -75,6 +75,7 @@ def test_an_architecture_that_is_not_known_is_refused_with_its_name():
         ({"rope_scaling": {"type": "linear", "factor": -3}}, "RoPE is -3"),
         ({"rope_scaling": {"type": "linear", "factor": 1e308}}, "RoPE is 1e"),
         ({"max_position_embeddings": -7}, "max_position_embeddings is -7"),
+        ({"model_max_length": -5}, "model_max_length is -5"),
         ({"num_key_value_heads": 5}, "5 heads of keys for 28"),
         ({"num_key_value_heads": 56}, "56 heads of keys for 28"),
     ],
