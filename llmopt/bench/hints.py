@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from llmopt.bench.endpoint import Endpoint
 from llmopt.bench.target import Target
 from llmopt.core.domain import RequestTrace
-from llmopt.core.errors import ServerError
+from llmopt.core.errors import NothingAnswered, ServerError
 
 MODELS_S, MODELS_BYTES = 3.0, 1 << 20
 SHOWN = 8
@@ -21,8 +22,10 @@ def nothing_succeeded(
     tried = [t for t in traces if t.sent_ns is not None] or list(traces)
     reason = next((t.error for t in tried if t.error and t.error_kind != "stopped"), "no answer")
     kind = reason.partition(":")[0]
-    return ServerError(
-        f"all {len(tried)} requests to {endpoint.shown} failed: {reason}", hint=remedy(kind, target, endpoint, adapters)
+    return NothingAnswered(
+        f"all {len(tried)} requests to {endpoint.shown} failed: {reason}",
+        hint=remedy(kind, target, endpoint, adapters),
+        errors=dict(Counter(t.error_kind or "none" for t in tried)),
     )
 
 

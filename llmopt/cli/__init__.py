@@ -10,7 +10,9 @@ import importlib
 import sys
 from typing import Any
 
-MODULES = ("making", "proving", "serving", "benching", "estimating", "deciding", "reporting", "tuning", "environments")
+MODULES = (
+    "making", "proving", "serving", "benching", "estimating", "deciding", "gating", "reporting", "tuning", "environments",
+)  # fmt: skip
 ALONE = {"estimate": ("estimating",)}  # a command that is asked for first → the modules that it needs
 
 

@@ -348,7 +348,8 @@ class Measurement:
     """One run: a JSON document in the store.
 
     ``memory`` is where the server's memory goes, ``server`` what it counted itself over the same time.  ``race``: the
-    round of ``llmopt tune`` that it was measured in, and for which configuration.
+    round of ``llmopt tune`` that it was measured in, and for which configuration.  ``session`` names the start of the
+    server: runs of one session share its luck.  ``gate``: the block and side of the gate that it was measured for.
     """
 
     run_id: str
@@ -370,6 +371,8 @@ class Measurement:
     memory: dict[str, Any] = field(default_factory=dict)
     server: dict[str, Any] = field(default_factory=dict)
     race: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
+    session: str = ""
     evidence: Evidence = "measured"
     llmopt_version: str = ""
     measuring_revision: int = 0

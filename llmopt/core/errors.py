@@ -8,6 +8,7 @@
     ├── MissingEnvironment         no interpreter here has what an adapter needs
     ├── WorkerError               a job in another environment failed or was killed
     ├── ServerError               an engine did not start, died or hung
+    │   └── NothingAnswered       a server is there, or is not, and every request failed
     ├── StoreError                a file could not be written or read back
     ├── Interrupted (130)         Ctrl-C, with what was kept
     ├── GoalNotMet (3)            the measurement stands, the goal does not
@@ -49,6 +50,14 @@ class WorkerError(LlmoptError):
 
 class ServerError(LlmoptError):
     pass
+
+
+class NothingAnswered(ServerError):
+    """``errors``: how many requests failed in which way, by the client's words (``refused``, ``http``, ``timeout`` …)."""
+
+    def __init__(self, message: str, *, hint: str | None = None, errors: dict[str, int]) -> None:
+        super().__init__(message, hint=hint)
+        self.errors = errors
 
 
 class StoreError(LlmoptError):

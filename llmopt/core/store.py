@@ -35,6 +35,10 @@ def prepare_results(results: Path, machine: Machine) -> None:
     write_atomic(folder / "machine.json", pretty(machine))
 
 
+def record_file(results: Path, run: Measurement) -> Path:
+    return machine_folder(results, run.machine) / f"{run.run_id}.json"
+
+
 def save_run(
     results: Path, run: Measurement, traces: Sequence[RequestTrace], series: Mapping[str, Sequence[Any]] | None = None
 ) -> Path:
@@ -45,7 +49,7 @@ def save_run(
     write_atomic(folder / f"{run.run_id}.traces.json.gz", packed(traces))
     if series:
         write_atomic(folder / f"{run.run_id}.telemetry.json.gz", packed(series))
-    path = folder / f"{run.run_id}.json"
+    path = record_file(results, run)
     write_atomic(path, pretty(run))
     return path
 

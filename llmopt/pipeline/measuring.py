@@ -60,6 +60,7 @@ class Subject:
     label: str
     metrics: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
+    session: str = field(default_factory=lambda: new_run_id())  # one start of a server, one session
     alive: Callable[[], bool] = lambda: True
     options: frozenset[str] | None = (
         None  # that its engine has; of a server that we did not start nothing can be turned
@@ -70,7 +71,7 @@ class Subject:
 class RunOptions:
     """How a run is carried out and kept; none of it changes what is asked of the server.
 
-    ``race``: what the record says of the search that it belongs to.
+    ``race`` and ``gate``: what the record says of the search, or of the gate, that it belongs to.
     """
 
     results: Path
@@ -78,6 +79,7 @@ class RunOptions:
     definitions: tuple[str, ...] = ()
     salt: str | None = None
     race: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
 
 
 def measure_and_save(
@@ -114,7 +116,7 @@ def measure_and_save(
                 ended=interrupts.hold,
             )
         run = record(subject, workload, result, run_id, started_at, definitions_of(options.definitions, result))
-        run = replace(run, race=options.race)
+        run = replace(run, race=options.race, gate=options.gate, session=subject.session)
         file = save_run(options.results, run, result.traces, result.series)
     if interrupts.came or result.stopped == "interrupted":
         raise Interrupted(f"interrupted; the {len(result.traces)} requests measured until then are kept in {file}")

@@ -73,6 +73,18 @@ def split_model(model: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
+SHORT = {"ttft": "ttft_ms", "itl": "tpot_ms", "tpot": "tpot_ms"}
+
+
+def split_path(path: str) -> dict[str, Any]:
+    """``/x/ttft=30,itl=5/v1/completions`` → settings, so that one server is several by their URLs. Raises ScriptError."""
+    head, _, rest = path.removeprefix("/").partition("/")
+    if head != "x":
+        return {}
+    words = [pair.partition("=") for pair in rest.partition("/")[0].split(",")]
+    return split_model("?" + "&".join(f"{SHORT.get(name, name)}={value}" for name, _, value in words))[1]
+
+
 def make_script(settings: Mapping[str, Any]) -> Script:
     script = Script(**settings)
     if script.usage not in ("never", "last", "each"):

@@ -4,6 +4,8 @@ Token n of a request is written at ``start + ttft + n × tpot`` by an absolute c
 ``--max-num-seqs`` slots became free.  What is sent is rendered before (scripted_answer.py) and may be difficult
 (scripted_traps.py); one loop sends it when it is due (scripted_loop.py); here are the addresses and the options.
 
+An address may hold its own script, as a model's name may: ``/x/ttft=30,itl=5/v1`` is a server of that speed.
+
 ``GET /scripted/log`` returns, per streamed request in order of arrival (``?all=1``: per request), the CLOCK_MONOTONIC
 stamps of what was really done: the truth that load clients are measured against.  ``DELETE`` empties it.
 ``GET /scripted/stats`` says how late the writes of that log were, and what they cost; ``GET /metrics`` what an engine
@@ -28,14 +30,14 @@ from typing import TYPE_CHECKING, Any
 # fmt: off
 if TYPE_CHECKING or __package__:
     from llmopt.serve.shims.scripted_answer import SCRIPT_PARSERS, Ask, Plan, Script, ScriptError
-    from llmopt.serve.shims.scripted_answer import error, make_ask, reply, reply_text, split_model
+    from llmopt.serve.shims.scripted_answer import error, make_ask, reply, reply_text, split_model, split_path
     from llmopt.serve.shims.scripted_http import Message
     from llmopt.serve.shims.scripted_loop import Loop, Request, be_precise
     from llmopt.serve.shims.scripted_metrics import Metrics
     from llmopt.serve.shims.scripted_traps import TRAPS, plan, script_of
 else:
     from scripted_answer import SCRIPT_PARSERS, Ask, Plan, Script, ScriptError
-    from scripted_answer import error, make_ask, reply, reply_text, split_model
+    from scripted_answer import error, make_ask, reply, reply_text, split_model, split_path
     from scripted_http import Message
     from scripted_loop import Loop, Request, be_precise
     from scripted_metrics import Metrics
@@ -81,7 +83,7 @@ class Service:
             request.model, request.stream = str(body.get("model", "scripted")), bool(body.get("stream"))
             if not allowed:
                 return reply("401 Unauthorized", error("wrong API key", 401))
-            ask = self.ask(request, body, chat=path.endswith("/chat/completions"), close=message.wants_close)
+            ask = self.ask(request, body, path=path, close=message.wants_close)
             return plan(ask) if ask else reply("404 Not Found", missing(request.model))
         except (ScriptError, ValueError, TypeError, AttributeError) as problem:
             return reply("400 Bad Request", error(str(problem), 400))
@@ -109,14 +111,14 @@ class Service:
             **{f"write_lag_{name}_ns": lags[index] if lags else None for name, index in at.items()},
         }
 
-    def ask(self, request: Request, body: dict[str, Any], *, chat: bool, close: bool) -> Ask | None:
+    def ask(self, request: Request, body: dict[str, Any], *, path: str, close: bool) -> Ask | None:
         """What the body of a completion request asks for; None for a model that is not here."""
         name, settings = split_model(request.model)
         if self.options.only_model not in (None, name):
             return None
-        script = self.script(request, settings)
+        script = self.script(request, split_path(path) | settings)
         request.trap = script.trap if request.stream else "none"
-        return make_ask(body, script, chat=chat, close=close)
+        return make_ask(body, script, chat=path.endswith("/chat/completions"), close=close)
 
     def script(self, request: Request, settings: dict[str, Any]) -> Script:
         """The script of this request: without its trap when that has held ``times`` times for this model."""

@@ -1,0 +1,139 @@
+"""Accepted runs, kept in the results folder under a name: ``RESULTS/baselines/NAME/CASE.json``, one small file a case.
+
+A file has what a gate asks of a run and no more: figures, counts, what it was measured on and with.  Keys are sorted
+and numbers are as they were, so git shows what changed; timelines stay where they are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import llmopt
+from llmopt.core.domain import Measurement
+from llmopt.core.errors import StoreError, UsageError
+from llmopt.core.files import write_atomic
+from llmopt.gate.counts import Counts
+
+SCHEMA = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+OLD_DAYS = 90  # from then on a gate says how old its baseline is
+# Of the record, what neither a verdict nor a list of differences asks for.
+LEFT_OUT: dict[str, Any] = {
+    "intervals": {},
+    "definitions": {},
+    "server": {},
+    "memory": {},
+    "race": {},
+    "gate": {},
+    "tokens": {},
+}
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """One file."""
+
+    name: str
+    accepted_at: str
+    runs: list[Measurement]
+    counts: list[Counts]
+    llmopt_version: str = ""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    name: str
+    accepted_at: str
+    runs: tuple[Measurement, ...]
+    counts: dict[str, Counts]
+
+    @property
+    def age_days(self) -> float:
+        then = datetime.datetime.fromisoformat(self.accepted_at)
+        return (datetime.datetime.now(datetime.UTC) - then).total_seconds() / 86_400
+
+
+def baseline_folder(results: Path, name: str) -> Path:
+    return results / "baselines" / name
+
+
+def set_baseline(results: Path, name: str, runs: Sequence[tuple[Measurement, Counts]]) -> list[Path]:
+    """Accept runs under a name, in the place of what stood there for their cases. Raises UsageError, StoreError."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of a baseline", hint="letters, digits, dots and dashes: main, v1.2")
+    bad = [run for run, _ in runs if run.verdict.status == "invalid"]
+    if bad:
+        raise UsageError(
+            f"{len(bad)} of {len(runs)} runs are invalid ({bad[0].verdict.reasons[0].message})",
+            hint="accept only runs that count; measure again",
+        )
+    cases: dict[str, list[tuple[Measurement, Counts]]] = defaultdict(list)
+    for pair in runs:
+        cases[pair[0].case_key].append(pair)
+    accepted_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    written = []
+    for key, pairs in cases.items():
+        kept = Kept(
+            name=name, accepted_at=accepted_at, runs=[replace(run, **LEFT_OUT) for run, _ in pairs],
+            counts=[counts for _, counts in pairs], llmopt_version=llmopt.__version__,
+        )  # fmt: skip
+        file = baseline_folder(results, name) / f"{slug(pairs[0][0])}-{key[:8]}.json"
+        data = msgspec.json.format(msgspec.json.encode(kept, order="sorted"), indent=1)
+        write_atomic(file, data + b"\n")
+        written.append(file)
+    return written
+
+
+def slug(run: Measurement) -> str:
+    words = f"{run.artifact.get('label') or run.artifact.get('quantization')}-{run.backend.get('name')}"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", words).strip("-")[:60] or "case"
+
+
+def read_baseline(results: Path, name: str) -> Baseline:
+    """Raises StoreError where there is none of that name, for a damaged file, and for another schema."""
+    files = sorted(baseline_folder(results, name).glob("*.json")) if NAME.fullmatch(name) else []
+    if not files:
+        known = ", ".join(names(results)) or "none"
+        raise StoreError(
+            f"there is no baseline {name!r} in {results}", hint=f"known: {known}; llmopt baseline set NAME RUNS"
+        )
+    kept = [read(file) for file in files]
+    return Baseline(
+        name=name,
+        accepted_at=min(one.accepted_at for one in kept),
+        runs=tuple(run for one in kept for run in one.runs),
+        counts={run.run_id: counts for one in kept for run, counts in zip(one.runs, one.counts, strict=True)},
+    )
+
+
+def read(file: Path) -> Kept:
+    try:
+        document = msgspec.json.decode(file.read_bytes())
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if schema != SCHEMA:
+            raise StoreError(
+                f"{file} has schema {schema}, and this llmopt reads {SCHEMA}",
+                hint="accept it anew: llmopt baseline set",
+            )
+        kept = msgspec.convert(document, Kept)
+        if len(kept.runs) != len(kept.counts) or not kept.runs:
+            raise ValueError("not as many counts as runs")
+        datetime.datetime.fromisoformat(kept.accepted_at)
+    except (msgspec.DecodeError, ValueError, OSError) as error:
+        raise StoreError(
+            f"{file} is no whole baseline: {error}", hint="restore it from git, or accept it anew"
+        ) from error
+    return kept
+
+
+def names(results: Path) -> list[str]:
+    folder = results / "baselines"
+    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []

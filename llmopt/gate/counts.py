@@ -1,0 +1,165 @@
+"""What needs no clock: requests that failed or were cut short, tokens that came and went. Each can fail a gate by itself.
+
+Counts are of the run's own timelines, so they are there for runs that were measured before anybody thought of a gate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llmopt.core.domain import RequestTrace
+
+Outcome = Literal["pass", "regression", "inconclusive"]
+OFF = 0.02  # an answer, or a prompt, of another length than asked by more than that is another one
+# A share of failures that is not worth a word, whatever chance says of it.
+LEAST_SHARE = 0.01
+# Failures that all fall into one block may be one accident.
+FEWEST_BLOCKS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Of one run, or of several added up. Token sums are ``None`` where the server did not tell them for every answer."""
+
+    planned: int = 0
+    failed: int = 0
+    dropped: int = 0
+    short: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int | None = 0
+    output_tokens: int | None = 0
+    requested_tokens: int = 0
+    crashes: int = 0
+
+    @property
+    def ok(self) -> int:
+        return self.planned - self.failed
+
+
+def counts_of(traces: Sequence[RequestTrace]) -> Counts:
+    good = [t for t in traces if t.ok]
+    lengths = [(t.output_tokens, t.requested_output_tokens) for t in good if t.output_tokens is not None]
+    prompts = [t.prompt_tokens for t in good if t.prompt_tokens is not None]
+    return Counts(
+        planned=len(traces),
+        failed=len(traces) - len(good),
+        dropped=sum(t.sent_ns is None for t in traces),
+        short=sum(length < asked * (1 - OFF) for length, asked in lengths),
+        errors=dict(Counter(t.error_kind or "" for t in traces if not t.ok)),
+        prompt_tokens=sum(prompts) if len(prompts) == len(good) else None,
+        output_tokens=sum(length for length, _ in lengths) if len(lengths) == len(good) else None,
+        requested_tokens=sum(t.requested_output_tokens for t in good),
+    )
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """Added up; a sum is unknown as soon as one part is."""
+    parts = list(parts)
+
+    def tokens(values: Sequence[int | None]) -> int | None:
+        return None if None in values else sum(v for v in values if v is not None)
+
+    return Counts(
+        planned=sum(p.planned for p in parts),
+        failed=sum(p.failed for p in parts),
+        dropped=sum(p.dropped for p in parts),
+        short=sum(p.short for p in parts),
+        errors=dict(sum((Counter(p.errors) for p in parts), Counter())),
+        prompt_tokens=tokens([p.prompt_tokens for p in parts]),
+        output_tokens=tokens([p.output_tokens for p in parts]),
+        requested_tokens=sum(p.requested_tokens for p in parts),
+        crashes=sum(p.crashes for p in parts),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """One row of what was counted: base and candidate as shares or means, and what it means."""
+
+    name: str
+    unit: Literal["share", "tokens", "count"]
+    base: float | None
+    candidate: float | None
+    outcome: Outcome
+    words: str
+
+
+def compare(base: Sequence[Counts], candidate: Sequence[Counts], error: float) -> list[Counted]:
+    """Every count, from one entry for each block. ``error``: the probability with which one may call chance a regression."""
+    rows = [
+        share(
+            "failed requests", [(c.failed, c.planned) for c in base], [(c.failed, c.planned) for c in candidate], error
+        ),
+        share("answers cut short", [(c.short, c.ok) for c in base], [(c.short, c.ok) for c in candidate], error),
+        crashes(base, candidate),
+    ]
+    whole = total(base), total(candidate)
+    rows.append(mean("prompt tokens of a request", *((c.prompt_tokens, c.ok) for c in whole)))
+    rows.append(mean("output tokens of a request", *((c.output_tokens, c.ok) for c in whole)))
+    return [row for row in rows if row is not None]
+
+
+def share(name: str, base: Sequence[tuple[int, int]], candidate: Sequence[tuple[int, int]], error: float) -> Counted:
+    """Fisher's exact test over all requests, one-sided; and no verdict from what one block alone has."""
+    (bad_a, all_a), (bad_b, all_b) = ([sum(column) for column in zip(*side, strict=True)] for side in (base, candidate))
+    if not all_a or not all_b:
+        known = [bad / every if every else None for bad, every in ((bad_a, all_a), (bad_b, all_b))]
+        return Counted(
+            name=name, unit="share", base=known[0], candidate=known[1], outcome="inconclusive", words="nothing to count"
+        )
+    before, now = bad_a / all_a, bad_b / all_b
+    outcome: Outcome = "pass"
+    words = "as many" if bad_a == bad_b else f"{bad_b} of {all_b} against {bad_a} of {all_a}"
+    if now - before >= LEAST_SHARE and fisher(bad_a, all_a, bad_b, all_b) <= error:
+        blocks = sum(bad > 0 for bad, _ in candidate)
+        outcome = "regression" if blocks >= min(FEWEST_BLOCKS, len(candidate)) else "inconclusive"
+        words += "" if outcome == "regression" else ", all in one block: that may be one accident"
+    return Counted(name=name, unit="share", base=before, candidate=now, outcome=outcome, words=words)
+
+
+def crashes(base: Sequence[Counts], candidate: Sequence[Counts]) -> Counted | None:
+    """A server that dies once may be an accident; one that dies in two blocks where the base never does is none."""
+    before, now = (sum(c.crashes > 0 for c in side) for side in (base, candidate))
+    if not before and not now:
+        return None
+    worse = now >= FEWEST_BLOCKS and not before
+    return Counted(
+        name="blocks in which the server died", unit="count", base=before, candidate=now,
+        outcome="regression" if worse else "inconclusive",
+        words="only the candidate's died" if worse else "a block without its server is no whole block",
+    )  # fmt: skip
+
+
+def mean(name: str, base: tuple[int | None, int], candidate: tuple[int | None, int]) -> Counted | None:
+    """Tokens of a request: other ones are another work, whoever is faster at it. ``None`` where a side does not tell."""
+    (sum_a, count_a), (sum_b, count_b) = base, candidate
+    if not sum_a or not sum_b or not count_a or not count_b:
+        return None
+    before, now = sum_a / count_a, sum_b / count_b
+    differs = abs(now / before - 1) > OFF
+    return Counted(
+        name=name, unit="tokens", base=before, candidate=now, outcome="regression" if differs else "pass",
+        words="the sides did not do the same work" if differs else "as many",
+    )  # fmt: skip
+
+
+def fisher(bad_a: int, all_a: int, bad_b: int, all_b: int) -> float:
+    """P of ``bad_b`` or more of all bad ones among the candidate's requests, by chance (Fisher 1935, one-sided)."""
+    bad, every = bad_a + bad_b, all_a + all_b
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    whole = log_choose(every, bad)
+    return min(
+        1.0,
+        math.fsum(
+            math.exp(log_choose(all_b, k) + log_choose(all_a, bad - k) - whole)
+            for k in range(bad_b, min(bad, all_b) + 1)
+            if bad - k <= all_a
+        ),
+    )

@@ -1,0 +1,178 @@
+"""From blocks to a verdict: pass, regression or inconclusive, with every row that led there.
+
+A regression of any row is a regression of the whole; a pass needs every row to pass.  Nothing passes by accident: no
+metric in common, no whole block and no requests are no pass but an error, or inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llmopt.core.errors import Inconclusive, LlmoptError, UsageError
+from llmopt.gate import unpaired
+from llmopt.gate.blocks import Block, Reading, geometric_mean
+from llmopt.gate.counts import Counted, Outcome, compare, total
+from llmopt.gate.decide import Change, decide, sample_of
+from llmopt.gate.design import Design
+from llmopt.gate.quality import QualityChange, compare_quality
+from llmopt.gate.thresholds import Threshold
+from llmopt.gate.unpaired import SessionNoise
+
+Status = Literal["pass", "regression", "inconclusive"]
+EXIT_STATUS: dict[Status, int] = {"pass": 0, "regression": 3, "inconclusive": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """``reasons`` are the rows that decided, in words; ``decided`` whether no further block would change it by design."""
+
+    status: Status
+    reasons: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
+    counted: tuple[Counted, ...] = ()
+    quality: tuple[QualityChange, ...] = ()
+    left_out: tuple[str, ...] = ()
+    blocks: int = 0
+    invalid: tuple[str, ...] = ()
+    error: float | None = None
+    decided: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def judge(
+    blocks: Sequence[Block],
+    design: Design,
+    thresholds: Sequence[Threshold],
+    quality: Sequence[Threshold] = (),
+    *,
+    ended: bool,
+) -> Judgement | None:
+    """The verdict of what is there; ``None`` where no look was planned now. ``ended``: no further block comes.
+
+    Raises UsageError for a metric that somebody named and that is not known, LlmoptError where nothing was measured.
+    """
+    whole = [b for b in blocks if b.whole]
+    error = design.error_at(len(whole), ended=ended)
+    if error is None and not ended:
+        return None
+    readings = [r for b in blocks for r in b.base], [r for b in blocks for r in b.candidate]
+    require_something(*readings)
+    kept, left_out = known([b.readings for b in whole], thresholds, "blocks")
+    changes: tuple[Change, ...] = ()
+    if error and len(whole) >= 2 and kept:
+        samples = {t.name: sample_of([b.worsening(t) for b in whole]) for t in kept}
+        changes = tuple(
+            decide(samples, shown([b.base for b in whole], [b.candidate for b in whole], kept), kept, error)
+        )
+    counts = [b.counts() for b in blocks]
+    judgement = conclude(
+        changes,
+        compare([c for c, _ in counts], [c for _, c in counts], 1 - design.confidence),
+        compare_quality(*readings, quality),
+        without="no whole block" if len(whole) < 2 else "no metric that both sides have",
+    )
+    return replace(
+        judgement, left_out=left_out, blocks=len(whole), invalid=doubts(*readings), error=error,
+        decided=ended or judgement.status != "inconclusive",
+    )  # fmt: skip
+
+
+def judge_stored(
+    base: Sequence[Reading],
+    candidate: Sequence[Reading],
+    thresholds: Sequence[Threshold],
+    quality: Sequence[Threshold],
+    *,
+    noise: Mapping[str, SessionNoise],
+    confidence: float,
+) -> Judgement:
+    """The verdict of runs that nobody paired; ``noise`` is that between sessions, of every threshold by its name.
+
+    Raises UsageError as ``judge`` does, and Inconclusive for fewer than two runs of a side that count.
+    """
+    require_something(base, candidate)
+    good = [[r for r in side if not r.invalid] for side in (base, candidate)]
+    for word, side in zip(("base", "candidate"), good, strict=True):
+        if len(side) < 2:
+            raise Inconclusive(
+                f"the {word} has {len(side)} run(s) that count: one alone says nothing of its own noise",
+                hint="measure it again: llmopt bench; or gate what can be measured: a recipe or a URL",
+            )
+    kept, left_out = known([[*good[0], *good[1]]], thresholds, "sets of runs")
+    samples = {t.name: unpaired.sample(good[0], good[1], t, noise[t.name]) for t in kept}
+    changes = tuple(decide(samples, shown(good[:1], good[1:], kept), kept, 1 - confidence)) if kept else ()
+    counts = [[total(r.counts for r in group) for group in unpaired.sessions(side)] for side in (base, candidate)]
+    judgement = conclude(
+        changes,
+        compare(counts[0], counts[1], 1 - confidence),
+        compare_quality(base, candidate, quality),
+        without="no metric that both sides have",
+    )
+    return replace(
+        judgement, left_out=left_out, blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True
+    )
+
+
+def conclude(
+    changes: Sequence[Change], counted: Sequence[Counted], quality: Sequence[QualityChange], *, without: str
+) -> Judgement:
+    """A regression of any row is one; a pass needs every row to pass, and one row that compares more than counts."""
+    outcomes: list[tuple[Outcome, str]] = [(outcome_of(c), c.threshold.name) for c in changes]
+    outcomes += [(row.outcome, row.name) for row in counted] + [(one.outcome, one.name) for one in quality]
+    rows = {"changes": tuple(changes), "counted": tuple(counted), "quality": tuple(quality)}
+    for status in ("regression", "inconclusive"):
+        if names := tuple(name for outcome, name in outcomes if outcome == status):
+            return Judgement(status=status, reasons=names, **rows)  # type: ignore[arg-type]
+    if not changes and not quality:
+        return Judgement(status="inconclusive", reasons=(without,), **rows)  # type: ignore[arg-type]
+    return Judgement(status="pass", reasons=(), **rows)  # type: ignore[arg-type]
+
+
+def doubts(*sides: Sequence[Reading]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(reason for side in sides for r in side for reason in r.invalid))
+
+
+def known(
+    groups: Sequence[Sequence[Reading]], thresholds: Sequence[Threshold], what: str
+) -> tuple[list[Threshold], tuple[str, ...]]:
+    """The thresholds that every run has a figure for. Raises UsageError for a named one that is unknown."""
+    kept, left_out = [], []
+    for one in thresholds:
+        missing = sum(any(r.value(one) is None for r in group) for group in groups)
+        if not missing and groups:
+            kept.append(one)
+        elif one.default or not groups:
+            left_out.append(one.name)
+        else:
+            raise UsageError(
+                f"{one.name} is unknown, or zero, in {missing} of {len(groups)} {what}: there is no ratio",
+                hint="another --metric; p95 needs 59 requests in a run, p99 299",
+            )
+    return kept, tuple(left_out)
+
+
+def shown(
+    base: Sequence[Sequence[Reading]], candidate: Sequence[Sequence[Reading]], thresholds: Sequence[Threshold]
+) -> dict[str, tuple[float, float]]:
+    """Both sides as people read them: geometric means over all runs."""
+    sides = [[r for group in side for r in group] for side in (base, candidate)]
+    return {t.name: (geometric_mean(sides[0], t), geometric_mean(sides[1], t)) for t in thresholds}
+
+
+def require_something(base: Sequence[Reading], candidate: Sequence[Reading]) -> None:
+    """Raise LlmoptError where not one request was answered on either side: that is no comparison at all."""
+    counts = [r.counts for r in (*base, *candidate)]
+    if not any(c.ok for c in counts):
+        kinds = sorted({kind for c in counts for kind in c.errors})
+        raise LlmoptError(
+            f"nothing was measured: every request failed on both sides ({', '.join(kinds) or 'no answer'})",
+            hint="try one of the two alone first: llmopt bench --url URL --model NAME",
+        )
+
+
+def outcome_of(change: Change) -> Outcome:
+    if change.decision == "regression":
+        return "regression"
+    return "pass" if change.passed else "inconclusive"

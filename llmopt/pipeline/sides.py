@@ -1,0 +1,169 @@
+"""The two sides of a gate: a URL, a recipe, an artifact, or runs that are stored; told apart by what was written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmopt import demo, recipe
+from llmopt.core.domain import Case, Measurement, ServeOptions, Workload, workload_identity
+from llmopt.core.errors import UsageError
+from llmopt.core.files import scratch_folder
+from llmopt.core.run_index import load_runs
+from llmopt.gate.baselines import Baseline, baseline_folder, read_baseline
+from llmopt.gate.counts import Counts
+from llmopt.pipeline import plans
+from llmopt.pipeline.measuring import Subject, serving_case, url_subject
+from llmopt.pipeline.proving import read_quality
+from llmopt.pipeline.reporter import Reporter
+from llmopt.serve.options import command_words
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """Something that can be measured: ``opened`` serves it, or takes it as it runs, for the time of a ``with`` block."""
+
+    label: str
+    identity: Any
+    workload: Workload
+    restarts: bool
+    opened: Callable[[], AbstractContextManager[Subject]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Runs that were measured before. ``baseline`` names the accepted ones that they are, ``accepted_at`` since when."""
+
+    label: str
+    runs: tuple[Measurement, ...]
+    counts: Mapping[str, Counts]
+    folder: Path | None = None
+    baseline: Baseline | None = None
+
+    @property
+    def words(self) -> str:
+        artifact, engine = self.runs[0].artifact, self.runs[0].backend
+        what = f"{artifact.get('label') or artifact.get('quantization')} on {engine.get('name')}"
+        age = f", {self.baseline.age_days:.0f} days old" if self.baseline else ""
+        return f"{self.label}: {what} ({len(self.runs)} runs{age})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ways:
+    """What the command line says of how sides are measured, the same for both."""
+
+    results: Path
+    work: Path
+    workload: Workload
+    model: str | None = None
+    tokenizer: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    report: Reporter
+    options: ServeOptions = field(default_factory=lambda: ServeOptions(backend=""))
+    python: str | None = None
+
+
+def side_of(text: str, ways: Ways) -> list[Contestant] | Stored:
+    """What ``text`` names. Raises UsageError where it names nothing."""
+    path = Path(text)
+    if text.startswith(("http://", "https://")):
+        return [of_url(text, ways)]
+    if path.suffix in RECIPE_SUFFIXES:
+        return of_recipe(path, ways)
+    if baseline_folder(ways.results, text).is_dir():
+        found = read_baseline(ways.results, text)
+        return Stored(label=f"baseline {text}", runs=found.runs, counts=found.counts, baseline=found)
+    if text in ("demo", recipe.BUILTIN) or is_artifact(path):
+        return [of_artifact(demo.MODEL if text in ("demo", recipe.BUILTIN) else path, ways)]
+    if path.exists():
+        return Stored(label=text, runs=tuple(load_runs(path, say=ways.report.say)), counts={}, folder=home_of(path))
+    runs = [run for run in (load_runs(ways.results) if ways.results.is_dir() else []) if run.run_id == text]
+    if runs:
+        return Stored(label=text, runs=tuple(runs), counts={})
+    raise UsageError(
+        f"{text!r} is no URL, recipe, artifact, run, folder of runs, or baseline",
+        hint="llmopt baseline list shows the baselines; llmopt gate --help has examples",
+    )
+
+
+def home_of(path: Path) -> Path:
+    """The results folder that a record, a machine's folder or a results folder is, or is in: timelines lie beside records."""
+    folder = path.parent if path.is_file() else path
+    return folder.parent if (folder / "machine.json").exists() else folder
+
+
+def is_artifact(path: Path) -> bool:
+    if path.is_file():
+        return path.suffix == ".gguf"
+    return any((path / name).exists() for name in ("llmopt.json", "config.json"))
+
+
+def of_url(url: str, ways: Ways) -> Contestant:
+    """A server as it runs: nobody starts it anew, so all its runs are one session."""
+    if ways.model is None:
+        raise UsageError("a URL needs the name of the model", hint="--model NAME, as the server's /v1/models lists it")
+    subject = url_subject(url, ways.model, results=ways.results, tokenizer=ways.tokenizer, headers=ways.headers)
+    return Contestant(
+        label=subject.label,
+        identity=[url, ways.model, workload_identity(asdict(ways.workload))],
+        workload=ways.workload,
+        restarts=False,
+        opened=lambda: contextlib.nullcontext(subject),
+    )
+
+
+def of_artifact(path: Path, ways: Ways) -> Contestant:
+    """An artifact or a model folder, served with the options of the command line."""
+    case = plans.open_case(path, ways.options, ways.workload)
+    record = None if case.artifact.quantization.method == "none" else read_quality(path / "quality.json")
+    return of_case(case, ways, record)
+
+
+def of_recipe(path: Path, ways: Ways) -> list[Contestant]:
+    """Every case of a recipe, made and proven first; its workload is the recipe's own."""
+    plan, report = recipe.load(path), ways.report
+    found = []
+    with scratch_folder(ways.work.resolve(), "shared-") as shared:
+        for name, options in plan.cases:
+            report.say(f"{path.stem}: {name} on {options.backend}")
+            case, quality = plans.proven_case(plan, name, options, ways.work, report, shared)
+            found.append(of_case(case, ways, quality))
+    return found
+
+
+def of_case(case: Case, ways: Ways, quality: dict[str, Any] | None) -> Contestant:
+    report = ways.report
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Subject]:
+        with serving_case(case, report, results=ways.results, python=ways.python) as subject:
+            yield replace(subject, quality=quality)
+
+    words = " ".join(command_words(case.serve))
+    return Contestant(
+        label=f"{case.label} {words}".strip(), identity=case.key, workload=case.workload, restarts=True, opened=opened
+    )
+
+
+def paired(base: Sequence[Contestant], candidate: Sequence[Contestant]) -> list[tuple[Contestant, Contestant]]:
+    """Which is compared with which: one with one, else by label. Raises UsageError where nothing is in common."""
+    if len(base) == len(candidate) == 1:
+        return [(base[0], candidate[0])]
+    others = {one.label: one for one in candidate}
+    found = [(one, others[one.label]) for one in base if one.label in others]
+    if not found:
+        raise UsageError(
+            "the two sides have no case in common: "
+            + "; ".join(
+                f"{word} has {', '.join(c.label for c in side)}"
+                for word, side in (("base", base), ("candidate", candidate))
+            ),
+            hint="one case on each side, or the same quantizations, engines and options on both",
+        )
+    return found

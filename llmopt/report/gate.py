@@ -1,0 +1,183 @@
+"""A gate's document for people and for CI: terminal, Markdown (step summaries, comments), JUnit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from rich.console import Console
+
+from llmopt.core.units import show
+from llmopt.report.escaping import markdown_text
+from llmopt.report.terminal import plain_table, print_lines, say, stdout_console
+
+HEADING = "# llmopt gate"
+STYLES = {"pass": "bold green", "regression": "bold red", "inconclusive": "bold yellow"}
+MARKS = {"pass": "✓", "regression": "✗", "inconclusive": "?"}
+HEADER = ("metric", "base", "candidate", "change", "interval", "tolerated", "blocks", "status")
+
+
+def print_gate(document: dict[str, Any], console: Console | None = None) -> None:
+    console = console or stdout_console()
+    say(console, document["words"], style=STYLES[document["status"]], soft_wrap=True)
+    for case in document["cases"]:
+        say(console, case_line(case), style="bold", soft_wrap=True)
+        if case["metrics"] or case["quality"]:
+            console.print(plain_table([HEADER, *rows(case)]))
+        print_lines(list(remarks(case)), console)
+
+
+def case_line(case: dict[str, Any]) -> str:
+    blocks = f"{case['blocks']} of at most {case['planned_blocks']} blocks, {case['seconds']:.0f} s"
+    how = blocks if case["paired"] else "stored runs, not paired"
+    return f"{case['base']} → {case['candidate']} ({how})"
+
+
+def rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for m in case["metrics"]:
+        yield (
+            m["name"], show(m["base"], m["unit"]), show(m["candidate"], m["unit"]), f"{m['change']:+.1%}",
+            f"[{m['low']:+.1%}, {m['high']:+.1%}]", f"{m['tolerate']:.1%}", f"{m['block']:.1%}", m["status"],
+        )  # fmt: skip
+    for q in case["quality"]:
+        yield (
+            q["name"], f"{q['base']:.4g}", f"{q['candidate']:.4g}", f"{q['worse']:+.4f}",
+            f"[{q['low']:+.4f}, {q['high']:+.4f}]", f"{q['tolerate']:g}", f"{q['block']:g}", q["status"],
+        )  # fmt: skip
+
+
+def remarks(case: dict[str, Any]) -> Iterator[str]:
+    for row in case["counts"]:
+        if row["outcome"] != "pass":
+            yield f"{row['name']}: {row['words']} ({row['outcome']})"
+    yield from case["causes"]
+    for one in case["differences"]:
+        allowed = ", allowed" if one["allowed"] else ""
+        yield f"{one['name']} differs{allowed}: {one['base']} → {one['candidate']}"
+    yield from case["notes"]
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """For a step summary, or the one comment of a pull request."""
+    lines = [HEADING, "", f"**{MARKS[document['status']]} {markdown_text(document['words'])}**", ""]
+    for case in document["cases"]:
+        lines += [f"## {markdown_text(case['base'])} → {markdown_text(case['candidate'])}", ""]
+        table = list(rows(case))
+        if table:
+            lines += [
+                table_line(HEADER),
+                table_line(["---"] * len(HEADER)),
+                *(table_line([markdown_text(c) for c in row]) for row in table),
+                "",
+            ]
+        lines += [f"- {markdown_text(text)}" for text in remarks(case)]
+        lines += [
+            "",
+            f"{markdown_text(case_line(case))}; confidence {document['confidence']:.0%}, seed {case['seed']}.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def table_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def junit(document: dict[str, Any]) -> str:
+    """One test case for each row that is gated: a regression fails, what is inconclusive is skipped (or fails, where it counts)."""
+    suites = ElementTree.Element("testsuites", name="llmopt gate")
+    for case in document["cases"]:
+        checks = [(m["name"], m["status"], m) for m in case["metrics"]]
+        checks += [(q["name"], q["status"], q) for q in case["quality"]]
+        checks += [(c["name"], c["outcome"], c) for c in case["counts"]]
+        suite = ElementTree.SubElement(
+            suites, "testsuite", name=f"{case['base']} → {case['candidate']}", tests=str(len(checks) or 1)
+        )
+        failures = skipped = 0
+        for name, status, row in checks:
+            test = ElementTree.SubElement(suite, "testcase", name=name, classname="llmopt.gate")
+            if status == "regression":
+                failures += 1
+                ElementTree.SubElement(test, "failure", message=f"{row['base']} → {row['candidate']}")
+            elif status == "inconclusive":
+                counts = document["exit_status"] != 0
+                failures, skipped = failures + counts, skipped + (not counts)
+                ElementTree.SubElement(test, "failure" if counts else "skipped", message="inconclusive")
+        if not checks:
+            test = ElementTree.SubElement(suite, "testcase", name="comparison", classname="llmopt.gate")
+            failures += 1
+            ElementTree.SubElement(test, "failure", message=case["words"])
+        suite.set("failures", str(failures))
+        suite.set("skipped", str(skipped))
+        suite.set("time", str(case["seconds"]))
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def print_noise(document: dict[str, Any], console: Console | None = None) -> None:
+    console = console or stdout_console()
+    for case in document["cases"]:
+        say(
+            console,
+            f"{case['label']}: one against itself, {case['block_s']:.1f} s a block",
+            style="bold",
+            soft_wrap=True,
+        )
+        lines = [("metric", "a block's difference", "between starts", "between runs", "")]
+        for n in case["noise"]:
+            run = "–" if n["run"] is None else f"{n['run']:.2%}"
+            lines.append(
+                (
+                    n["metric"],
+                    f"{n['block']:.2%}",
+                    f"{n['session']:.2%}",
+                    run,
+                    f"{n['blocks']} blocks, {n['sessions']} starts",
+                )
+            )
+        console.print(plain_table(lines))
+        say(console, f"kept in {case['file']}", style="dim", soft_wrap=True)
+
+
+def print_plan(document: dict[str, Any], console: Console | None = None) -> None:
+    console = console or stdout_console()
+    for case in document["cases"]:
+        say(
+            console,
+            f"{case['label']}: {case['block_s']:.1f} s a block, calibrated {case['measured_at'][:10]}",
+            style="bold",
+            soft_wrap=True,
+        )
+        lines = [("metric", "tolerated", "blocks from", "true loss", "noise of a block", "blocks", "minutes", "")]
+        for row in case["thresholds"]:
+            found = row["blocks"] is not None
+            lines.append((
+                row["metric"], f"{row['tolerate']:.1%}", f"{row['block']:.1%}", f"{row['loss']:.1%}", f"{row['noise']:.2%}",
+                str(row["blocks"]) if found else "–", f"{row['minutes']:g}" if found else "–",
+                "" if found else "no number of blocks finds it in four of five gates: a loss nearer to what blocks than noise",
+            ))  # fmt: skip
+        console.print(plain_table(lines))
+
+
+def print_baselines(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    console = console or stdout_console()
+    lines = [("name", "cases", "runs", "age, days", "machine")]
+    for row in rows:
+        where = "this one" if row["here"] else ", ".join(row["machines"])
+        lines.append((row["name"], str(row["cases"]), str(row["runs"]), f"{row['age_days']:g}", where))
+    console.print(plain_table(lines)) if rows else say(console, "no baselines: llmopt baseline set NAME RUNS")
+
+
+def print_baseline(document: dict[str, Any], console: Console | None = None) -> None:
+    console = console or stdout_console()
+    old = ", old: accept it anew" if document["old"] else ""
+    say(console, f"{document['name']}: {document['runs']} runs, {document['age_days']:g} days{old}", style="bold")
+    names = list(dict.fromkeys(name for row in document["rows"] for name in row["metrics"]))
+    lines = [("case", *names, "engine")]
+    for row in document["rows"]:
+        shown = [row["metrics"].get(name, {}).get("shown", "–") for name in names]
+        lines.append(
+            (f"{row['artifact']} ({row['runs']} runs)", *shown, f"{row['engine']} {row['version'] or ''}".strip())
+        )
+    console.print(plain_table(lines))

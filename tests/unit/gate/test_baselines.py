@@ -1,0 +1,83 @@
+"""Accepted runs: kept, read back, refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmopt.core.errors import StoreError, UsageError
+from llmopt.gate import baselines
+from llmopt.gate.differences import differences, require_allowed
+from tests.unit.gate.blocks import GOOD
+from tests.unit.make import run as make_run
+
+
+def pairs(*ids: str, **rest):  # type: ignore[no-untyped-def]
+    return [(make_run(run_id=name, **rest), GOOD) for name in ids]
+
+
+def test_what_was_accepted_is_read_back(tmp_path: Path) -> None:
+    (file,) = baselines.set_baseline(tmp_path, "main", pairs("a", "b"))
+    found = baselines.read_baseline(tmp_path, "main")
+    assert [run.run_id for run in found.runs] == ["a", "b"]
+    assert found.counts["a"] == GOOD
+    assert file.parent == tmp_path / "baselines" / "main"
+    assert 0 <= found.age_days < 1
+
+
+def test_accepting_again_takes_the_place_of_the_case(tmp_path: Path) -> None:
+    baselines.set_baseline(tmp_path, "main", pairs("a"))
+    baselines.set_baseline(tmp_path, "main", pairs("b"))
+    assert [run.run_id for run in baselines.read_baseline(tmp_path, "main").runs] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "x" * 65])
+def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError):
+        baselines.set_baseline(tmp_path, name, pairs("a"))
+
+
+def test_a_missing_baseline_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+    baselines.set_baseline(tmp_path, "main", pairs("a"))
+    with pytest.raises(StoreError) as caught:
+        baselines.read_baseline(tmp_path, "mian")
+    assert "main" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("change", [{"schema": 7}, {"runs": []}, {"counts": []}, {"accepted_at": "soon"}])
+def test_a_baseline_of_another_schema_or_a_damaged_one_is_refused(tmp_path: Path, change: dict) -> None:  # type: ignore[type-arg]
+    (file,) = baselines.set_baseline(tmp_path, "main", pairs("a"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(StoreError, match=r"schema 7|no whole baseline"):
+        baselines.read_baseline(tmp_path, "main")
+
+
+def test_alike_sides_have_no_difference() -> None:
+    assert differences([make_run(run_id="a")], [make_run(run_id="b")], live=False) == ()
+
+
+def test_another_engine_version_must_be_meant_unless_both_are_measured_now() -> None:
+    one, other = make_run(run_id="a"), make_run(run_id="b")
+    other = replace(other, backend=other.backend | {"version": "9"})
+    (found,) = differences([one], [other], live=False)
+    assert (found.name, found.weight) == ("version", "must be meant")
+    assert require_allowed([found], []) == ("version",)
+    assert require_allowed([found], ["version"]) == ()
+    assert differences([one], [other], live=True)[0].weight == "told"
+
+
+def test_another_workload_forbids_the_comparison_unless_allowed() -> None:
+    one, other = make_run(run_id="a"), make_run(run_id="b")
+    other = replace(other, workload=other.workload | {"input_tokens": 4096})
+    found = differences([one], [other], live=False)
+    with pytest.raises(UsageError, match="workload"):
+        require_allowed(found, [])
+    assert require_allowed(found, ["workload"]) == ()
+
+
+def test_an_unknown_name_to_allow_is_refused() -> None:
+    with pytest.raises(UsageError, match="no difference"):
+        require_allowed([], ["versoin"])

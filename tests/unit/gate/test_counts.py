@@ -1,0 +1,83 @@
+"""Failures, cut answers and token counts: what can fail a gate without a clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import comb
+
+import pytest
+
+from llmopt.core.domain import RequestTrace
+from llmopt.gate.counts import Counts, compare, counts_of, fisher, total
+from tests.unit.gate.blocks import GOOD
+
+
+def outcomes(base: list[Counts], candidate: list[Counts]) -> dict[str, str]:
+    return {row.name: row.outcome for row in compare(base, candidate, 0.01)}
+
+
+def test_alike_sides_pass() -> None:
+    assert set(outcomes([GOOD] * 5, [GOOD] * 5).values()) == {"pass"}
+
+
+def test_failures_in_several_blocks_are_a_regression() -> None:
+    failing = replace(GOOD, failed=6)
+    assert outcomes([GOOD] * 5, [failing] * 5)["failed requests"] == "regression"
+
+
+def test_failures_in_one_block_may_be_an_accident() -> None:
+    assert outcomes([GOOD] * 5, [replace(GOOD, failed=30), *[GOOD] * 4])["failed requests"] == "inconclusive"
+
+
+def test_as_many_failures_on_both_sides_pass() -> None:
+    failing = [replace(GOOD, failed=6)] * 5
+    assert outcomes(failing, failing)["failed requests"] == "pass"
+
+
+def test_cut_answers_are_a_regression() -> None:
+    assert outcomes([GOOD] * 5, [replace(GOOD, short=20)] * 5)["answers cut short"] == "regression"
+
+
+@pytest.mark.parametrize("factor", [0.5, 4])
+def test_prompts_of_another_length_are_another_work(factor: float) -> None:
+    other = replace(GOOD, prompt_tokens=int(1920 * factor))
+    assert outcomes([GOOD] * 5, [other] * 5)["prompt tokens of a request"] == "regression"
+
+
+def test_answers_of_another_length_are_another_work() -> None:
+    assert outcomes([GOOD] * 5, [replace(GOOD, output_tokens=480)] * 5)["output tokens of a request"] == "regression"
+
+
+def test_unknown_token_counts_are_no_row() -> None:
+    assert "prompt tokens of a request" not in outcomes([replace(GOOD, prompt_tokens=None)] * 5, [GOOD] * 5)
+
+
+def test_one_crash_is_inconclusive_two_of_the_candidate_alone_are_not() -> None:
+    crash = Counts(crashes=1)
+    name = "blocks in which the server died"
+    assert outcomes([GOOD] * 5, [crash, *[GOOD] * 4])[name] == "inconclusive"
+    assert outcomes([GOOD] * 5, [crash, crash, *[GOOD] * 3])[name] == "regression"
+    assert outcomes([crash, *[GOOD] * 4], [crash, crash, *[GOOD] * 3])[name] == "inconclusive"
+
+
+def test_fisher_is_the_hypergeometric_tail() -> None:
+    exact = sum(comb(20, k) * comb(20, 8 - k) for k in range(6, 9)) / comb(40, 8)
+    assert fisher(2, 20, 6, 20) == pytest.approx(exact)
+
+
+def test_counts_are_of_the_timelines() -> None:
+    def trace(**rest: object) -> RequestTrace:
+        return RequestTrace(**{"index": 0, "planned_ns": 0, "requested_output_tokens": 16, "prompt_tokens_asked": 32,
+                               "sent_ns": 1, "prompt_tokens": 32, "output_tokens": 16} | rest)  # type: ignore[arg-type]  # fmt: skip
+
+    found = counts_of(
+        [trace(), trace(output_tokens=8), trace(error="http: 500"), trace(error="never: sent", sent_ns=None)]
+    )
+    assert found == Counts(
+        planned=4, failed=2, dropped=1, short=1, errors={"http": 1, "never": 1}, prompt_tokens=64, output_tokens=24,
+        requested_tokens=32,
+    )  # fmt: skip
+
+
+def test_a_sum_is_unknown_with_one_of_its_parts() -> None:
+    assert total([GOOD, replace(GOOD, prompt_tokens=None)]).prompt_tokens is None

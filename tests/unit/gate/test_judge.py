@@ -1,0 +1,138 @@
+"""Verdicts from blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llmopt.core.errors import LlmoptError, UsageError
+from llmopt.gate.blocks import Block
+from llmopt.gate.counts import Counts
+from llmopt.gate.decide import blocks_for, sample_of
+from llmopt.gate.design import make_design
+from llmopt.gate.judge import judge
+from llmopt.gate.thresholds import parse_quality, parse_thresholds
+from tests.unit.gate.blocks import GOOD, block, blocks, reading
+
+DESIGN = make_design(8, 0.99, 0)
+THREE = parse_thresholds(["tpot_p50:2%:3%", "output_tps:2%:3%", "ttft_p50:2%:3%"])
+
+
+def verdict(found: list[Block], *texts: str, ended: bool = True):  # type: ignore[no-untyped-def]
+    judgement = judge(found, DESIGN, parse_thresholds(texts) if texts else THREE, ended=ended)
+    assert judgement is not None
+    return judgement
+
+
+def test_a_clear_loss_is_a_regression_of_what_lost() -> None:
+    found = verdict(blocks(8, slower=0.06))
+    assert (found.status, found.reasons) == ("regression", ("tpot_p50", "output_tps"))
+
+
+def test_the_same_on_both_sides_passes() -> None:
+    found = verdict(blocks(8))
+    assert (found.status, [c.decision for c in found.changes]) == ("pass", ["equivalent"] * 3)
+
+
+def test_a_gain_passes_and_is_called_one() -> None:
+    assert [c.decision for c in verdict(blocks(8, slower=-0.2)).changes[:2]] == ["improved", "improved"]
+
+
+def test_between_tolerated_and_blocking_no_number_of_blocks_decides() -> None:
+    found = verdict(blocks(8, slower=0.04, noise=0.001), "tpot_p50:3%:10%")
+    assert (found.status, found.changes[0].more_blocks) == ("inconclusive", None)
+
+
+def test_noise_is_inconclusive_and_says_how_many_blocks_would_do() -> None:
+    found = verdict(blocks(8, noise=0.05), "tpot_p50:2%:3%")
+    assert found.status == "inconclusive"
+    assert (found.changes[0].more_blocks or 0) > 8
+
+
+def test_between_two_looks_there_is_no_verdict() -> None:
+    assert judge(blocks(6, slower=0.5), DESIGN, THREE, ended=False) is None
+
+
+def test_an_early_look_stops_when_it_is_clear() -> None:
+    design = make_design(20, 0.99, 0)
+    found = judge(blocks(5, slower=0.1), design, THREE, ended=False)
+    assert found is not None
+    assert (found.status, found.decided) == ("regression", True)
+
+
+def test_an_early_look_that_is_not_clear_goes_on() -> None:
+    found = judge(blocks(5, noise=0.05), make_design(20, 0.99, 0), THREE, ended=False)
+    assert found is not None
+    assert not found.decided
+
+
+def test_an_invalid_run_takes_its_block_out() -> None:
+    good = blocks(8, slower=0.06)
+    bad = replace(good[0], candidate=(reading(invalid=("too few",)), good[0].candidate[1]))
+    found = verdict([bad, *good[1:]])
+    assert (found.blocks, found.invalid) == (7, ("too few",))
+
+
+def test_no_whole_block_neither_passes_nor_fails() -> None:
+    found = verdict([block(n, reading(), reading(invalid=("broken",))) for n in range(8)])
+    assert (found.status, found.reasons) == ("inconclusive", ("no whole block",))
+
+
+def test_failures_fail_where_every_figure_is_as_good() -> None:
+    failing = reading(counts=replace(GOOD, failed=12, prompt_tokens=1536, output_tokens=768, requested_tokens=768))
+    assert verdict([block(n, reading(), failing) for n in range(8)]).reasons == ("failed requests",)
+
+
+def test_nothing_answered_on_either_side_is_an_error() -> None:
+    dead = reading(counts=Counts(planned=60, failed=60, errors={"refused": 60}), invalid=("all failed",))
+    with pytest.raises(LlmoptError, match="every request failed on both sides"):
+        verdict([block(n, dead, dead) for n in range(8)])
+
+
+def test_a_named_metric_that_is_unknown_is_refused_an_unnamed_one_left_out() -> None:
+    with pytest.raises(UsageError, match="ttft_p99 is unknown"):
+        verdict(blocks(8), "ttft_p99:5%")
+    found = judge(blocks(8), DESIGN, parse_thresholds([]), ended=True)
+    assert found is not None
+    assert found.left_out == ("peak_vram_bytes", "peak_rss_bytes")
+
+
+def test_zero_in_the_base_has_no_ratio() -> None:
+    with pytest.raises(UsageError, match="or zero"):
+        verdict([block(n, reading(tps=0.0), reading()) for n in range(8)], "output_tps:5%")
+
+
+def test_a_worse_quality_fails_however_fast_it_is() -> None:
+    def proven(kl: float, width: float):  # type: ignore[no-untyped-def]
+        return {"kl_mean": kl, "kl_mean_interval": [kl - width, kl + width], "text_sha256": "a", "tokens": 8192}
+
+    found = judge(
+        [block(n, reading(quality=proven(0.02, 0.002)), reading(quality=proven(0.09, 0.006))) for n in range(8)],
+        DESIGN, THREE, parse_quality([]), ended=True,
+    )  # fmt: skip
+    assert found is not None
+    assert (found.status, found.reasons) == ("regression", ("kl",))
+
+
+def test_proofs_on_different_texts_are_not_compared() -> None:
+    sides = [reading(quality={"kl_mean": 0.01, "text_sha256": text, "tokens": 8192}) for text in "ab"]
+    with pytest.raises(UsageError, match="different texts"):
+        judge([block(n, *sides) for n in range(8)], DESIGN, THREE, parse_quality([]), ended=True)
+
+
+def test_a_named_quality_that_one_side_lacks_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no kl"):
+        judge(blocks(8), DESIGN, THREE, parse_quality(["kl:0.01"]), ended=True)
+
+
+def test_more_blocks_make_a_narrower_interval() -> None:
+    few, many = (sample_of([0.01, 0.02, 0.03, 0.04] * n) for n in (1, 5))
+    assert many.bound(0.005) < few.bound(0.005)
+
+
+def test_blocks_that_would_decide_are_the_fewest() -> None:
+    count = blocks_for(0.01, 0.02, 0.005)
+    assert count is not None
+    assert blocks_for(0.01, 0.02, 0.004) >= count  # type: ignore[operator]
+    assert blocks_for(1e-6, 0.02, 0.005) is None

@@ -1,0 +1,68 @@
+"""Stored runs: never surer than the noise between sessions allows."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from llmopt.core.errors import Inconclusive
+from llmopt.gate.judge import judge_stored
+from llmopt.gate.thresholds import parse_thresholds
+from llmopt.gate.unpaired import SessionNoise, sample, sessions
+from tests.unit.gate.blocks import reading
+
+(TPOT,) = THRESHOLDS = parse_thresholds(["tpot_p50:2%:3%"])
+ASSUMED = SessionNoise(spread=0.05, freedom=30, source="assumed")
+
+
+def runs(count: int, slower: float = 0.0, session: str = ""):  # type: ignore[no-untyped-def]
+    return [
+        reading(
+            tpot=0.01 * (1 + slower) * (1 + 0.001 * (n % 3)), session=session or f"s{n}", run_id=f"{session}{slower}{n}"
+        )
+        for n in range(count)
+    ]
+
+
+def judged(base, candidate, noise: SessionNoise = ASSUMED) -> str:  # type: ignore[no-untyped-def]
+    return judge_stored(base, candidate, THRESHOLDS, (), noise={TPOT.name: noise}, confidence=0.99).status
+
+
+def test_many_runs_of_one_session_are_no_surer_than_its_session() -> None:
+    few, many = (sample(runs(n, session="a"), runs(n, session="b"), TPOT, ASSUMED).error for n in (3, 300))
+    assert many > 0.05
+    assert many == pytest.approx(few, rel=0.05)
+
+
+def test_a_loss_within_the_noise_of_a_session_is_inconclusive() -> None:
+    assert judged(runs(50, session="a"), runs(50, 0.06, session="b")) == "inconclusive"
+
+
+def test_the_same_loss_over_many_sessions_is_found() -> None:
+    assert judged(runs(8), runs(8, 0.06)) == "regression"
+
+
+def test_a_small_calibrated_noise_lets_one_session_speak() -> None:
+    quiet = SessionNoise(spread=0.002, freedom=20, source="calibrated")
+    assert judged(runs(5, session="a"), runs(5, 0.06, session="b"), quiet) == "regression"
+    assert judged(runs(5, session="a"), runs(5, session="b"), quiet) == "pass"
+
+
+def test_one_run_of_a_side_says_nothing() -> None:
+    with pytest.raises(Inconclusive, match="one alone"):
+        judged(runs(1), runs(8))
+
+
+def test_runs_that_do_not_tell_their_session_are_one() -> None:
+    assert len(sessions([reading(), reading(), reading(session="a")])) == 2
+
+
+def test_offsets_of_sessions_raise_no_alarm() -> None:
+    draw, alarms = random.Random(0), 0
+    for _ in range(300):
+        offsets = [draw.gauss(0, 0.05) for _ in range(2)]
+        sides = [[reading(tpot=0.01 * (1 + o) * (1 + draw.gauss(0, 0.01)), session=name) for _ in range(10)]
+                 for o, name in zip(offsets, "ab", strict=True)]  # fmt: skip
+        alarms += judged(*sides) == "regression"
+    assert alarms <= 3
