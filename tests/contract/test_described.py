@@ -208,7 +208,9 @@ wait
 def test_a_container_that_outlives_its_client_is_removed(programs: None, artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "docker").write_text(DOCKER.format(folder=tmp_path))
     (tmp_path / "docker").chmod(0o755)
-    backend = replace(serve.backend("sglang"), devices=("cpu",))
+    sglang = serve.backend("sglang")
+    assert sglang.container is not None
+    backend = replace(sglang, devices=("cpu",), container=replace(sglang.container, devices=("cpu",)))
     with (
         pytest.MonkeyPatch.context() as patch,
         serving_in(patch, tmp_path, backend, artifact) as server,
@@ -231,7 +233,8 @@ LLMOPT = """
 import sys
 from dataclasses import replace
 from llmopt.serve import sglang
-sglang.BACKEND = replace(sglang.BACKEND, devices=("cpu",))
+image = replace(sglang.BACKEND.container, devices=("cpu",))
+sglang.BACKEND = replace(sglang.BACKEND, devices=("cpu",), container=image)
 from llmopt.cli import main
 main()
 """
