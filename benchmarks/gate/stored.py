@@ -1,0 +1,102 @@
+"""Stored runs: all of the base measured first, then all of the candidate, by somebody who planned no experiment.
+
+What a comparator of files gets to see in practice: each side has its own session, and time has passed between them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from outcomes import Row
+from peers import Peers
+from scenarios import COUNTS, NAMES, Noise, values, wandered
+
+from llmopt.gate.blocks import Reading
+from llmopt.gate.judge import judge_stored
+from llmopt.gate.unpaired import ASSUMED, ASSUMED_FREEDOM, SessionNoise
+
+LOSS = 0.05
+CALIBRATED_STARTS = 24  # of the eight blocks of ``llmopt gate calibrate``
+
+
+@dataclass(frozen=True)
+class Apart:
+    """``runs`` of each side, all in one session of their own, or each in one (``sessions`` = ``runs``)."""
+
+    noise: Noise
+    runs: int
+    sessions: int = 1
+    calibrated: bool = False
+
+    @property
+    def words(self) -> str:
+        known = "calibrated" if self.calibrated else "assumed"
+        starts = "1 session" if self.sessions == 1 else f"{self.sessions} sessions"
+        return f"{self.noise.words}; {self.runs} runs a side in {starts}; noise of sessions {known}"
+
+
+OFFSET = Noise("one offset of 5 % per side", run=0.01, session=0.05)
+QUIET = Noise("offset of 1 % per session", run=0.01, session=0.01)
+ROWS = (
+    Apart(OFFSET, runs=5),
+    Apart(OFFSET, runs=40),
+    Apart(OFFSET, runs=40, calibrated=True),
+    Apart(Noise("linear drift of 6 % over both", run=0.01, drift=0.06), runs=40),
+    Apart(Noise("shared drift of 5 %, 1 % beside it", run=0.01, shared=0.05), runs=40),
+    Apart(QUIET, runs=10, sessions=10),
+)
+
+
+def sides(scenario: Apart, slower: dict[str, float], draw: random.Random) -> tuple[list[Reading], list[Reading]]:
+    """The base's runs, then the candidate's."""
+    noise, wander = scenario.noise, 0.0
+    found: tuple[list[Reading], list[Reading]] = ([], [])
+    each = scenario.runs // scenario.sessions
+    for number, side in enumerate(found):
+        for place in range(scenario.runs):
+            if place % each == 0:
+                offset = draw.gauss(0, noise.session)
+            wander = wandered(wander, noise, draw)
+            at = (number * scenario.runs + place) / (2 * scenario.runs - 1)
+            slow = offset + wander + noise.drift * at
+            metrics = values(noise, slow, slower if number else {}, draw)
+            session = f"{number}-{place // each}"
+            side.append(Reading(run_id=f"{number}-{place}", metrics=metrics, counts=COUNTS, session=session))
+    return found
+
+
+def known_noise(scenario: Apart, draw: random.Random) -> SessionNoise:
+    """What a gate knows of the noise between sessions: its assumption, or an estimate from as many starts as calibrating has."""
+    if not scenario.calibrated:
+        return SessionNoise(spread=ASSUMED, freedom=ASSUMED_FREEDOM, source="assumed")
+    starts = [draw.gauss(0, scenario.noise.session) for _ in range(CALIBRATED_STARTS)]
+    middle = math.fsum(starts) / len(starts)
+    spread = math.sqrt(math.fsum((s - middle) ** 2 for s in starts) / (len(starts) - 1))
+    return SessionNoise(spread=spread, freedom=len(starts) - 1, source="calibrated")
+
+
+def row(scenario: Apart, what: str, slower: dict[str, float], gates: int, peers: Peers | None) -> Row:
+    thresholds = scenario.noise.thresholds
+    statuses, theirs = [], []
+    for seed in range(gates):
+        draw = random.Random(seed)
+        base, candidate = sides(scenario, slower, draw)
+        noise = known_noise(scenario, draw)
+        found = judge_stored(
+            base, candidate, thresholds, (), noise={t.name: noise for t in thresholds}, confidence=0.99
+        )
+        statuses.append(found.status)
+        if peers and seed < peers.gates:
+            theirs.append(peers.all(base, candidate, scenario.noise.metrics))
+    return Row.of(scenario.words, what, statuses, theirs)
+
+
+def rows(gates: int, peers: Peers | None) -> Iterator[Row]:
+    for scenario in ROWS:
+        yield row(scenario, "no change", {}, gates, peers)
+    slower = dict.fromkeys(NAMES, math.log1p(LOSS))
+    for scenario in (ROWS[1], ROWS[-1]):
+        yield row(scenario, f"everything {LOSS:.0%} worse", slower, gates, peers)
