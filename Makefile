@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup engines demo test check docs format clean
+.PHONY: setup engines demo gate test check docs format clean
 
 setup: $(READY)
 
@@ -26,6 +26,13 @@ engines: setup
 demo: setup
 	$(BIN)/llmopt demo
 
+# llmopt gates itself: the bundled model against the accepted runs in results/baselines/ci, in what needs no clock, so that
+# any machine may do it; then the scripted server, whose speed is known, against itself and against a slower one.
+gate: setup
+	$(BIN)/llmopt gate ci recipes/gate.yaml --rounds 2 --metric weights_bytes:1% --quality kl:0.005 \
+	  --allow machine --allow packages --allow version
+	$(BIN)/python tools/gate_scripted.py
+
 test: setup
 	$(BIN)/python -m pytest
 
@@ -44,4 +51,5 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) llmopt-demo results
+	rm -rf $(VENV) llmopt-demo llmopt-gate
+	find results -mindepth 1 -maxdepth 1 ! -name baselines -exec rm -rf {} +

@@ -25,7 +25,7 @@ from llmopt.gate.counts import Counts
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 OLD_DAYS = 90  # from then on a gate says how old its baseline is
-# Of the record, what neither a verdict nor a list of differences asks for.
+# Of the record, what neither a verdict nor a list of differences asks for; and of its parts, what is only of one machine's disk.
 LEFT_OUT: dict[str, Any] = {
     "intervals": {},
     "definitions": {},
@@ -82,7 +82,7 @@ def set_baseline(results: Path, name: str, runs: Sequence[tuple[Measurement, Cou
     written = []
     for key, pairs in cases.items():
         kept = Kept(
-            name=name, accepted_at=accepted_at, runs=[replace(run, **LEFT_OUT) for run, _ in pairs],
+            name=name, accepted_at=accepted_at, runs=[trimmed(run, packages=place == 0) for place, (run, _) in enumerate(pairs)],
             counts=[counts for _, counts in pairs], llmopt_version=llmopt.__version__,
         )  # fmt: skip
         file = baseline_folder(results, name) / f"{slug(pairs[0][0])}-{key[:8]}.json"
@@ -90,6 +90,21 @@ def set_baseline(results: Path, name: str, runs: Sequence[tuple[Measurement, Cou
         write_atomic(file, data + b"\n")
         written.append(file)
     return written
+
+
+def trimmed(run: Measurement, *, packages: bool) -> Measurement:
+    """Without what no gate asks for. The list of ``packages`` is long, and the same in all runs of a case: the first has it."""
+    backend = {name: value for name, value in run.backend.items() if name not in ("environment", "files", "freeze")}
+    backend["argv"] = [word.rpartition("/")[2] for word in backend.get("argv") or ()]
+    if packages:
+        backend["freeze"] = run.backend.get("freeze")
+    return replace(run, **LEFT_OUT, backend=backend, artifact=run.artifact | {"path": None})
+
+
+def whole(runs: Sequence[Measurement]) -> list[Measurement]:
+    """With the packages of the first in all of them, as ``trimmed`` found them."""
+    packages = runs[0].backend.get("freeze")
+    return [replace(run, backend={"freeze": packages} | run.backend) for run in runs]
 
 
 def slug(run: Measurement) -> str:
@@ -127,6 +142,7 @@ def read(file: Path) -> Kept:
         if len(kept.runs) != len(kept.counts) or not kept.runs:
             raise ValueError("not as many counts as runs")
         datetime.datetime.fromisoformat(kept.accepted_at)
+        kept.runs = whole(kept.runs)
     except (msgspec.DecodeError, ValueError, OSError) as error:
         raise StoreError(
             f"{file} is no whole baseline: {error}", hint="restore it from git, or accept it anew"

@@ -6,6 +6,7 @@ runs it may be one that nobody thought of, so it must be allowed by name before 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,8 +57,13 @@ NAMES = [name for name, _, _ in ASPECTS]
 
 
 def differences(base: Sequence[Measurement], candidate: Sequence[Measurement], *, live: bool) -> tuple[Difference, ...]:
-    """Of two sides; ``live`` where both were measured now. A side that is not alike in itself is a difference too."""
-    found = []
+    """Of two sides; ``live`` where both were measured now. A side that is not alike in itself is a difference too.
+
+    None where a side has no run at all: what it would have been measured with is not known.
+    """
+    found: list[Difference] = []
+    if not base or not candidate:
+        return ()
     for name, weight, aspect in ASPECTS:
         ours, theirs = values(base, aspect), values(candidate, aspect)
         if ours == theirs and len(ours) == 1:
@@ -75,7 +81,7 @@ def differences(base: Sequence[Measurement], candidate: Sequence[Measurement], *
 def values(runs: Sequence[Measurement], aspect: Callable[[Measurement], Any]) -> list[Any]:
     found: list[Any] = []
     for run in runs:
-        value = aspect(run)
+        value = json.loads(json.dumps(aspect(run), default=str))  # a tuple is a list once it was stored
         if value not in found:
             found.append(value)
     return found

@@ -17,7 +17,7 @@ from llmopt.gate.counts import Counted, Outcome, compare, total
 from llmopt.gate.decide import Change, decide, sample_of
 from llmopt.gate.design import Design
 from llmopt.gate.quality import QualityChange, compare_quality
-from llmopt.gate.thresholds import Threshold
+from llmopt.gate.thresholds import INSTEAD, Threshold, threshold
 from llmopt.gate.unpaired import SessionNoise
 
 Status = Literal["pass", "regression", "inconclusive"]
@@ -137,9 +137,12 @@ def doubts(*sides: Sequence[Reading]) -> tuple[str, ...]:
 def known(
     groups: Sequence[Sequence[Reading]], thresholds: Sequence[Threshold], what: str
 ) -> tuple[list[Threshold], tuple[str, ...]]:
-    """The thresholds that every run has a figure for. Raises UsageError for a named one that is unknown."""
+    """The thresholds that every run has a figure for. Raises UsageError for a named one that is unknown.
+
+    One that nobody named may give way to its like in ``INSTEAD``.
+    """
     kept, left_out = [], []
-    for one in thresholds:
+    for one in (usable(groups, t) for t in thresholds):
         missing = sum(any(r.value(one) is None for r in group) for group in groups)
         if not missing and groups:
             kept.append(one)
@@ -151,6 +154,13 @@ def known(
                 hint="another --metric; p95 needs 59 requests in a run, p99 299",
             )
     return kept, tuple(left_out)
+
+
+def usable(groups: Sequence[Sequence[Reading]], wanted: Threshold) -> Threshold:
+    if not wanted.default or wanted.name not in INSTEAD:
+        return wanted
+    known = all(r.value(wanted) is not None for group in groups for r in group)
+    return wanted if known else threshold(INSTEAD[wanted.name], wanted.tolerate, wanted.block, default=True)
 
 
 def shown(

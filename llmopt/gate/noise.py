@@ -20,6 +20,7 @@ from llmopt.gate.thresholds import Threshold
 from llmopt.gate.unpaired import ASSUMED, ASSUMED_FREEDOM, SessionNoise
 
 SCHEMA = 1
+EXACT_SOURCES, EXACT_UNITS = ("quality", "server"), ("bytes", "count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,14 @@ def kept_noise(results: Path, machine: str) -> list[Kept]:
     return sorted(found, key=lambda k: k.measured_at, reverse=True)
 
 
-def noise_between_sessions(results: Path, run: Measurement, metric: str) -> SessionNoise:
-    """Of a metric of a case: calibrated for this very case, else the largest calibrated on its machine, else assumed."""
+def noise_between_sessions(results: Path, run: Measurement, threshold: Threshold) -> SessionNoise:
+    """Of a metric of a case: calibrated for this very case, else the largest calibrated on its machine, else assumed.
+
+    Bytes of weights and of a cache are the same at every start: no luck of a session is in them.
+    """
+    metric = threshold.name
+    if threshold.metric.source in EXACT_SOURCES and threshold.metric.unit in EXACT_UNITS:
+        return SessionNoise(spread=LEAST_SPREAD, freedom=ASSUMED_FREEDOM, source="own")
     there = kept_noise(results, run.machine.fingerprint)
     rows = [(k, n) for k in there for n in k.noise if n.metric == metric and n.sessions > 2]
     own = [n for k, n in rows if k.case_key == run.case_key]

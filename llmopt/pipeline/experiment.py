@@ -155,7 +155,7 @@ class Experiment:
             if not contestant.restarts and not answers:
                 raise ServerGone(
                     f"the {side}'s server went away in block {number + 1}: {error.message}",
-                    hint=f"the {number} blocks before are kept: start it again, and the same command goes on",
+                    hint=f"the {number} block(s) before are kept: start it again, and the same command goes on",
                 ) from error
             if number == 0 and side == "base":
                 raise

@@ -123,6 +123,7 @@ def words(verdict: Verdict, metrics: Sequence[dict[str, Any]]) -> str:
         return "; ".join(worse)
     if found.status == "pass":
         shown = [f"{m['name']} {m['change']:+.1%}" for m in metrics]
+        shown += [f"{q.name} {q.base:.4g} → {q.candidate:.4g}" for q in found.quality]
         return "nothing is worse by more than is tolerated" + (f" ({', '.join(shown)})" if shown else "")
     unsure = [m for m in metrics if m["status"] == "inconclusive"]
     if not unsure:
@@ -180,7 +181,7 @@ def causes(changes: Sequence[Change], counted: Sequence[Counted]) -> list[str]:
 def notes(verdict: Verdict) -> list[str]:
     found = verdict.judgement
     notes = list(found.notes)
-    if verdict.design is None:
+    if verdict.confounded:
         source = {
             "assumed": "its noise between sessions is assumed to be 5 %: llmopt gate calibrate measures it",
             "calibrated": "its noise between sessions is that of llmopt gate calibrate",

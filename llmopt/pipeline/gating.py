@@ -12,7 +12,7 @@ from llmopt.core.errors import Inconclusive, UsageError
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.design import DEFAULT_BLOCKS, FEWEST, Design, Side, make_design
 from llmopt.gate.differences import Difference, differences, require_allowed
-from llmopt.gate.judge import Judgement, judge, judge_stored
+from llmopt.gate.judge import Judgement, judge, judge_stored, known
 from llmopt.gate.noise import noise_between_sessions
 from llmopt.gate.thresholds import Threshold
 from llmopt.pipeline.experiment import (
@@ -99,6 +99,8 @@ def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Qu
         found = judge(blocks, design, question.thresholds, question.quality, ended=ended) if blocks else None
         if found is not None and found.decided:
             break
+        if len(blocks) == 1 and blocks[0].whole:  # what the first block does not know no other will
+            known([blocks[0].readings], question.thresholds, "blocks")
         blocks.append(work.next_block(design))
     state.finished = True
     save_state(ways.results, state)
@@ -237,7 +239,7 @@ def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) 
             "on another machine only what needs no clock can be compared, and no such metric was named",
             hint="--metric peak_rss_bytes:5%, --quality kl:0.01; or measure both here",
         )
-    noise = {t.name: noise_between_sessions(ways.results, base.runs[0], t.name) for t in thresholds}
+    noise = {t.name: noise_between_sessions(ways.results, base.runs[0], t) for t in thresholds}
     judgement = judge_stored(
         readings(base, ways.results), readings(candidate, ways.results), thresholds, question.quality,
         noise=noise, confidence=question.confidence,
@@ -248,7 +250,7 @@ def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) 
     return Verdict(
         base=base.words, candidate=candidate.words, judgement=judgement, differences=found, design=None, seconds=0.0,
         runs=(tuple(r.run_id for r in base.runs), tuple(r.run_id for r in candidate.runs)),
-        confounded="assumed" if "assumed" in sources else "calibrated",
+        confounded=next((source for source in ("assumed", "calibrated") if source in sources), ""),
         unmeant=unmeant,
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from llmopt.bench.runner import RunResult, Traffic, measure
 from llmopt.bench.symptoms import Knobs, symptoms
 from llmopt.bench.target import Target
 from llmopt.core import environments
+from llmopt.core.commit import commit_here
 from llmopt.core.domain import Artifact, Case, Measurement, ServeOptions, Workload, stable_hash, workload_identity
 from llmopt.core.environments import Environment
 from llmopt.core.errors import Interrupted, UsageError
@@ -241,6 +242,7 @@ def url_subject(
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
         case_key=lambda workload: stable_hash([url, model, workload_identity(asdict(workload))]),
         label=f"{model} at {shown}",
+        session="",  # when it was started nobody tells: all that is measured of it is one session, as far as we know
     )
 
 
@@ -347,6 +349,7 @@ def record(
         telemetry=result.telemetry | {"symptoms": [asdict(s) for s in found]},
         memory=result.memory,
         server=result.server,
+        commit=commit_here(),
         llmopt_version=llmopt.__version__,
         measuring_revision=MEASURING_REVISION,
     )

@@ -145,7 +145,7 @@ def of_case(case: Case, ways: Ways, quality: dict[str, Any] | None) -> Contestan
         with serving_case(case, report, results=ways.results, python=ways.python) as subject:
             yield replace(subject, quality=quality)
 
-    words = " ".join(command_words(case.serve))
+    words = " ".join(command_words(case.serve)[2:])  # the engine is in the label already
     return Contestant(
         label=f"{case.label} {words}".strip(), identity=case.key, workload=case.workload, restarts=True, opened=opened
     )
