@@ -137,13 +137,13 @@ class Experiment:
         runs: list[DoneRun] = []
         session = f"{self.state.key}-{number}-{first}"
         try:
-            with contestant.opened() as subject:
+            with contestant.opened(self.report) as subject:
                 session = subject.session
                 for place in range(count):
                     about = {"key": self.state.key, "block": number, "side": side, "place": first + place}
                     options = RunOptions(results=self.results, workers=self.workers, gate=about)
                     warm = place > 0 or (not contestant.restarts and side in self.seen)
-                    word = f"block {number + 1} of at most {blocks}: {side}"
+                    word = f"block {number + 1} of at most {blocks}, {side}"
                     run = measure_and_save(subject, contestant.workload, options, self.report, warm=warm, word=word)
                     self.seen.add(side)
                     runs.append(DoneRun(side=side, session=session, run_id=run.run_id))

@@ -26,6 +26,7 @@ from llmopt.pipeline.experiment import (
     stored_runs,
 )
 from llmopt.pipeline.measuring import RunOptions, measure_and_save
+from llmopt.pipeline.reporter import Within
 from llmopt.pipeline.sides import Contestant, Stored, Ways, paired, side_of
 
 MOST_BLOCKS = 200
@@ -45,6 +46,10 @@ class Question:
     allow: tuple[str, ...] = ()
     seed: int | None = None
     workers: int = 1
+
+    @property
+    def blocks(self) -> int:
+        return self.rounds or DEFAULT_BLOCKS
 
     @property
     def asked(self) -> list[Any]:
@@ -92,16 +97,8 @@ def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Qu
     work = Experiment(
         base=base, candidate=candidate, results=ways.results, report=ways.report, state=state, workers=question.workers
     )
-    blocks = work.taken_up()
-    while True:
-        design = planned(question, state)
-        ended = len(blocks) >= design.blocks or lost_for_good(blocks)
-        found = judge(blocks, design, question.thresholds, question.quality, ended=ended) if blocks else None
-        if found is not None and found.decided:
-            break
-        if len(blocks) == 1 and blocks[0].whole:  # what the first block does not know no other will
-            known([blocks[0].readings], question.thresholds, "blocks")
-        blocks.append(work.next_block(design))
+    with ways.report.task(f"{base.label} against {candidate.label}, blocks", question.blocks) as shown:
+        blocks, design, found = until_decided(work, question, Within(ways.report, shown, question.blocks))
     state.finished = True
     save_state(ways.results, state)
     return Verdict(
@@ -115,12 +112,27 @@ def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Qu
     )
 
 
+def until_decided(work: Experiment, question: Question, report: Within) -> tuple[list[Block], Design, Judgement]:
+    """Block after block until a look decides, the planned end comes, or one side is lost for good."""
+    blocks, work.report = work.taken_up(), report
+    while True:
+        design = planned(question, work.state)
+        report.done, report.total = len(blocks), design.blocks
+        ended = len(blocks) >= design.blocks or lost_for_good(blocks)
+        found = judge(blocks, design, question.thresholds, question.quality, ended=ended) if blocks else None
+        if found is not None and found.decided:
+            return blocks, design, found
+        if len(blocks) == 1 and blocks[0].whole:  # what the first block does not know no other will
+            known([blocks[0].readings], question.thresholds, "blocks")
+        blocks.append(work.next_block(design))
+
+
 def planned(question: Question, state: State) -> Design:
     """So many blocks as were asked for, or as fit into the budget by the time that the first one took.
 
     Its time is no figure that is judged, so nothing is peeked at.
     """
-    blocks = question.rounds or DEFAULT_BLOCKS
+    blocks = question.blocks
     if question.budget_s is not None and state.seconds:
         blocks = min(MOST_BLOCKS, int(question.budget_s / state.seconds[0]))
         if blocks < 2:
@@ -178,7 +190,7 @@ def measured_now(side: Sequence[Contestant], ways: Ways, question: Question) -> 
     runs: list[Measurement] = []
     for contestant in side:
         for number in range(question.rounds or FEWEST):
-            with contestant.opened() as subject:
+            with contestant.opened(ways.report) as subject:
                 for place in range(2):
                     options = RunOptions(results=ways.results, workers=question.workers)
                     warm = place > 0 or (number > 0 and not contestant.restarts)

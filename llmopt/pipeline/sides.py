@@ -27,13 +27,16 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """Something that can be measured: ``opened`` serves it, or takes it as it runs, for the time of a ``with`` block."""
+    """Something that can be measured: ``opened`` serves it, or takes it as it runs, for the time of a ``with`` block.
+
+    The reporter that ``opened`` is given hears of the start.
+    """
 
     label: str
     identity: Any
     workload: Workload
     restarts: bool
-    opened: Callable[[], AbstractContextManager[Subject]]
+    opened: Callable[[Reporter], AbstractContextManager[Subject]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +117,7 @@ def of_url(url: str, ways: Ways) -> Contestant:
         identity=[url, ways.model, workload_identity(asdict(ways.workload))],
         workload=ways.workload,
         restarts=False,
-        opened=lambda: contextlib.nullcontext(subject),
+        opened=lambda report: contextlib.nullcontext(subject),
     )
 
 
@@ -138,10 +141,8 @@ def of_recipe(path: Path, ways: Ways) -> list[Contestant]:
 
 
 def of_case(case: Case, ways: Ways, quality: dict[str, Any] | None) -> Contestant:
-    report = ways.report
-
     @contextlib.contextmanager
-    def opened() -> Iterator[Subject]:
+    def opened(report: Reporter) -> Iterator[Subject]:
         with serving_case(case, report, results=ways.results, python=ways.python) as subject:
             yield replace(subject, quality=quality)
 
