@@ -245,12 +245,7 @@ def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) 
     found = differences(base.runs, candidate.runs, live=False)
     unmeant = require_allowed(found, question.allow)
     other_machine = any(d.name == "machine" for d in found)
-    thresholds = tuple(t for t in question.thresholds if not (other_machine and t.needs_a_clock))
-    if other_machine and not thresholds and not question.quality:
-        raise UsageError(
-            "on another machine only what needs no clock can be compared, and no such metric was named",
-            hint="--metric peak_rss_bytes:5%, --quality kl:0.01; or measure both here",
-        )
+    thresholds = without_a_clock(question.thresholds) if other_machine else question.thresholds
     noise = {t.name: noise_between_sessions(ways.results, base.runs[0], t) for t in thresholds}
     judgement = judge_stored(
         readings(base, ways.results), readings(candidate, ways.results), thresholds, question.quality,
@@ -265,6 +260,16 @@ def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) 
         confounded=next((source for source in ("assumed", "calibrated") if source in sources), ""),
         unmeant=unmeant,
     )  # fmt: skip
+
+
+def without_a_clock(thresholds: Sequence[Threshold]) -> tuple[Threshold, ...]:
+    """Those that mean the same on another machine. Raises UsageError for one that somebody named and that does not."""
+    if named := [t.name for t in thresholds if t.needs_a_clock and not t.default]:
+        raise UsageError(
+            f"the sides are of two machines: only what needs no clock can be compared, and {', '.join(named)} needs one",
+            hint="--metric peak_rss_bytes:5%, --quality kl:0.01; or measure both here",
+        )
+    return tuple(t for t in thresholds if not t.needs_a_clock)
 
 
 def readings(side: Stored, results: Path) -> list[Reading]:

@@ -13,7 +13,7 @@ from llmopt import demo, recipe
 from llmopt.core.domain import Case, Measurement, ServeOptions, Workload, workload_identity
 from llmopt.core.errors import UsageError
 from llmopt.core.files import scratch_folder
-from llmopt.core.run_index import load_runs
+from llmopt.core.run_index import load_runs, read_store
 from llmopt.gate.baselines import Baseline, baseline_folder, read_baseline
 from llmopt.gate.counts import Counts
 from llmopt.pipeline import plans
@@ -85,7 +85,7 @@ def side_of(text: str, ways: Ways) -> list[Contestant] | Stored:
     if text in ("demo", recipe.BUILTIN) or is_artifact(path):
         return [of_artifact(demo.MODEL if text in ("demo", recipe.BUILTIN) else path, ways)]
     if path.exists():
-        return Stored(label=text, runs=tuple(load_runs(path, say=ways.report.say)), counts={}, folder=home_of(path))
+        return Stored(label=text, runs=runs_in(path, ways.report), counts={}, folder=home_of(path))
     runs = [run for run in (load_runs(ways.results) if ways.results.is_dir() else []) if run.run_id == text]
     if runs:
         return Stored(label=text, runs=tuple(runs), counts={})
@@ -93,6 +93,15 @@ def side_of(text: str, ways: Ways) -> list[Contestant] | Stored:
         f"{text!r} is no URL, recipe, artifact, run, folder of runs, or baseline",
         hint="llmopt baseline list shows the baselines; llmopt gate --help has examples",
     )
+
+
+def runs_in(path: Path, report: Reporter) -> tuple[Measurement, ...]:
+    """Raises UsageError for files that lie there twice: readers count them once, and whoever copied them takes them for more."""
+    if copies := read_store(path).copies:
+        raise UsageError(
+            f"{path}: {copies} of the files there are copies of others", hint="remove them: a copy is no second run"
+        )
+    return tuple(load_runs(path, say=report.say))
 
 
 def home_of(path: Path) -> Path:

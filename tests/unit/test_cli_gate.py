@@ -1,0 +1,243 @@
+"""``llmopt gate`` as it is typed: what it refuses, what it calls inconclusive, and that nothing passes by accident."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from llmopt.cli import app
+from llmopt.core.domain import Measurement
+from llmopt.core.machine import this_machine
+from llmopt.core.store import save_run
+from llmopt.serve.scripted import running
+from unit.make import closed_loop, distribution, failed, metrics, run
+
+TPOT = ("--metric", "tpot_p50:2%:3%")
+SMALL = ("--model", "truth", "--requests", "8", "--concurrency", "4", "--input-tokens", "16", "--output-tokens", "8")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as url:
+        yield url.removesuffix("/v1")
+
+
+@pytest.fixture
+def gate(tmp_path, monkeypatch):
+    """The command, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any):
+        return CliRunner().invoke(app, ["gate", *map(str, arguments)])
+
+    return call
+
+
+@pytest.fixture
+def refused(gate):
+    """The words of a call that ends with one error and one hint."""
+
+    def call(*arguments: Any, status: int) -> str:
+        done = gate(*arguments)
+        lines = done.stderr.splitlines()
+        assert (done.exit_code, done.stdout) == (status, ""), done.output
+        assert sum(line.startswith("error: ") for line in lines) == 1, done.stderr
+        assert sum(line.startswith("hint: ") for line in lines) == 1, done.stderr
+        assert "defect" not in done.stderr
+        return done.stderr
+
+    return call
+
+
+def measured(number: int, tpot_s: float = 0.01, **fields: Any) -> Measurement:
+    """One run of a session of its own."""
+    figures = metrics(throughput=4 / tpot_s + number / 1000, latency_s=1 + number / 1000)
+    figures |= {"tpot_s": distribution(tpot_s * (1 + number / 10_000)), "output_tps_whole": 4 / tpot_s}
+    known = {"run_id": f"run-{tpot_s}-{number}", "session": f"{tpot_s}-{number}", "metrics": figures,
+             "machine": this_machine(), "quality": None, "intervals": {}}  # fmt: skip
+    return run(**known | fields)
+
+
+def folder(name: str, count: int = 8, tpot_s: float = 0.01, traces: Any = None, **fields: Any) -> Path:
+    """A folder of so many stored runs."""
+    place = Path(name)
+    for number in range(count):
+        save_run(place, measured(number, tpot_s, **fields), closed_loop() if traces is None else traces)
+    return place
+
+
+# --- stored runs ----------------------------------------------------------------------------------------------------
+
+
+def test_many_sessions_tell_a_loss_and_no_loss(gate):
+    base, same, slow = folder("base"), folder("same", tpot_s=0.010001), folder("slow", tpot_s=0.011)
+    assert gate(base, same, *TPOT).exit_code == 0
+    assert gate(base, slow, *TPOT).exit_code == 3
+
+
+def test_json_is_one_document_and_nothing_else(gate):
+    done = gate(folder("base"), folder("slow", tpot_s=0.011), *TPOT, "--json")
+    document = json.loads(done.stdout)
+    assert (document["status"], document["exit_status"], done.exit_code) == ("regression", 3, 3)
+    assert document["cases"][0]["paired"] is False
+
+
+def test_sides_without_a_case_in_common_are_refused(refused):
+    for name, keys in (("base", "ab"), ("candidate", "cd")):
+        for key in keys:
+            folder(name, 2, tpot_s=0.01 + ord(key) / 1e5, case_key=key)
+    assert "no case in common" in refused("base", "candidate", status=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"workload": {"input_tokens": 4096, "output_tokens": 32, "concurrency": 4, "requests": 64}}, "another workload"),
+        ({"measuring_revision": 99}, "another definitions"),
+        ({"machine": replace(this_machine(), fingerprint="other")}, "another machine"),
+    ],
+)  # fmt: skip
+def test_sides_that_are_not_alike_are_refused(refused, fields, words):
+    assert words in refused(folder("base"), folder("candidate", tpot_s=0.0101, **fields), *TPOT, status=2)
+
+
+def test_another_version_is_no_pass_until_it_is_allowed(gate):
+    newer = {"name": "hf", "version": "2.0", "argv": ["serve"]}
+    sides = (folder("base"), folder("candidate", tpot_s=0.010001, backend=newer))
+    assert gate(*sides, *TPOT).exit_code == 4
+    assert gate(*sides, *TPOT, "--allow", "version").exit_code == 0
+
+
+def test_of_another_machine_only_what_needs_no_clock_is_compared(gate, refused):
+    other = replace(this_machine(), fingerprint="other")
+    sides = (folder("base"), folder("candidate", tpot_s=0.02, machine=other))
+    assert "needs no clock" in refused(*sides, *TPOT, "--allow", "machine", status=2)
+    done = gate(*sides, "--allow", "machine", "--json")
+    assert [row["name"] for row in json.loads(done.stdout)["cases"][0]["metrics"]] == ["peak_rss_bytes"]
+
+
+def test_one_run_says_nothing(refused):
+    assert "one alone" in refused(folder("base", 1), folder("candidate", 8, 0.011), *TPOT, status=4)
+
+
+def test_an_inconclusive_error_passes_for_nobody(refused):
+    refused(folder("base", 1), folder("candidate", 8, 0.011), *TPOT, "--on-inconclusive", "pass", status=4)
+
+
+def test_an_empty_folder_is_no_comparison(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no run in" in refused(folder("base"), "empty", *TPOT, "--on-inconclusive", "pass", status=4)
+
+
+def test_a_copied_file_is_refused(refused):
+    base = folder("base", 1)
+    (record,) = base.glob("*/run-*.json")
+    for number in range(4):
+        shutil.copy(record, record.with_name(f"run-copy-{number}.json"))
+    assert "4 of the files there are copies" in refused(base, folder("candidate", 5, 0.011), *TPOT, status=2)
+
+
+def test_a_copy_under_another_name_is_refused(refused):
+    base = folder("base", 1)
+    for number in range(4):
+        save_run(base, measured(0, run_id=f"again-{number}"), closed_loop())
+    assert "is a copy of" in refused(base, folder("candidate", 5, 0.011), *TPOT, status=2)
+
+
+def test_the_same_runs_on_both_sides_are_refused(refused):
+    base = folder("base")
+    assert "that is no comparison" in refused(base, base, *TPOT, status=2)
+
+
+def test_what_is_nothing_is_refused(refused):
+    assert "baseline" in refused(folder("base"), "main", *TPOT, status=2)
+
+
+def test_a_baseline_of_another_schema_is_refused(gate, refused):
+    assert CliRunner().invoke(app, ["baseline", "set", "main", str(folder("base"))]).exit_code == 0
+    candidate = folder("candidate", tpot_s=0.010001)
+    assert gate("main", candidate, *TPOT).exit_code == 0
+    (file,) = Path("results/baselines/main").glob("*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 7}))
+    assert "schema 7" in refused("main", candidate, *TPOT, status=1)
+
+
+def test_a_metric_that_does_not_exist_is_refused_with_the_nearest(refused):
+    assert "tpot" in refused(folder("base"), folder("candidate", tpot_s=0.011), "--metric", "tpto_p50:5%", status=2)
+
+
+@pytest.mark.parametrize("value", [None, 0.0])
+def test_a_metric_that_is_null_or_zero_has_no_ratio(refused, value):
+    base = folder("base", metrics=metrics() | {"tpot_s": {"p50": value}})
+    assert "no ratio" in refused(one_by_one(base, value), folder("candidate", tpot_s=0.011), *TPOT, status=2)
+
+
+def one_by_one(place: Path, value: float | None) -> Path:
+    """The same runs with figures of their own, so that none is a copy."""
+    shutil.rmtree(place)
+    for number in range(8):
+        figures = metrics(throughput=100 + number) | {"tpot_s": {"p50": value}}
+        save_run(place, measured(number, metrics=figures), closed_loop())
+    return place
+
+
+def test_all_failed_on_both_sides_is_an_error(refused):
+    lost = [failed(index=n) for n in range(64)]
+    sides = [folder(name, tpot_s=tpot_s, traces=lost) for name, tpot_s in (("base", 0.01), ("candidate", 0.011))]
+    assert "every request failed on both sides" in refused(*sides, *TPOT, status=1)
+
+
+def test_only_the_candidate_fails_is_a_regression(gate):
+    half = closed_loop()[:32] + [failed(index=n) for n in range(32, 64)]
+    done = gate(folder("base"), folder("candidate", tpot_s=0.010001, traces=half), *TPOT)
+    assert (done.exit_code, "failed requests" in done.stdout.splitlines()[0]) == (3, True)
+
+
+def test_four_times_the_input_tokens_are_a_regression(gate):
+    long = [replace(t, prompt_tokens=4 * (t.prompt_tokens or 0)) for t in closed_loop()]
+    done = gate(folder("base"), folder("candidate", tpot_s=0.010001, traces=long), *TPOT)
+    assert (done.exit_code, "prompt tokens" in done.stdout.splitlines()[0]) == (3, True)
+
+
+# --- measured now ---------------------------------------------------------------------------------------------------
+
+
+def test_a_url_without_a_model_is_refused(refused, server):
+    assert "--model" in refused(server + "/v1", server + "/v1", status=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--rounds", "1"), ("--rounds", "0"), ("--confidence", "99"), ("--rounds", "5", "--budget", "1min"),
+     ("--budget", "0s"), ("--metric", "tpot_p50:5%:2%"), ("--quality", "mmlu:1"), ("--on-inconclusive", "maybe")],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused_before_anything_is_measured(refused, server, options):
+    refused(server + "/v1", server + "/v1", *SMALL, *options, status=2)
+    assert not Path("results").exists()
+
+
+def test_a_budget_that_holds_one_block_is_inconclusive(refused, server):
+    words = refused(server + "/v1", server + "/v1", *SMALL, "--budget", "1s", status=4)
+    assert "holds only one" in words
+    assert "--budget" in words
+
+
+def test_a_server_that_answers_nobody_on_both_sides_is_an_error(refused, server):
+    broken = f"{server}/x/trap=server-error/v1"
+    refused(broken, broken, *SMALL, "--rounds", "2", status=1)
+
+
+def test_nobody_there_is_an_error(refused):
+    nobody = "http://127.0.0.1:9/v1"
+    refused(nobody, nobody, *SMALL, "--rounds", "2", status=1)
+
+
+def test_a_candidate_that_answers_with_errors_alone_is_a_regression(gate, server):
+    done = gate(f"{server}/x/ttft=5,itl=1/v1", f"{server}/x/trap=server-error/v1", *SMALL, "--rounds", "2", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["cases"][0]["reasons"]) == (3, ["failed requests"])
