@@ -350,6 +350,7 @@ class Measurement:
     ``memory`` is where the server's memory goes, ``server`` what it counted itself over the same time.  ``race``: the
     round of ``llmopt tune`` that it was measured in, and for which configuration.  ``session`` names the start of the
     server: runs of one session share its luck.  ``gate``: the block and side of the gate that it was measured for.
+    ``commit``: of the code that was measured, as git has it, with ``+`` where files differ from it; empty for none.
     """
 
     run_id: str
@@ -373,6 +374,7 @@ class Measurement:
     race: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
     session: str = ""
+    commit: str = ""
     evidence: Evidence = "measured"
     llmopt_version: str = ""
     measuring_revision: int = 0
