@@ -110,7 +110,7 @@ class Experiment:
         number, started = len(self.state.blocks), time.monotonic()
         try:
             runs = self.measure_block(number, design)
-        except Interrupted as error:
+        except (Interrupted, KeyboardInterrupt) as error:  # also between two runs, and while a server starts
             raise Interrupted(
                 f"interrupted in block {number + 1} of at most {design.blocks}; the {number} before are kept",
                 hint="the same command goes on with this block",
