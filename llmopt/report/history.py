@@ -38,7 +38,7 @@ def heading(document: dict[str, Any]) -> str:
 def plot(series: dict[str, Any], width: int) -> list[str]:
     """Sessions in their order, • each (◦ suspect), levels as lines, steps numbered below; none for a single session."""
     points, places = series["points"], [step["place"] for step in series["steps"]]
-    values = [point["value"] for point in points]
+    values: list[float] = [point["value"] for point in points]
     if len(values) < 2:
         return []
     low, high = min(values), max(values)
