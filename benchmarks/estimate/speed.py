@@ -1,6 +1,6 @@
 """How far calibrated estimates of ITL and throughput are from configurations of this machine that they were not fitted to.
 
-    python benchmarks/estimate/speed.py --record     (about 12 minutes on two cores that do nothing else: measures, and writes speed.json)
+    python benchmarks/estimate/speed.py --record     (about 16 minutes on two cores that do nothing else: measures, and writes speed.json)
     python benchmarks/estimate/speed.py --write      (fits and predicts, and writes speed.md)
 
 Measured: llama.cpp with the bundled model and two checkpoints of random weights, in three file types, with 1 to 8 users and two
@@ -46,7 +46,7 @@ SHAPE = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads":
          "max_position_embeddings": 2048, "tie_word_embeddings": True}  # fmt: skip
 QUANTIZATIONS = ("gguf-q8_0", "gguf-q4_k_m", "gguf-f16")
 USERS, PROMPTS, ANSWER = (1, 2, 4, 8), (64, 256), 64
-STARTED_FOR_S = 2.0
+STARTED_FOR_S = 3.0
 # Of all loads of a server, one after another, so that a bad minute hits one run of many configurations and not all of one.
 # Where others use the machine too, the engine's one thread gets a share of a core: times are told as with a core to
 # itself, multiplied by the share, as rates are divided by it.

@@ -2,7 +2,8 @@
 
 Unknown are the logarithms by which the table is off, for each engine and, on top, for each of its layouts, drawn towards
 0 by the table's own spread (so that one run moves little beyond its own configuration, and many are followed), with a
-least squares on logarithms that single wild runs do not bend.  Each configuration is also predicted by all the others:
+least squares on logarithms that single wild runs do not bend.  What they leave is kept for each configuration
+(``neighbours``).  Each configuration is also predicted by all the others:
 that error is what ``estimate`` prints beside its figures, and what its intervals rest on.
 """
 
@@ -26,6 +27,7 @@ from llmopt.estimate.efficiency import (
     table,
 )
 from llmopt.estimate.least_squares import Point, Vector, solve
+from llmopt.estimate.neighbours import CORRECTED, Neighbour, left_at, place_of
 from llmopt.estimate.roofline import Demand, Factors, Peak, Times, times
 
 METRICS = ("itl_s", "output_tps", "ttft_s")
@@ -59,8 +61,10 @@ def calibrated(observations: Sequence[Observation]) -> Knowledge:
         points = [point_of(o, places, noise) for o in merged]
         solution = solve(points, [c.spread for c in places])
         noise = shown(merged, points, solution.unknowns, noise)
-    errors = left_out(merged, solution.left_out)
+    near = neighbours_of(merged, points, solution.unknowns)
+    errors = left_out(merged, solution.left_out, near)
     return Knowledge(
+        neighbours=near,
         found=dict(zip(places, solution.unknowns, strict=True)),
         covariance={
             (one, other): solution.covariance[i][j] for i, one in enumerate(places) for j, other in enumerate(places)
@@ -139,11 +143,26 @@ def shown(
     return found
 
 
-def left_out(merged: Sequence[Observation], residuals: Sequence[Vector]) -> dict[str, list[float]]:
+def neighbours_of(merged: Sequence[Observation], points: Sequence[Point], unknowns: Vector) -> tuple[Neighbour, ...]:
+    """What the fitted factors leave of each configuration."""
+    found = []
+    for o, point in zip(merged, points, strict=True):
+        off = dict(zip([n for n in METRICS if n in o.measured], point.residuals(unknowns), strict=True))
+        left = {name: -off[name] for name in CORRECTED if name in off}
+        found.append(Neighbour(place=place_of(o.group, o.demand), left=left))
+    return tuple(found)
+
+
+def left_out(
+    merged: Sequence[Observation], residuals: Sequence[Vector], near: Sequence[Neighbour]
+) -> dict[str, list[float]]:
+    """By metric, how far each configuration is from what all others predict, their neighbours' rest included."""
     found: dict[str, list[float]] = {}
-    for o, own in zip(merged, residuals, strict=True):
+    for place, (o, own) in enumerate(zip(merged, residuals, strict=True)):
+        others = [*near[:place], *near[place + 1 :]]
         for name, value in zip([n for n in METRICS if n in o.measured], own, strict=True):
-            found.setdefault(name, []).append(value)
+            moved = left_at(near[place].place, others, name) if name in CORRECTED else 0.0
+            found.setdefault(name, []).append(value + moved)
     return found
 
 

@@ -8,11 +8,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmopt.core.formats import Layout
 from llmopt.estimate.memory import SAME_ENGINE
 from llmopt.estimate.roofline import Factors
+
+if TYPE_CHECKING:
+    from llmopt.estimate.neighbours import Neighbour
 
 TABLE = Path(__file__).with_name("efficiency.toml")
 NAMES = tuple(f.name for f in fields(Factors) if f.name != "hides_launches")
@@ -90,7 +93,8 @@ def shifted(factor: str, value: float, by: float) -> float:
 class Knowledge:
     """``found``: coordinate → how far it is off the table; ``covariance`` of these; ``error``: of the model itself.
 
-    ``runs``: configurations that taught it; ``left_out``: the median error of each where it is predicted by the others.
+    ``runs``: configurations that taught it; ``left_out``: the median error of each where it is predicted by the others;
+    ``neighbours``: what the factors leave of each.
     """
 
     found: Mapping[Coordinate, float] = field(default_factory=dict)
@@ -99,6 +103,7 @@ class Knowledge:
     runs: int = 0
     engines: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, float] = field(default_factory=dict)
+    neighbours: tuple[Neighbour, ...] = ()
 
     def model_error(self, group: Group) -> float:
         """Standard deviation of the logarithm: of the table's, or as runs of this engine showed."""

@@ -15,6 +15,7 @@ from typing import Any
 from llmopt.estimate.activations import STEPWISE, usual_step
 from llmopt.estimate.efficiency import Coordinate, Group, Knowledge, coordinates, group_of, known, variance
 from llmopt.estimate.memory import Case, Memory
+from llmopt.estimate.neighbours import corrected, place_of
 from llmopt.estimate.prices import INTERRUPTED, Price, per_million
 from llmopt.estimate.queueing import SATURATED, Queue, queue_at
 from llmopt.estimate.roofline import Demand, Peak, Times, demand_of, times, with_draft, work_of
@@ -79,10 +80,12 @@ class Question:
         self, batch: int, moved: dict[Coordinate, float] | None = None, device: tuple[float, float] = (1, 1)
     ) -> Times:
         """``moved``: factors, and ``device``: its bandwidth and operations, that are tried elsewhere."""
-        return times(
-            self.demand(batch), self.peak.bandwidth * device[0], self.peak.computing(self.case.layout.name) * device[1],
+        demand = self.demand(batch)
+        found = times(
+            demand, self.peak.bandwidth * device[0], self.peak.computing(self.case.layout.name) * device[1],
             self.knowledge.factors(self.group, moved),
         )  # fmt: skip
+        return corrected(found, place_of(self.group, demand), self.knowledge.neighbours)
 
 
 def question(case: Case, peak: Peak, memory: Memory, **more: Any) -> Question:
