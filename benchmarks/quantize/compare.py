@@ -164,7 +164,7 @@ def main() -> None:
         settings.samples = document["samples"] = write_samples(settings.model, settings.samples, work / "samples.json")
         for case in settings.cases.split(","):
             document["cases"][case] = compare(case, settings, work, demo.HELD_OUT_TEXT)
-            document["cases"][case]["load_average"] = os.getloadavg()[0]
+            document["cases"][case] |= {"load_average": os.getloadavg()[0], "date": document["date"][:10]}
             settings.out.mkdir(parents=True, exist_ok=True)
             (settings.out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
             (settings.out / "table.md").write_text(table(document))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 HEADER = [
-    "case", "library", "rounds", "load", "bare s", "llmopt s", "start-up s", "ratio", "bare MiB", "llmopt MiB", "ratio",
+    "case", "library", "measured", "rounds", "load", "bare s", "llmopt s", "start-up s", "ratio", "bare MiB", "llmopt MiB", "ratio",
     "KL bare", "KL llmopt", "best library", "top-1 llmopt", "MB",
 ]  # fmt: skip
 
@@ -16,7 +16,7 @@ def table(document: Mapping[str, Any]) -> str:
     machine, cases = document["machine"], document["cases"]
     versions = ", ".join(f"{name} {value}" for name, value in document["versions"].items())
     lines = ["# Quantizations beside the bare libraries", ""]
-    lines += [f"{document['date']}, {machine['cores']} cores.", ""]
+    lines += [f"{machine['cores']} cores; rows that were measured on different days saw different loads.", ""]
     lines += [
         f"Model {document['model']}, {document['samples']} samples of {document['sample_tokens']} tokens, medians of "
         "the rounds; load is the machine's average at the end of a case; llmopt's start-up (checks, calibration, forecast: "
@@ -25,7 +25,7 @@ def table(document: Mapping[str, Any]) -> str:
         f"Versions: {versions}.",
         "",
     ]
-    lines += [row(HEADER), row(["---", "---"] + ["---:"] * (len(HEADER) - 2))]
+    lines += [row(HEADER), row(["---"] * 3 + ["---:"] * (len(HEADER) - 3))]
     return "\n".join([*lines, *(row(cells(name, case, document)) for name, case in cases.items())]) + "\n"
 
 
@@ -37,7 +37,7 @@ def cells(name: str, case: Mapping[str, Any], document: Mapping[str, Any]) -> li
     bare_b, ours_b = median(case, "bare", "peak_bytes"), median(case, "llmopt", "worker_peak_bytes")
     best = best_library(case["group"], document)
     return [
-        name, case["library"], str(len(case["rounds"])), f"{case['load_average']:.1f}",
+        name, case["library"], case["date"], str(len(case["rounds"])), f"{case['load_average']:.1f}",
         f"{bare_s:.1f}", f"{ours_s:.1f}", f"{case['startup_s']:.1f}", f"{(ours_s - case['startup_s']) / bare_s:.2f}",
         f"{bare_b / 2**20:.0f}", f"{ours_b / 2**20:.0f}", f"{ours_b / bare_b:.2f}",
         spread(figures(case, "bare", "kl_mean")), spread(figures(case, "llmopt", "kl_mean")), best,

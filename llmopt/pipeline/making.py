@@ -183,7 +183,7 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
     }
     half_done = "converted" in settings and Path(settings["converted"]).exists()
     # The worker's imports take seconds, and reading the metadata of two hundred packages a fifth of one: all at once.
-    log, first = logs_folder(out) / f"quantize-{name}.log", (IMPORTS, {"model": request.model.path})
+    log, first = logs_folder(out) / f"quantize-{name}.log", (IMPORTS, {"model": request.model.path, "long": bool(preparation.samples)})
     with Worker(request.environment, log=log, first=first) as worker, ThreadPoolExecutor(1) as pool:
         frozen = pool.submit(environments.freeze, request.environment)
         with report.task("checking the base's weights") as work:
