@@ -69,6 +69,7 @@ def plot(series: dict[str, Any], width: int) -> list[str]:
         axis[column(place - 0.5)] = str(number)[-1]
     first, last = points[0]["started_at"][:10], points[-1]["started_at"][:10]
     ends = f"{first}{last:>{across - len(first)}}" if across > len(first) + len(last) else f"{first} – {last}"
+    ends = first if first == last else ends
     return [*lines, f"{' ' * margin} └{''.join(axis)}", f"{' ' * margin}  {ends}"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmopt.core.domain import Doubt, Verdict
 from llmopt.core.errors import StoreError, UsageError
 from llmopt.gate import baselines
 from llmopt.gate.differences import differences, require_allowed
@@ -81,3 +82,10 @@ def test_another_workload_forbids_the_comparison_unless_allowed() -> None:
 def test_an_unknown_name_to_allow_is_refused() -> None:
     with pytest.raises(UsageError, match="no difference"):
         require_allowed([], ["versoin"])
+
+
+def test_why_runs_are_refused_is_their_invalidity_and_no_lesser_doubt(tmp_path: Path) -> None:
+    words = ("suspect", "invalid")
+    doubts = tuple(Doubt(code=word, severity=word, message=f"{word} words", remedy="") for word in words)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="invalid words"):
+        baselines.set_baseline(tmp_path, "main", pairs("a", verdict=Verdict.of(doubts)))
