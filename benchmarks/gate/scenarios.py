@@ -33,7 +33,8 @@ class Noise:
     ``run``: of every run by itself, one draw for each metric; ``session``: of each start of a server, one draw for all
     metrics (three starts in a block ABBA: the two runs in the middle share one); ``drift``: how much the machine slows
     down from the first to the last planned run, in a line; ``shared``: of the machine's own speed, which wanders from
-    run to run (autoregressive, 0.9), both sides alike.  ``asked``: thresholds as ``--metric`` takes them; default: ours.
+    run to run (autoregressive, 0.9), both sides alike.  ``bursts``: the share of runs that lose a fifth of their requests,
+    whichever side they are of.  ``asked``: thresholds as ``--metric`` takes them; default: ours.
     """
 
     words: str
@@ -41,6 +42,7 @@ class Noise:
     session: float = 0.0
     drift: float = 0.0
     shared: float = 0.0
+    bursts: float = 0.0
     metrics: tuple[str, ...] = NAMES
     blocks: int = DEFAULT_BLOCKS
     asked: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ ALARMS = (
     Noise("shared drift of 5 %, 1 % beside it", run=0.01, shared=0.05),
     Noise("four metrics, 2 %", run=0.02, metrics=FOUR),
     Noise("2 %, 36 blocks and 6 looks", run=0.02, blocks=36),
+    Noise("1 %, and failures in bursts: a fifth of a run, in one run of ten", run=0.01, bursts=0.1),
 )
 LOSSES = (
     Noise("noise of 2 % between runs", run=0.02),
@@ -95,9 +98,23 @@ def experiment(noise: Noise, slower: Mapping[str, float], design: Design, draw: 
             at = (number * RUNS_OF_A_BLOCK + place) / max(1, runs - 1)
             slow = session + wander + noise.drift * at
             metrics = values(noise, slow, slower if side == "candidate" else {}, draw)
-            readings[side].append(Reading(run_id=f"{number}-{place}", metrics=metrics, counts=COUNTS))
+            readings[side].append(Reading(run_id=f"{number}-{place}", metrics=metrics, counts=counts(noise, draw)))
         blocks.append(Block(number=number, base=tuple(readings["base"]), candidate=tuple(readings["candidate"])))
     return blocks
+
+
+def counts(noise: Noise, draw: random.Random) -> Counts:
+    if not noise.bursts or draw.random() >= noise.bursts:
+        return COUNTS
+    lost = REQUESTS // 5
+    return Counts(
+        planned=REQUESTS,
+        failed=lost,
+        errors={"http": lost},
+        prompt_tokens=(REQUESTS - lost) * INPUT_TOKENS,
+        output_tokens=(REQUESTS - lost) * OUTPUT_TOKENS,
+        requested_tokens=(REQUESTS - lost) * OUTPUT_TOKENS,
+    )
 
 
 def wandered(before: float, noise: Noise, draw: random.Random) -> float:

@@ -1,5 +1,8 @@
 """What needs no clock: requests that failed or were cut short, tokens that came and went. Each can fail a gate by itself.
 
+Failures come in bursts: a run has its luck with them as with its speed.  So a share is another one only where both tests say
+so: Fisher's over all requests, and Welch's t over the shares of blocks, which knows how far they are apart anyway.
+
 Counts are of the run's own timelines, so they are there for runs that were measured before anybody thought of a gate.
 """
 
@@ -12,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmopt.core.domain import RequestTrace
+from llmopt.core.student import tail
 
 Outcome = Literal["pass", "regression", "inconclusive"]
 OFF = 0.02  # an answer, or a prompt, of another length than asked by more than that is another one
@@ -19,6 +23,7 @@ OFF = 0.02  # an answer, or a prompt, of another length than asked by more than 
 LEAST_SHARE = 0.01
 # Failures that all fall into one block may be one accident.
 FEWEST_BLOCKS = 2
+LEAST_SPREAD = 1e-4  # of the share of a block: equal shares are no proof of no spread at all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,11 @@ class Counted:
 
 
 def compare(base: Sequence[Counts], candidate: Sequence[Counts], error: float) -> list[Counted]:
-    """Every count, from one entry for each block. ``error``: the probability with which one may call chance a regression."""
+    """Every count, from one entry for each block (of stored runs: each run).
+
+    ``error``: the probability with which chance may be called a regression, by all rows together.
+    """
+    error /= 2  # two rows that chance has a hand in
     rows = [
         share(
             "failed requests", [(c.failed, c.planned) for c in base], [(c.failed, c.planned) for c in candidate], error
@@ -104,7 +113,7 @@ def compare(base: Sequence[Counts], candidate: Sequence[Counts], error: float) -
 
 
 def share(name: str, base: Sequence[tuple[int, int]], candidate: Sequence[tuple[int, int]], error: float) -> Counted:
-    """Fisher's exact test over all requests, one-sided; and no verdict from what one block alone has."""
+    """Pairs of bad ones and all. No verdict from what one block alone has, or from less than blocks differ by anyway."""
     (bad_a, all_a), (bad_b, all_b) = ([sum(column) for column in zip(*side, strict=True)] for side in (base, candidate))
     if not all_a or not all_b:
         known = [bad / every if every else None for bad, every in ((bad_a, all_a), (bad_b, all_b))]
@@ -115,32 +124,37 @@ def share(name: str, base: Sequence[tuple[int, int]], candidate: Sequence[tuple[
     outcome: Outcome = "pass"
     words = "as many" if bad_a == bad_b else f"{bad_b} of {all_b} against {bad_a} of {all_a}"
     if now - before >= LEAST_SHARE and fisher(bad_a, all_a, bad_b, all_b) <= error:
-        blocks = sum(bad > 0 for bad, _ in candidate)
-        outcome = "regression" if blocks >= min(FEWEST_BLOCKS, len(candidate)) else "inconclusive"
-        words += "" if outcome == "regression" else ", all in one block: that may be one accident"
+        outcome = "regression" if welch(shares(base), shares(candidate)) <= error else "inconclusive"
+        alone = sum(bad > 0 for bad, _ in candidate) < FEWEST_BLOCKS
+        doubt = ", all in one block" if alone else ", in bursts"
+        words += "" if outcome == "regression" else f"{doubt}: that may be chance"
     return Counted(name=name, unit="share", base=before, candidate=now, outcome=outcome, words=words)
 
 
+def shares(side: Sequence[tuple[int, int]]) -> list[float]:
+    return [bad / every for bad, every in side if every]
+
+
 def crashes(base: Sequence[Counts], candidate: Sequence[Counts]) -> Counted | None:
-    """A server that dies once may be an accident; one that dies in two blocks where the base never does is none."""
+    """A server that dies now and then may be one that does so by chance; one that dies in every block does not."""
     before, now = (sum(c.crashes > 0 for c in side) for side in (base, candidate))
     if not before and not now:
         return None
-    worse = now >= FEWEST_BLOCKS and not before
+    worse = now == len(candidate) >= FEWEST_BLOCKS and not before
     return Counted(
         name="blocks in which the server died", unit="count", base=before, candidate=now,
         outcome="regression" if worse else "inconclusive",
-        words="only the candidate's died" if worse else "a block without its server is no whole block",
+        words="only the candidate's died, in every block" if worse else f"{now} of {len(candidate)} against {before}",
     )  # fmt: skip
 
 
 def mean(name: str, base: tuple[int | None, int], candidate: tuple[int | None, int]) -> Counted | None:
     """Tokens of a request: other ones are another work, whoever is faster at it. ``None`` where a side does not tell."""
     (sum_a, count_a), (sum_b, count_b) = base, candidate
-    if not sum_a or not sum_b or not count_a or not count_b:
+    if sum_a is None or sum_b is None or not count_a or not count_b:
         return None
     before, now = sum_a / count_a, sum_b / count_b
-    differs = abs(now / before - 1) > OFF
+    differs = abs(now - before) > OFF * before
     return Counted(
         name=name, unit="tokens", base=before, candidate=now, outcome="regression" if differs else "pass",
         words="the sides did not do the same work" if differs else "as many",
@@ -163,3 +177,18 @@ def fisher(bad_a: int, all_a: int, bad_b: int, all_b: int) -> float:
             if bad - k <= all_a
         ),
     )
+
+
+def welch(base: Sequence[float], candidate: Sequence[float]) -> float:
+    """P of means so far apart, the candidate's above, or farther (Welch 1947); 1 where a side has but one value."""
+    if min(len(base), len(candidate)) < 2:
+        return 1.0
+    means = [math.fsum(side) / len(side) for side in (base, candidate)]
+    parts = [
+        max(math.fsum((v - mean) ** 2 for v in side) / (len(side) - 1), LEAST_SPREAD**2) / len(side)
+        for side, mean in zip((base, candidate), means, strict=True)
+    ]
+    freedom = sum(parts) ** 2 / math.fsum(
+        part**2 / (len(side) - 1) for part, side in zip(parts, (base, candidate), strict=True)
+    )
+    return tail((means[1] - means[0]) / math.sqrt(sum(parts)), freedom)

@@ -6,14 +6,14 @@ metric in common, no whole block and no requests are no pass but an error, or in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmopt.core.errors import Inconclusive, LlmoptError, UsageError
 from llmopt.gate import unpaired
 from llmopt.gate.blocks import Block, Reading, geometric_mean
-from llmopt.gate.counts import Counted, Outcome, compare, total
+from llmopt.gate.counts import Counted, Outcome, compare
 from llmopt.gate.decide import Change, decide, sample_of
 from llmopt.gate.design import Design
 from llmopt.gate.quality import QualityChange, compare_quality
@@ -69,9 +69,12 @@ def judge(
     counts = [b.counts() for b in blocks]
     judgement = conclude(
         changes,
-        compare([c for c, _ in counts], [c for _, c in counts], 1 - design.confidence),
+        compare([c for c, _ in counts], [c for _, c in counts], error or 1 - design.confidence),
         compare_quality(*readings, quality),
         without="no whole block" if len(whole) < 2 else "no metric that both sides have",
+    )
+    judgement = without_pass(
+        judgement, given_up([r for b in whole for r in b.base], [r for b in whole for r in b.candidate], thresholds)
     )
     return replace(
         judgement, left_out=left_out, blocks=len(whole), invalid=doubts(*readings), error=error,
@@ -85,31 +88,35 @@ def judge_stored(
     thresholds: Sequence[Threshold],
     quality: Sequence[Threshold],
     *,
-    noise: Mapping[str, SessionNoise],
+    noise: Callable[[Threshold], SessionNoise],
     confidence: float,
 ) -> Judgement:
-    """The verdict of runs that nobody paired; ``noise`` is that between sessions, of every threshold by its name.
+    """The verdict of runs that nobody paired; ``noise`` is that between sessions.
 
     Raises UsageError as ``judge`` does, and Inconclusive for fewer than two runs of a side that count.
     """
     require_something(base, candidate)
+    counted = compare([r.counts for r in base], [r.counts for r in candidate], 1 - confidence)
     good = [[r for r in side if not r.invalid] for side in (base, candidate)]
     for word, side in zip(("base", "candidate"), good, strict=True):
         if len(side) < 2:
+            if any(row.outcome == "regression" for row in counted):
+                return replace(conclude((), counted, (), without=""), invalid=doubts(base, candidate), decided=True)
             raise Inconclusive(
-                f"the {word} has {len(side)} run(s) that count: one alone says nothing of its own noise",
+                f"the {word} has {len(side)} run(s) that count: one alone says nothing of its own noise"
+                + "".join(f"; {reason}" for reason in doubts(base if word == "base" else candidate)[:2]),
                 hint="measure it again: llmopt bench; or gate what can be measured: a recipe or a URL",
             )
     kept, left_out = known([[*good[0], *good[1]]], thresholds, "sets of runs")
-    samples = {t.name: unpaired.sample(good[0], good[1], t, noise[t.name]) for t in kept}
+    samples = {t.name: unpaired.sample(good[0], good[1], t, noise(t)) for t in kept}
     changes = tuple(decide(samples, shown(good[:1], good[1:], kept), kept, 1 - confidence)) if kept else ()
-    counts = [[total(r.counts for r in group) for group in unpaired.sessions(side)] for side in (base, candidate)]
     judgement = conclude(
         changes,
-        compare(counts[0], counts[1], 1 - confidence),
+        counted,
         compare_quality(base, candidate, quality),
         without="no metric that both sides have",
     )
+    judgement = without_pass(judgement, given_up(good[0], good[1], thresholds))
     return replace(
         judgement, left_out=left_out, blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True
     )
@@ -128,6 +135,22 @@ def conclude(
     if not changes and not quality:
         return Judgement(status="inconclusive", reasons=(without,), **rows)  # type: ignore[arg-type]
     return Judgement(status="pass", reasons=(), **rows)  # type: ignore[arg-type]
+
+
+def given_up(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]) -> tuple[str, ...]:
+    """What every run of the base has and not every one of the candidate: nobody knows how much worse that became."""
+    return tuple(
+        f"{t.name} is known of the base alone"
+        for t in (usable([base, candidate], t) for t in thresholds)
+        if base and all(r.value(t) is not None for r in base) and any(r.value(t) is None for r in candidate)
+    )
+
+
+def without_pass(judgement: Judgement, reasons: tuple[str, ...]) -> Judgement:
+    """As it is, but no pass where there are reasons against one."""
+    if not reasons or judgement.status != "pass":
+        return judgement
+    return replace(judgement, status="inconclusive", reasons=reasons)
 
 
 def doubts(*sides: Sequence[Reading]) -> tuple[str, ...]:

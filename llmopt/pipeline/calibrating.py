@@ -25,6 +25,7 @@ SHOWN = (
     "tpot_p50",
     "e2e_p50",
     "output_tps",
+    "output_tps_whole",
     "requests_per_s",
     "peak_vram_bytes",
     "peak_rss_bytes",
@@ -38,7 +39,9 @@ def calibrate(text: str, ways: Ways, rounds: int, seed: int | None) -> dict[str,
         raise UsageError("stored runs cannot be measured again", hint="a URL, a recipe or an artifact")
     rows = []
     for one in side:
-        state = open_state(ways.results, gate_key(one, one, ["calibrate", rounds]), seed, ways.report.say)
+        state = open_state(
+            ways.results, gate_key(one, one, ["calibrate", rounds]), seed, ways.report.say, lasting=one.restarts
+        )
         work = Experiment(base=one, candidate=one, results=ways.results, report=ways.report, state=state)
         design, blocks = make_design(rounds, 0.99, state.seed), work.taken_up()
         while len(blocks) < rounds:

@@ -30,6 +30,7 @@ from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.sides import Contestant
 
 STATE_SCHEMA = 1
+STALE_S = 6 * 3600
 # What a client hears of a server that is not there.
 SILENT = {"refused", "reset", "timeout", "none"}
 
@@ -70,9 +71,15 @@ def gate_key(base: Contestant, candidate: Contestant, asked: Any) -> str:
     return stable_hash([base.identity, candidate.identity, asked, this_machine().fingerprint])[:16]
 
 
-def open_state(results: Path, key: str, seed: int | None, say: Callable[[str], None]) -> State:
-    """The unfinished state of this very gate, or a fresh one with a seed of its own."""
+def open_state(results: Path, key: str, seed: int | None, say: Callable[[str], None], *, lasting: bool = True) -> State:
+    """The unfinished state of this very gate, or a fresh one with a seed of its own.
+
+    ``lasting``: what is compared is known by its content.  Behind an address there may be another server by now.
+    """
     file = state_file(results, key)
+    if not lasting and file.exists() and time.time() - file.stat().st_mtime > STALE_S:
+        say(f"{file} is older than {STALE_S // 3600} hours, and who answers now may be another: the gate begins anew")
+        file.unlink()
     if file.exists():
         try:
             state = msgspec.json.decode(file.read_bytes(), type=State)
@@ -201,7 +208,7 @@ def counts_beside(run: Measurement, results: Path) -> Counts:
     good = int(run.metrics.get("requests_ok") or 0)
     return Counts(
         planned=failed + good, failed=failed, dropped=int(run.metrics.get("dropped") or 0),
-        errors=dict(run.metrics.get("errors") or {}), prompt_tokens=None, output_tokens=run.tokens.get("server"),
+        errors=dict(run.metrics.get("errors") or {}), prompt_tokens=run.tokens.get("prompt"), output_tokens=run.tokens.get("server"),
         requested_tokens=int(run.tokens.get("requested") or 0),
     )  # fmt: skip
 
@@ -213,10 +220,18 @@ def reading_of(run: Measurement, counts: Counts) -> Reading:
         metrics=run.metrics,
         counts=counts,
         quality=run.quality,
-        invalid=tuple(d.message for d in run.verdict.reasons if d.severity == "invalid"),
+        invalid=tuple(d.message for d in run.verdict.reasons if d.severity == "invalid") + missing(run, counts),
         session=run.session,
         started_at=run.started_at,
     )
+
+
+def missing(run: Measurement, counts: Counts) -> tuple[str, ...]:
+    """Why a run of which requests are gone does not count: nobody knows how those went."""
+    asked = run.workload.get("requests") if run.workload.get("turns", 1) == 1 else None
+    if not asked or not 0 < counts.planned < asked:
+        return ()
+    return (f"{asked - counts.planned} of its {asked} requests are missing",)
 
 
 def stored_runs(results: Path, blocks: Sequence[Block], side: Side | None = None) -> list[Measurement]:

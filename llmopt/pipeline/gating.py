@@ -12,9 +12,10 @@ from llmopt.core.errors import Inconclusive, UsageError
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.design import DEFAULT_BLOCKS, FEWEST, Design, Side, make_design
 from llmopt.gate.differences import Difference, differences, require_allowed
-from llmopt.gate.judge import Judgement, judge, judge_stored, known
+from llmopt.gate.judge import Judgement, judge, judge_stored, known, without_pass
 from llmopt.gate.noise import noise_between_sessions
 from llmopt.gate.thresholds import Threshold
+from llmopt.gate.unpaired import SessionNoise
 from llmopt.pipeline.experiment import (
     Experiment,
     State,
@@ -93,7 +94,13 @@ def gate(base: str, candidate: str, ways: Ways, question: Question) -> list[Verd
 def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Question) -> Verdict:
     """Measure until a look decides, or all blocks are there."""
     require_one_workload(base, candidate, question.allow)
-    state = open_state(ways.results, gate_key(base, candidate, question.asked), question.seed, ways.report.say)
+    state = open_state(
+        ways.results,
+        gate_key(base, candidate, question.asked),
+        question.seed,
+        ways.report.say,
+        lasting=base.restarts and candidate.restarts,
+    )
     work = Experiment(
         base=base, candidate=candidate, results=ways.results, report=ways.report, state=state, workers=question.workers
     )
@@ -205,10 +212,7 @@ def refuse_duplicates(side: Stored) -> None:
     """Raise UsageError for one run that stands for several: a copy says nothing new, and makes everything look sure."""
     seen: dict[str, str] = {}
     for run in side.runs:
-        for mark in (
-            run.run_id,
-            stable_hash([run.metrics.get(name) for name in ("ttft_s", "tpot_s", "output_tps", "e2e_s")]),
-        ):
+        for mark in (run.run_id, stable_hash(run.metrics)):
             if mark in seen:
                 raise UsageError(
                     f"{side.label}: the run {run.run_id} is a copy of {seen[mark]}",
@@ -246,14 +250,16 @@ def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) 
     unmeant = require_allowed(found, question.allow)
     other_machine = any(d.name == "machine" for d in found)
     thresholds = without_a_clock(question.thresholds) if other_machine else question.thresholds
-    noise = {t.name: noise_between_sessions(ways.results, base.runs[0], t) for t in thresholds}
+
+    def noise(threshold: Threshold) -> SessionNoise:
+        return noise_between_sessions(ways.results, base.runs[0], threshold)
+
     judgement = judge_stored(
         readings(base, ways.results), readings(candidate, ways.results), thresholds, question.quality,
         noise=noise, confidence=question.confidence,
     )  # fmt: skip
-    if unmeant and judgement.status == "pass":
-        judgement = replace(judgement, status="inconclusive", reasons=tuple(f"{name} differs" for name in unmeant))
-    sources = {one.source for one in noise.values()}
+    judgement = without_pass(judgement, tuple(f"{name} differs" for name in unmeant))
+    sources = {noise(change.threshold).source for change in judgement.changes}
     return Verdict(
         base=base.words, candidate=candidate.words, judgement=judgement, differences=found, design=None, seconds=0.0,
         runs=(tuple(r.run_id for r in base.runs), tuple(r.run_id for r in candidate.runs)),

@@ -205,6 +205,36 @@ def test_four_times_the_input_tokens_are_a_regression(gate):
     assert (done.exit_code, "prompt tokens" in done.stdout.splitlines()[0]) == (3, True)
 
 
+def test_runs_too_short_for_a_steady_window_are_compared_by_their_whole(gate):
+    sides = []
+    for name, tps in (("base", 400.0), ("candidate", 350.0)):
+        for number in range(8):
+            figures = metrics(throughput=100 + number / 1000) | {
+                "output_tps": None,
+                "output_tps_whole": tps + number / 100,
+            }
+            save_run(Path(name), measured(number, 4 / tps, metrics=figures), closed_loop())
+        sides.append(name)
+    done = gate(*sides, "--json")
+    assert done.exit_code == 3, done.stderr
+    assert "output_tps_whole" in json.loads(done.stdout)["cases"][0]["reasons"]
+
+
+def test_half_the_requests_missing_are_no_pass(refused):
+    half = folder("candidate", tpot_s=0.010001, traces=closed_loop(32))
+    words = refused(folder("base"), half, *TPOT, status=4)
+    assert "32 of its 64 requests are missing" in words
+
+
+def test_a_figure_that_only_the_base_has_is_no_pass(gate):
+    base = folder("base")
+    for number in range(8):
+        figures = dict(measured(number, 0.010001).metrics) | {"tpot_s": None}
+        save_run(Path("candidate"), measured(number, 0.010001, metrics=figures), closed_loop())
+    done = gate(base, "candidate")
+    assert (done.exit_code, "tpot_p50 is known of the base alone" in done.stdout) == (4, True)
+
+
 # --- measured now ---------------------------------------------------------------------------------------------------
 
 
