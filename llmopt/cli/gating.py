@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from llmopt.cli.reporting import require_page
 from llmopt.cli.serving import Backend, takes_serve_options
 from llmopt.cli.shell import (
     GroupedCommand,
@@ -113,6 +114,9 @@ def gate_command(
     ] = "fail",
     markdown: Annotated[Path | None, output("--markdown", help="Also write the verdict as Markdown.")] = None,
     junit: Annotated[Path | None, output("--junit", help="Also write the verdict as JUnit XML.")] = None,
+    html: Annotated[
+        Path | None, output("--html", help="Also draw the verdict: one page that asks nothing of anybody.")
+    ] = None,
     results: ResultsOption = Path("results"),
     json: Json = False,
     *,
@@ -128,6 +132,8 @@ def gate_command(
 
     if on_inconclusive not in ("pass", "fail"):
         raise UsageError(f"--on-inconclusive {on_inconclusive!r} is neither pass nor fail", hint="pass or fail")
+    if html is not None:
+        require_page(html)  # before an hour is spent
     ways = ways_of(
         results, json, model=model, tokenizer=tokenizer, header=header, python=python, backend=backend, given=given,
         concurrency=concurrency, rate=rate, requests=requests, input_tokens=input_tokens, output_tokens=output_tokens,
@@ -135,14 +141,19 @@ def gate_command(
     )  # fmt: skip
     question = question_of(metric, quality, allow, rounds, budget, confidence, seed)
     found = document(gate(base, candidate, ways, question), question, inconclusive_passes=on_inconclusive == "pass")
-    show(found, markdown, junit, json)
+    show(found, markdown, junit, html, json)
     if found["exit_status"]:
         raise SystemExit(found["exit_status"])
 
 
-def show(found: dict[str, Any], markdown: Path | None, junit: Path | None, json: bool) -> None:
+def show(found: dict[str, Any], markdown: Path | None, junit: Path | None, html: Path | None, json: bool) -> None:
     from llmopt.core.files import write_atomic
     from llmopt.report import gate as report
+
+    if html is not None:
+        from llmopt.report.page import page
+
+        write_atomic(html, page(found))
 
     if markdown is not None:
         write_atomic(markdown, report.markdown(found).encode())

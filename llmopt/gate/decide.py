@@ -37,7 +37,7 @@ class Change:
 
     ``low`` is the bound that the metric's share of the error allows, ``high`` the one that the whole look allows.
     ``detectable``: the least true loss that blocks like these would find in four of five gates.  ``more_blocks``: so many
-    blocks in all would decide if the estimate stayed what it is; ``None`` where none would.
+    blocks in all would decide if the estimate stayed what it is; ``None`` where none would.  ``by_block``: the loss of each.
     """
 
     threshold: Threshold
@@ -51,6 +51,7 @@ class Change:
     decision: Decision
     detectable: float
     more_blocks: int | None
+    by_block: tuple[float, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -66,6 +67,7 @@ class Sample:
     freedom: float
     spread: float
     blocks: int
+    by_block: tuple[float, ...] = ()
 
     def bound(self, level: float) -> float:
         """Half the width of the interval whose each side may be wrong with probability ``level``."""
@@ -84,7 +86,14 @@ def sample_of(differences: Sequence[float]) -> Sample:
     mean = math.fsum(differences) / count
     spread = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (count - 1))
     spread = max(spread, LEAST_SPREAD)
-    return Sample(mean=mean, error=spread / math.sqrt(count), freedom=count - 1, spread=spread, blocks=count)
+    return Sample(
+        mean=mean,
+        error=spread / math.sqrt(count),
+        freedom=count - 1,
+        spread=spread,
+        blocks=count,
+        by_block=tuple(differences),
+    )
 
 
 def levels(samples: Mapping[str, Sample], thresholds: Sequence[Threshold], error: float) -> dict[str, float]:
@@ -136,6 +145,7 @@ def change(sample: Sample, values: tuple[float, float], threshold: Threshold, le
         decision=decision_of(sample.mean, low, high, threshold),
         detectable=detectable(sample, threshold, level),
         more_blocks=blocks_that_decide(sample, threshold, level, error),
+        by_block=sample.by_block,
     )
 
 

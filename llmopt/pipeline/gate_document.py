@@ -26,6 +26,7 @@ def document(verdicts: Sequence[Verdict], question: Question, *, inconclusive_pa
     words = worst["words"] + (f" ({worst['candidate']})" if len(cases) > 1 else "")
     passes = status == "inconclusive" and inconclusive_passes
     return {
+        "kind": "gate",
         "schema": SCHEMA,
         "status": status,
         "words": f"{status.upper()}: {words}" + ("; --on-inconclusive pass lets it through" if passes else ""),
@@ -86,6 +87,7 @@ def metric_row(change: Change) -> dict[str, Any]:
         "spread": change.spread,
         "detectable": loss(change, change.detectable),
         "blocks_needed": change.more_blocks,
+        "by_block": [threshold.change(one) for one in change.by_block],
     }
 
 
@@ -181,6 +183,12 @@ def causes(changes: Sequence[Change], counted: Sequence[Counted]) -> list[str]:
 def notes(verdict: Verdict) -> list[str]:
     found = verdict.judgement
     notes = list(found.notes)
+    for one in found.changes:
+        if one.decision == "inconclusive" and verdict.design:
+            least = f"{loss(one, one.detectable):.1%}"
+            notes.append(
+                f"{one.threshold.name}: as many blocks with this noise find a loss of {least} in four of five gates"
+            )
     if verdict.confounded:
         source = {
             "assumed": "its noise between sessions is assumed to be 5 %: llmopt gate calibrate measures it",

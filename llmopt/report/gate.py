@@ -15,7 +15,7 @@ from llmopt.report.terminal import plain_table, print_lines, say, stdout_console
 HEADING = "# llmopt gate"
 STYLES = {"pass": "bold green", "regression": "bold red", "inconclusive": "bold yellow"}
 MARKS = {"pass": "✓", "regression": "✗", "inconclusive": "?"}
-HEADER = ("metric", "base", "candidate", "change", "interval", "tolerated", "blocks", "status")
+HEADER = ("metric", "base", "candidate", "change", "interval", "tolerated", "blocks from", "status")
 
 
 def print_gate(document: dict[str, Any], console: Console | None = None) -> None:

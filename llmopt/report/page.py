@@ -19,6 +19,7 @@ from llmopt.report import steps as steps_table
 from llmopt.report.escaping import visible
 from llmopt.report.page_chart import Chart, short
 from llmopt.report.page_charts import ranking_charts
+from llmopt.report.page_gate import gate_parts
 from llmopt.report.page_history import history_parts
 from llmopt.report.page_rows import cards, columns_of, engines_of, identity, rows_of, table_of, tiles_of
 from llmopt.report.page_steps import steps_charts
@@ -33,9 +34,9 @@ MARK = b"<!-- llmopt report -->"
 
 
 def page(document: dict[str, Any], timelines: Mapping[str, Timeline] | None = None) -> bytes:
-    """The whole file for a ranking, a document of steps or a history. Raises UsageError for another, MissingEnvironment."""
+    """The whole file for a ranking, a document of steps, a history or a gate. Raises UsageError for another, MissingEnvironment."""
     document = visible(document)
-    kinds = {"ranking": ranking_parts, "steps": steps_parts, "history": history_parts}
+    kinds = {"ranking": ranking_parts, "steps": steps_parts, "history": history_parts, "gate": gate_parts}
     if document.get("kind") not in kinds:
         raise UsageError(
             f"a document of kind {document.get('kind')!r} cannot be drawn",
