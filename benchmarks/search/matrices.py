@@ -20,7 +20,8 @@ Truth = NDArray[np.float64]
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """``truth`` draws the logarithms of the true speeds; ``tail``: Student's degrees of freedom of a run's noise, ``None``:
-    normal; ``drift``: standard deviation of what shifts a whole pass, and a tenth of it from one run to the next.
+    normal; ``drift``: standard deviation of what shifts a whole pass, and a tenth of it from one run to the next;
+    ``recorded``: the arms are those of recorded.json; ``own_noise``: so are their runs, whatever noise is asked for.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Kind:
     tail: int | None = None
     drift: float = 0.0
     recorded: bool = False
+    own_noise: bool = False
 
 
 def factorial(draw: np.random.Generator) -> Truth:
@@ -62,9 +64,11 @@ KINDS = {
     "drift": Kind(title="factorial, passes shifted by 10 %", truth=factorial, drift=0.1),
 }  # fmt: skip
 if RECORDED.exists():
-    KINDS["recorded"] = Kind(
-        title="real runs of one machine (recorded.json), with their own noise", truth=recorded, recorded=True
-    )
+    KINDS["recorded"] = Kind(title="medians of real runs of one machine (recorded.json)", truth=recorded, recorded=True)
+    KINDS["recorded runs"] = Kind(
+        title="the same, and a run reads one of the five that were recorded: on a busy machine, up to a factor of 3 apart",
+        truth=recorded, recorded=True, own_noise=True,
+    )  # fmt: skip
 
 
 class Machine:
@@ -95,7 +99,7 @@ class Machine:
     def run(self, arm: int) -> float:
         """The logarithm that a run reads."""
         self.runs += 1
-        if self.rows:
+        if self.kind.own_noise:
             return math.log(self.draw.choice(self.rows[self.places[arm]]["values"]))
         self.shift += float(self.draw.normal(0, self.kind.drift / 10)) if self.kind.drift else 0.0
         between = self.draw.normal(0, 1)
