@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmopt.core.errors import Inconclusive, StoreError, UsageError, nearest
 from llmopt.core.machine import this_machine
 from llmopt.core.metric_table import Metric, name_of, parse_metric
 from llmopt.core.run_index import read_store, skipped_words
+from llmopt.core.run_table import RunTable
 from llmopt.gate import baselines
 from llmopt.gate.history import Point, Series, Step, figure, series_of
 from llmopt.gate.thresholds import DEFAULTS
@@ -22,17 +24,34 @@ SHORTEST_KEY = 4  # characters of a case's key that may stand for it
 NAMED_AT_MOST = 6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CaseRuns:
-    """All runs of one case, whatever the machine; ``accepted``: baselines that hold some of them, by name."""
+    """One case, whatever the machine: rows of the table of stored runs, and what only baselines have of it.
+
+    Records are read when they are asked for: a folder may hold a hundred thousand.
+    """
 
     key: str
-    runs: tuple[Measurement, ...]
-    accepted: dict[str, str]
+    table: RunTable
+    rows: list[int] = field(default_factory=list)
+    kept: list[Measurement] = field(default_factory=list)
+    accepted: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def newest(self) -> Measurement:
+        return self.table.record(self.rows[-1]) if self.rows else self.kept[-1]
 
     @property
     def label(self) -> str:
-        return label_of(self.runs[-1])
+        return label_of(self.newest)
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) + len(self.kept)
+
+    def runs(self) -> list[Measurement]:
+        """Oldest first."""
+        return sorted([*map(self.table.record, self.rows), *self.kept], key=lambda run: run.started_at)
 
 
 def history(case: str | None, metrics: Sequence[str], results: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -42,7 +61,7 @@ def history(case: str | None, metrics: Sequence[str], results: Path, say: Callab
     if not known:
         raise Inconclusive(f"there is no run in {results}", hint="measure something first: llmopt bench")
     found = known[0] if case is None and len(known) == 1 else chosen(case or "", known)
-    runs, machine, left_out = comparable(found.runs)
+    runs, machine, left_out = comparable(found.runs())
     pairs = wanted or [p for p in map(parse_metric, DEFAULTS) if any(usable(run, p) for run in runs)]
     series = [series_of(runs, metric, statistic) for metric, statistic in pairs]
     unknown = [one.name for one in series if not one.points]
@@ -75,8 +94,11 @@ def cases_of(results: Path, say: Callable[[str], None]) -> list[CaseRuns]:
     stored = read_store(results)
     if stored.skipped:
         say(skipped_words(stored.skipped))
-    runs = {run.run_id: run for run in map(stored.table.record, range(len(stored.table)))}
-    accepted: dict[str, dict[str, str]] = {}
+    table, found = stored.table, dict[str, CaseRuns]()
+    for row in range(len(table)):
+        key = table.word("case", row)
+        found.setdefault(key, CaseRuns(key=key, table=table)).rows.append(row)
+    known = {run_id.decode() for run_id in table.run_ids}
     for name in baselines.names(results):
         try:
             baseline = baselines.read_baseline(results, name)
@@ -84,12 +106,12 @@ def cases_of(results: Path, say: Callable[[str], None]) -> list[CaseRuns]:
             say(error.message)
             continue
         for run in baseline.runs:
-            runs.setdefault(run.run_id, run)
-            accepted.setdefault(run.case_key, {})[name] = baseline.accepted_at
-    groups: dict[str, list[Measurement]] = {}
-    for run in sorted(runs.values(), key=lambda r: r.started_at):
-        groups.setdefault(run.case_key, []).append(run)
-    return [CaseRuns(key=key, runs=tuple(group), accepted=accepted.get(key, {})) for key, group in groups.items()]
+            case = found.setdefault(run.case_key, CaseRuns(key=run.case_key, table=table))
+            case.accepted[name] = baseline.accepted_at
+            if run.run_id not in known:
+                case.kept.append(run)
+                known.add(run.run_id)
+    return list(found.values())
 
 
 def label_of(run: Measurement) -> str:
@@ -121,8 +143,8 @@ def chosen(words: str, known: Sequence[CaseRuns]) -> CaseRuns:
 
 
 def several(problem: str, found: Sequence[CaseRuns]) -> UsageError:
-    most = sorted(found, key=lambda c: len(c.runs), reverse=True)[:NAMED_AT_MOST]
-    names = [f"{c.key[:8]} ({c.label}, {load_words(c.runs[-1].workload)}, {len(c.runs)} runs)" for c in most]
+    most = sorted(found, key=lambda c: c.count, reverse=True)[:NAMED_AT_MOST]
+    names = [f"{c.key[:8]} ({c.label}, {load_words(c.newest.workload)}, {c.count} runs)" for c in most]
     more = f"; and {len(found) - len(most)} more" if len(found) > len(most) else ""
     return UsageError(problem, hint="name one by its key: " + "; ".join(names) + more)
 
