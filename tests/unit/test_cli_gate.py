@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
 
 from llmopt.cli import app
-from llmopt.core.domain import Measurement
+from llmopt.core.domain import Doubt, Measurement, Verdict
 from llmopt.core.machine import this_machine
 from llmopt.core.store import save_run
 from llmopt.serve.scripted import running
@@ -235,6 +238,27 @@ def test_a_figure_that_only_the_base_has_is_no_pass(gate):
     assert (done.exit_code, "tpot_p50 is known of the base alone" in done.stdout) == (4, True)
 
 
+def test_failures_of_runs_that_do_not_count_are_a_regression(gate):
+    """Their figures say nothing, their failures do."""
+    doubt = Doubt(code="errors", severity="invalid", message="half of the requests failed", remedy="look at the log")
+    half = closed_loop()[:32] + [failed(index=n) for n in range(32, 64)]
+    broken = folder("candidate", traces=half, tpot_s=0.0101, verdict=Verdict(status="invalid", reasons=(doubt,)))
+    assert gate(folder("base"), broken, *TPOT).exit_code == 3
+
+
+def test_an_unknown_difference_to_allow_is_refused(refused):
+    assert "versoin" in refused(folder("base"), folder("candidate", tpot_s=0.0101), "--allow", "versoin", status=2)
+
+
+def test_markdown_and_junit_say_what_failed(gate):
+    done = gate(folder("base"), folder("slow", tpot_s=0.011), *TPOT, "--markdown", "gate.md", "--junit", "gate.xml")
+    assert done.exit_code == 3
+    assert "REGRESSION: tpot" in Path("gate.md").read_text()
+    suite = ElementTree.parse("gate.xml").getroot()[0]
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["tpot_p50"]
+    assert int(suite.get("tests")) == len(suite) == 5
+
+
 # --- measured now ---------------------------------------------------------------------------------------------------
 
 
@@ -271,3 +295,40 @@ def test_nobody_there_is_an_error(refused):
 def test_a_candidate_that_answers_with_errors_alone_is_a_regression(gate, server):
     done = gate(f"{server}/x/ttft=5,itl=1/v1", f"{server}/x/trap=server-error/v1", *SMALL, "--rounds", "2", "--json")
     assert (done.exit_code, json.loads(done.stdout)["cases"][0]["reasons"]) == (3, ["failed requests"])
+
+
+def test_a_metric_that_no_run_knows_is_refused_after_one_block(refused, server):
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    words = refused(fast, fast, *SMALL, "--rounds", "20", "--metric", "ttft_p99:5%", status=2)
+    assert "ttft_p99 is unknown" in words
+    (state,) = Path("results/gates").glob("*.json")
+    assert len(json.loads(state.read_text())["blocks"]) == 1
+
+
+def test_two_recipes_of_other_workloads_are_refused(refused):
+    for name, tokens in (("one", 16), ("other", 32)):
+        Path(f"{name}.yaml").write_text(
+            f"name: {name}\nmodel: builtin\ncases:\n  - backend: scripted\n    quantizations: [bf16]\n"
+            f"workload:\n  input_tokens: {tokens}\n  output_tokens: 8\n  concurrency: 2\n  requests: 8\n"
+        )
+    assert "another workload: input_tokens 16 against 32" in refused("one.yaml", "other.yaml", status=2)
+
+
+def test_a_state_that_lay_there_for_a_day_is_not_taken_up(gate, server):
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    gate(fast, fast, *SMALL, "--rounds", "2", "--seed", "1")
+    (state,) = Path("results/gates").glob("*.json")
+    cut = json.loads(state.read_text())
+    state.write_text(json.dumps(cut | {"finished": False, "blocks": cut["blocks"][:1], "seconds": cut["seconds"][:1]}))
+    os.utime(state, (0, time.time() - 86_400))
+    assert "begins anew" in gate(fast, fast, *SMALL, "--rounds", "2", "--seed", "1").stderr
+
+
+def test_a_damaged_state_is_said_and_begun_anew(gate, server):
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    gate(fast, fast, *SMALL, "--rounds", "2")
+    (state,) = Path("results/gates").glob("*.json")
+    state.write_text("{")
+    done = gate(fast, fast, *SMALL, "--rounds", "2")
+    assert "the gate begins anew" in done.stderr
+    assert done.exit_code in (0, 4)
