@@ -11,7 +11,8 @@ import sys
 from typing import Any
 
 MODULES = (
-    "making", "proving", "serving", "benching", "estimating", "deciding", "gating", "history", "reporting", "tuning", "environments",
+    "making", "proving", "serving", "benching", "estimating", "deciding", "gating", "history", "importing", "reporting",
+    "tuning", "environments",
 )  # fmt: skip
 ALONE = {"estimate": ("estimating",)}  # a command that is asked for first → the modules that it needs
 

@@ -309,13 +309,16 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the numbers were taken on; ``fingerprint`` names the part that decides speed."""
+    """What the numbers were taken on; ``fingerprint`` names the part that decides speed.
+
+    Of an imported run it starts with ``imported-``, and no more is known than the file told.
+    """
 
     fingerprint: str
     cpu: str
-    physical_cores: int
-    logical_cores: int
-    memory_bytes: int
+    physical_cores: int | None
+    logical_cores: int | None
+    memory_bytes: int | None
     gpus: tuple[str, ...]
     system: str
 

@@ -49,6 +49,11 @@ def save_run(
     write_atomic(folder / f"{run.run_id}.traces.json.gz", packed(traces))
     if series:
         write_atomic(folder / f"{run.run_id}.telemetry.json.gz", packed(series))
+    return save_record(results, run)
+
+
+def save_record(results: Path, run: Measurement) -> Path:
+    """The record alone: of a run that has no timelines, or whose timelines are there."""
     path = record_file(results, run)
     write_atomic(path, pretty(run))
     return path

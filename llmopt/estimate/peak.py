@@ -61,7 +61,8 @@ def this_device() -> Device:
     if peak is None:
         raise UsageError("this machine's GPU does not tell its name", hint="name it: --gpu mi300x, or --vram 24GiB")
     return Device(
-        key=peak.key, name=peak.name, kind="cpu", memory_bytes=machine.memory_bytes, bandwidth_bytes_per_s=peak.bandwidth,
+        key=peak.key, name=peak.name, kind="cpu", memory_bytes=machine.memory_bytes or hardware.memory()[0],
+        bandwidth_bytes_per_s=peak.bandwidth,
         tflops={kind: value / TERA for kind, value in peak.flops.items()}, source=peak.source,
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ def words(value: Any) -> str:
 ASPECTS: tuple[tuple[str, Weight, Callable[[Measurement], Any]], ...] = (
     ("machine", "forbids", lambda r: f"{r.machine.cpu}, {', '.join(r.machine.gpus) or 'no GPU'} ({r.machine.fingerprint})"),
     ("workload", "forbids", lambda r: workload_identity(r.workload)),
-    ("definitions", "forbids", lambda r: f"measuring revision {r.measuring_revision}"),
+    ("definitions", "forbids", lambda r: f"measuring revision {r.measuring_revision}, by {r.client.get('tool') or 'llmopt'}"),
     ("engine", "must be meant", lambda r: r.backend.get("engine") or r.backend.get("name")),
     ("version", "must be meant", lambda r: r.backend.get("version")),
     ("packages", "must be meant", lambda r: r.backend.get("freeze") or {}),

@@ -19,8 +19,8 @@ TOLERATED_SHARE = 0.5
 DEFAULT_TOLERATE, DEFAULT_BLOCK = 0.02, 0.03
 DEFAULTS = ("output_tps", "tpot_p50", "ttft_p50", "peak_vram_bytes", "peak_rss_bytes")
 DEFAULT_QUALITY = {"kl": 0.01}
-# Runs too short for a steady window have no figure of it.
-INSTEAD = {"output_tps": "output_tps_whole"}
+# Runs too short for a steady window have no figure of it, and those of other tools know no plan of a request.
+INSTEAD = {"output_tps": "output_tps_whole", "ttft_p50": "ttft_service_p50"}
 # A ratio of these says nothing: they may be zero, or are shares.
 ABSOLUTE = ("kl", "kl_p99", "top1")
 NO_RATIO = (
