@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -84,16 +84,18 @@ class Gate:
         except Interrupted as error:
             raise KeyboardInterrupt(error.message) from error
         except Inconclusive as error:
-            return undecided(with_hint(error), unsure)
+            undecided(with_hint(error), unsure)
         except LlmoptError as error:
             pytest.fail(with_hint(error), pytrace=False)
         self.request.node.user_properties.append(("llmopt_gate", found["words"]))
         if found["status"] == "regression":
             pytest.fail(text(found), pytrace=False)
-        return undecided(text(found), unsure) if found["status"] == "inconclusive" else found
+        if found["status"] == "inconclusive":
+            undecided(text(found), unsure)
+        return found
 
 
-def undecided(words: str, unsure: str) -> dict[str, Any]:
+def undecided(words: str, unsure: str) -> NoReturn:
     """Never a pass."""
     __tracebackhide__ = True
     if unsure == "skip":
