@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -181,15 +182,32 @@ def stored_gate(
     base: Sequence[Contestant] | Stored, candidate: Sequence[Contestant] | Stored, ways: Ways, question: Question
 ) -> list[Verdict]:
     """Unpaired: at least one side was measured before. The other, where it can be measured, is measured now."""
+    for side, other in ((base, candidate), (candidate, base)):
+        if isinstance(side, Stored):
+            refuse_duplicates(side)
+            if not isinstance(other, Stored) and "workload" not in question.allow:
+                require_measured_alike(side, other)
     sides = [side if isinstance(side, Stored) else measured_now(side, ways, question) for side in (base, candidate)]
-    for side in sides:
-        refuse_duplicates(side)
     if shared := {r.run_id for r in sides[0].runs} & {r.run_id for r in sides[1].runs}:
         raise UsageError(
             f"both sides have the run {min(shared)}: that is no comparison",
             hint="name two sets of runs that are not the same",
         )
     return [judge_pair(one, other, ways, question) for one, other in cases_in_common(sides[0], sides[1])]
+
+
+def require_measured_alike(side: Stored, others: Sequence[Contestant]) -> None:
+    """Before anything is measured. Raises UsageError where no stored run had the workload that the other side would get."""
+    had = [workload_identity(json.loads(json.dumps(run.workload, default=str))) for run in side.runs]
+    for other in others:
+        wanted = workload_identity(json.loads(json.dumps(asdict(other.workload), default=str)))
+        if had and wanted not in had:
+            names = [name for name in wanted if wanted[name] != had[0].get(name)]
+            raise UsageError(
+                f"{side.label} was measured with another workload than {other.label} would be: "
+                + "; ".join(f"{name} {had[0].get(name)} against {wanted[name]}" for name in names[:3]),
+                hint="--requests, --input-tokens … as they were then; or --allow workload if you know that they are alike",
+            )
 
 
 def measured_now(side: Sequence[Contestant], ways: Ways, question: Question) -> Stored:

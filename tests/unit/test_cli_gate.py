@@ -332,3 +332,10 @@ def test_a_damaged_state_is_said_and_begun_anew(gate, server):
     done = gate(fast, fast, *SMALL, "--rounds", "2")
     assert "the gate begins anew" in done.stderr
     assert done.exit_code in (0, 4)
+
+
+def test_a_stored_side_of_another_workload_is_refused_before_the_other_is_measured(refused, server):
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    base = folder("base")
+    assert "requests 64 against 8" in refused(base, fast, *SMALL, status=2)
+    assert not list(Path("results").glob("*/*.traces.json.gz"))
