@@ -98,7 +98,7 @@ def compare(base: Sequence[Counts], candidate: Sequence[Counts], error: float) -
 
     ``error``: the probability with which chance may be called a regression, by all rows together.
     """
-    error /= 2  # two rows that chance has a hand in
+    error /= 4  # rows that chance has a hand in
     rows = [
         share(
             "failed requests", [(c.failed, c.planned) for c in base], [(c.failed, c.planned) for c in candidate], error
@@ -106,9 +106,9 @@ def compare(base: Sequence[Counts], candidate: Sequence[Counts], error: float) -
         share("answers cut short", [(c.short, c.ok) for c in base], [(c.short, c.ok) for c in candidate], error),
         crashes(base, candidate),
     ]
-    whole = total(base), total(candidate)
-    rows.append(mean("prompt tokens of a request", *((c.prompt_tokens, c.ok) for c in whole)))
-    rows.append(mean("output tokens of a request", *((c.output_tokens, c.ok) for c in whole)))
+    for name, field_name in (("prompt", "prompt_tokens"), ("output", "output_tokens")):
+        ours, theirs = ([(getattr(c, field_name), c.ok) for c in side if c.ok] for side in (base, candidate))
+        rows.append(mean(f"{name} tokens of a request", ours, theirs, error))
     return [row for row in rows if row is not None]
 
 
@@ -148,17 +148,32 @@ def crashes(base: Sequence[Counts], candidate: Sequence[Counts]) -> Counted | No
     )  # fmt: skip
 
 
-def mean(name: str, base: tuple[int | None, int], candidate: tuple[int | None, int]) -> Counted | None:
-    """Tokens of a request: other ones are another work, whoever is faster at it. ``None`` where a side does not tell."""
-    (sum_a, count_a), (sum_b, count_b) = base, candidate
-    if sum_a is None or sum_b is None or not count_a or not count_b:
+def mean(
+    name: str, base: Sequence[tuple[int | None, int]], candidate: Sequence[tuple[int | None, int]], error: float
+) -> Counted | None:
+    """Tokens of a request: other ones are another work, whoever is faster at it. ``None`` where a side does not tell.
+
+    Answers that end where the model pleases differ by chance; blocks say by how much.
+    """
+    known = [[(n, count) for n, count in side if n is not None] for side in (base, candidate)]
+    if not all(known) or len(known[0]) + len(known[1]) < len(base) + len(candidate):
         return None
-    before, now = sum_a / count_a, sum_b / count_b
-    differs = abs(now - before) > OFF * before
-    return Counted(
-        name=name, unit="tokens", base=before, candidate=now, outcome="regression" if differs else "pass",
-        words="the sides did not do the same work" if differs else "as many",
-    )  # fmt: skip
+    before, now = (sum(n for n, _ in side) / sum(count for _, count in side) for side in known)
+    ours, theirs = ([n / count for n, count in side] for side in known)
+    outcome, words = tokens_outcome(ours, theirs, OFF * before, error)
+    if abs(now - before) <= OFF * before:
+        outcome, words = "pass", "as many"
+    return Counted(name=name, unit="tokens", base=before, candidate=now, outcome=outcome, words=words)
+
+
+def tokens_outcome(base: Sequence[float], candidate: Sequence[float], off: float, error: float) -> tuple[Outcome, str]:
+    """Of means of blocks: surely farther apart than ``off``, surely apart, or perhaps not at all."""
+    difference, doubt, freedom = apart(base, candidate)
+    if tail((abs(difference) - off) / doubt, freedom) <= error / 2:
+        return "regression", "the sides did not do the same work"
+    if math.isfinite(doubt) and tail(abs(difference) / doubt, freedom) > error / 2:
+        return "pass", "not as many, by no more than blocks differ anyway"
+    return "inconclusive", "not as many: it may be other work"
 
 
 def fisher(bad_a: int, all_a: int, bad_b: int, all_b: int) -> float:
@@ -183,12 +198,18 @@ def welch(base: Sequence[float], candidate: Sequence[float]) -> float:
     """P of means so far apart, the candidate's above, or farther (Welch 1947); 1 where a side has but one value."""
     if min(len(base), len(candidate)) < 2:
         return 1.0
+    difference, doubt, freedom = apart(base, candidate)
+    return tail(difference / doubt, freedom)
+
+
+def apart(base: Sequence[float], candidate: Sequence[float]) -> tuple[float, float, float]:
+    """The difference of the means, its standard error and degrees of freedom; infinite error where a side has one value."""
     means = [math.fsum(side) / len(side) for side in (base, candidate)]
+    if min(len(base), len(candidate)) < 2:
+        return means[1] - means[0], math.inf, 1.0
     parts = [
         max(math.fsum((v - mean) ** 2 for v in side) / (len(side) - 1), LEAST_SPREAD**2) / len(side)
         for side, mean in zip((base, candidate), means, strict=True)
     ]
-    freedom = sum(parts) ** 2 / math.fsum(
-        part**2 / (len(side) - 1) for part, side in zip(parts, (base, candidate), strict=True)
-    )
-    return tail((means[1] - means[0]) / math.sqrt(sum(parts)), freedom)
+    squares = (part**2 / (len(side) - 1) for part, side in zip(parts, (base, candidate), strict=True))
+    return means[1] - means[0], math.sqrt(sum(parts)), sum(parts) ** 2 / math.fsum(squares)

@@ -49,6 +49,26 @@ def test_answers_of_another_length_are_another_work() -> None:
     assert outcomes([GOOD] * 5, [replace(GOOD, output_tokens=480)] * 5)["output tokens of a request"] == "regression"
 
 
+def test_answers_that_end_where_the_model_pleases_raise_no_alarm() -> None:
+    alarms = 0
+    for seed in range(300):
+        draw = random.Random(seed)
+        sides = [
+            [replace(GOOD, output_tokens=round(sum(draw.expovariate(1 / 16) for _ in range(60)))) for _ in range(20)]
+            for _ in range(2)
+        ]
+        alarms += any(
+            outcomes(*(s[:look] for s in sides))["output tokens of a request"] == "regression"
+            for look in (5, 8, 12, 16, 20)
+        )
+    assert alarms <= 6
+
+
+def test_one_block_of_other_lengths_is_inconclusive() -> None:
+    other = [replace(GOOD, output_tokens=480)]
+    assert outcomes([GOOD], other)["output tokens of a request"] == "inconclusive"
+
+
 def test_unknown_token_counts_are_no_row() -> None:
     assert "prompt tokens of a request" not in outcomes([replace(GOOD, prompt_tokens=None)] * 5, [GOOD] * 5)
 
