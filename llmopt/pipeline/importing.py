@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import llmopt
-from llmopt.core.domain import Doubt, Machine, Measurement, Verdict, stable_hash, workload_identity
+from llmopt.core.domain import IMPORTED, Doubt, Machine, Measurement, Verdict, stable_hash, workload_identity
 from llmopt.core.errors import LlmoptError, UsageError
 from llmopt.core.files import read_text
 from llmopt.core.metrics import MEASURING_REVISION
@@ -27,7 +27,6 @@ from llmopt.core.store import prepare_results, read_run, record_file, save_recor
 from llmopt.gate.imports import Document, ForeignRun, Reader, reader, recognise
 
 SCHEMA = 1
-PREFIX = "imported-"
 MAX_ERROR_RATE = 0.01
 KNOWN = "files of vllm bench serve, GuideLLM, AIPerf, genai-perf, SGLang bench_serving and llama-bench can be read"
 
@@ -131,7 +130,7 @@ def require_figures(run: ForeignRun) -> None:
 
 def keep(file: Path, tool: Reader, run: ForeignRun, machine: Machine | None, results: Path) -> dict[str, Any]:
     """Store a run unless it is there; what is said of it."""
-    run_id = PREFIX + stable_hash([tool.name, run.document])
+    run_id = IMPORTED + stable_hash([tool.name, run.document])
     there = sorted(results.glob(f"*/{run_id}.json"))
     measurement = read_run(there[0]) if there else None
     path = there[0] if there else None
@@ -162,18 +161,18 @@ def told_machine(run: ForeignRun) -> Machine:
     words = dict(word.split(" ", 1) for word in run.machine if word.startswith("cpu_info"))
     gpus = tuple(word.split(" ", 1)[1] for word in run.machine if word.startswith("gpu_info"))
     return Machine(
-        fingerprint=PREFIX + stable_hash(list(run.machine), 10), cpu=words.get("cpu_info", "imported, unknown"),
+        fingerprint=IMPORTED + stable_hash(list(run.machine), 10), cpu=words.get("cpu_info", "imported, unknown"),
         physical_cores=None, logical_cores=None, memory_bytes=None, gpus=gpus, system="unknown",
     )  # fmt: skip
 
 
 def record_of(file: Path, tool: Reader, run: ForeignRun, machine: Machine, run_id: str) -> Measurement:
-    name = PREFIX + tool.name
+    name = IMPORTED + tool.name
     artifact = {
         "quantization": run.model,
         "method": "unknown",
         "base_name": run.model,
-        "base_key": stable_hash(run.model),
+        "base_key": stable_hash([name, run.model]),  # so that no ranking takes it for a model that we measured
     }
     planned = run.ok + run.failed
     counts = {
@@ -235,7 +234,7 @@ def verdict_of(run: ForeignRun) -> Verdict:
                 remedy="read the server's log; lower the load",
             )
         )
-    if planned < MIN_SAMPLES[95]:
+    if planned < MIN_SAMPLES[95] and any(isinstance(value, dict) for value in run.metrics.values()):
         found.append(
             Doubt(
                 code="too_few_samples",

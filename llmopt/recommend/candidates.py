@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from llmopt.core.domain import Evidence, Measurement, Verdict, stable_hash
+from llmopt.core.domain import IMPORTED, Evidence, Measurement, Verdict, stable_hash
 from llmopt.core.errors import Inconclusive
 from llmopt.core.metrics import METRICS, parse_metric
 from llmopt.core.run_record import QUALITY
@@ -223,7 +223,8 @@ def comparable(
         raise Inconclusive(
             "there is no run to recommend from", hint="measure something first: llmopt bench, or llmopt demo"
         )
-    newest = int(np.lexsort((table.run_ids, table.started_at))[-1])
+    own = ~np.char.startswith(table.run_ids, IMPORTED.encode())  # what was imported never decides what ours are compared with
+    newest = int(np.lexsort((table.run_ids, table.started_at, own))[-1])
     left_out, same = dict[str, int](), np.ones(len(table), bool)
     for name, words in CONTEXT.items():
         alike = table.codes[name] == table.codes[name][newest]

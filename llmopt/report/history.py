@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from llmopt.core.units import show
-from llmopt.report.table import workload_line
+from llmopt.report.table import hardware_words, workload_line
 from llmopt.report.terminal import print_lines, say, stdout_console
 
 WIDEST, HEIGHT, NARROWEST = 100, 10, 12
@@ -30,8 +30,7 @@ def print_history(document: dict[str, Any], console: Console | None = None) -> N
 
 
 def heading(document: dict[str, Any]) -> str:
-    machine = document["machine"]
-    hardware = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['logical_cores']} cores"
+    hardware = hardware_words(document["machine"])
     return f"{document['case']['label']} · {workload_line(document['case']['workload'])} · {hardware}"
 
 

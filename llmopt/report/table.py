@@ -117,9 +117,15 @@ def options_cell(row: dict[str, Any]) -> str:
     return label(row).removeprefix(name).removeprefix(", ")
 
 
+def hardware_words(machine: dict[str, Any]) -> str:
+    """GPUs, else the processor with its cores, which an imported run does not tell."""
+    cores = f", {machine['logical_cores']} cores" if machine["logical_cores"] is not None else ""
+    return ", ".join(machine["gpus"]) or f"{machine['cpu']}{cores}"
+
+
 def title(document: dict[str, Any]) -> str:
     w, m = document["workload"], document["machine"]
-    hardware = ", ".join(m["gpus"]) or f"{m['cpu']}, {m['logical_cores']} cores"
+    hardware = hardware_words(m)
     points = [p for row in (*document.get("ranked", ()), *document.get("rejected", ())) for p in row["curve"]]
     levels = {p["level"]: p["load"] for p in points if p["level"] is not None}
     line = workload_line(w)

@@ -43,7 +43,8 @@ def read(document: Document) -> list[ForeignRun]:
     return [
         ForeignRun(
             document=document, title=TITLE, version=str(document.get("build_commit") or "") or None, model=name,
-            workload=Workload(input_tokens=prompt, output_tokens=made, concurrency=1, requests=times),
+            # CSV does not tell how often a test was repeated, and it is the same case.
+            workload=Workload(input_tokens=prompt, output_tokens=made, concurrency=1, requests=None),
             metrics={
                 # Without a token made there is no rate of them; "unknown" is not zero.
                 "output_tps_whole": made * rate if made else None,

@@ -181,6 +181,12 @@ def test_runs_of_another_context_are_left_out_and_counted(other):
     assert sum(found.left_out.values()) == 1
 
 
+def test_an_imported_run_does_not_decide_the_context():
+    imported = run(run_id="imported-c0ffee", machine=replace(MACHINE, fingerprint="imported-x"), started_at="2025-06-01")
+    found = comparable([run(run_id="ours", started_at="2025-01-01"), imported])
+    assert found.machine["fingerprint"] == MACHINE.fingerprint
+
+
 def test_the_newest_run_decides_the_context():
     new = run("new", started_at="2026-01-01", workload=WORKLOAD | {"input_tokens": 8})
     assert comparable([new, run("old")]).workload["input_tokens"] == 8
