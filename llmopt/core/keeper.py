@@ -126,21 +126,34 @@ def clean_up(command: Sequence[str], files: Iterable[str]) -> None:
                 folder.rmdir()
 
 
-def users_of(temporary: str) -> list[int]:
-    """Our own processes that were given this temporary folder: after a keeper that was killed, nothing else names them."""
+def left_behind(session: int, temporary: str) -> list[int]:
+    """Our own processes of a command that was started in a session of its own, or that were given its temporary folder.
+
+    After a keeper that was killed nothing else names them: a process whose title was set (vLLM's engine) has no environment
+    to read any more, and one that began a session of its own is in no other's.
+    """
     mark = f"TMPDIR={temporary}\0".encode()
-    return [pid for pid in own_processes() if mark in environment_of(pid)]
+    return [pid for pid in own_processes() if session_of(pid) == session or (temporary and mark in environment_of(pid))]
 
 
-def end_users_of(temporary: str) -> None:
+def end_left_behind(session: int, temporary: str) -> None:
     for _ in range(100):
-        left = users_of(temporary)
+        left = left_behind(session, temporary)
         if not left:
             break
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def session_of(pid: int) -> int:
+    """0 for what is gone, and for a zombie, which cannot be ended."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # Behind the last bracket, for a name may hold one: state, parent, group, session.
+        state, _, _, session = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:4]
+        return 0 if state == b"Z" else int(session)
+    return 0
 
 
 def own_processes() -> list[int]:

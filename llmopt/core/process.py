@@ -134,10 +134,10 @@ class KeptProcess:
 
     def _end_in_its_place(self) -> None:
         """What a keeper that was killed left behind."""
+        users = keeper.left_behind(self.pid, self._temporary)
+        self._segments |= segments.new_segments(self._before | self._segments.keys(), users)
+        keeper.end_left_behind(self.pid, self._temporary)
         if self._temporary:
-            users = keeper.users_of(self._temporary)
-            self._segments |= segments.new_segments(self._before | self._segments.keys(), users)
-            keeper.end_users_of(self._temporary)
             shutil.rmtree(self._temporary, ignore_errors=True)
         # The command was killed with it, and with what it had made in the time of one look.
         known = self._before | self._segments.keys()

@@ -310,3 +310,16 @@ def test_a_folder_stays_for_a_parent_that_reads_what_the_command_left(log, tmp_p
     with KeptProcess(python("pass"), log=log, folders=(str(tmp_path / "job"),)) as process:
         assert process.wait(10) == 0
     assert (tmp_path / "job").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the session of a process is read from /proc")
+def test_a_child_without_its_environment_goes_with_a_killed_keeper(log):
+    """vLLM's engine sets its title, and what it was started with cannot be read any more."""
+    child = "[sys.executable, '-c', 'import time; time.sleep(60)']"
+    code = f"import subprocess, sys, time; print(subprocess.Popen({child}, env={{}}).pid, flush=True); time.sleep(60)"
+    with KeptProcess(python(code), log=log, own_temporary=True) as process:
+        pid = int(until(lambda: log.read_text().strip()))
+        psutil.Process(process.pid).parent().kill()
+        assert process.wait(10) == -9
+        assert not gone(pid)
+    assert gone(pid)
