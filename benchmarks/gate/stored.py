@@ -16,7 +16,7 @@ from scenarios import COUNTS, NAMES, Noise, values, wandered
 
 from llmopt.gate.blocks import Reading
 from llmopt.gate.judge import judge_stored
-from llmopt.gate.unpaired import ASSUMED, ASSUMED_FREEDOM, SessionNoise
+from llmopt.gate.unpaired import ASSUMED, ASSUMED_FREEDOM, ENOUGH, SessionNoise
 
 LOSS = 0.05
 CALIBRATED_STARTS = 24  # of the eight blocks of ``llmopt gate calibrate``
@@ -33,7 +33,7 @@ class Apart:
 
     @property
     def words(self) -> str:
-        known = "calibrated" if self.calibrated else "assumed"
+        known = "their own" if self.sessions >= ENOUGH else "calibrated" if self.calibrated else "assumed"
         starts = "1 session" if self.sessions == 1 else f"{self.sessions} sessions"
         return f"{self.noise.words}; {self.runs} runs a side in {starts}; noise of sessions {known}"
 
