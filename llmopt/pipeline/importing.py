@@ -17,13 +17,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import llmopt
 from llmopt.core.domain import IMPORTED, Doubt, Machine, Measurement, Verdict, stable_hash, workload_identity
 from llmopt.core.errors import LlmoptError, UsageError
 from llmopt.core.files import read_text
 from llmopt.core.metrics import MEASURING_REVISION
+from llmopt.core.run_row import read_row
 from llmopt.core.statistics import MIN_SAMPLES
-from llmopt.core.store import prepare_results, read_run, record_file, save_record
+from llmopt.core.store import prepare_results, pretty, read_run, record_file, save_record
 from llmopt.gate.imports import Document, ForeignRun, Reader, reader, recognise
 
 SCHEMA = 1
@@ -42,7 +45,9 @@ def import_files(
     rows: list[dict[str, Any]] = []
     for file in files:
         found, runs = read_file(file, tool)
-        rows += [keep(file, found, run, machine, results) for run in runs]
+        records = [record_of(file, found, run, machine or told_machine(run)) for run in runs]
+        require_usable(file, records)
+        rows += [keep(file, found, run, record, results) for run, record in zip(runs, records, strict=True)]
     return {"schema": SCHEMA, "kind": "import", "results": str(results), "runs": rows}
 
 
@@ -128,31 +133,41 @@ def require_figures(run: ForeignRun) -> None:
 # --- keeping ------------------------------------------------------------------------------------------------------
 
 
-def keep(file: Path, tool: Reader, run: ForeignRun, machine: Machine | None, results: Path) -> dict[str, Any]:
+def require_usable(file: Path, records: Sequence[Measurement]) -> None:
+    """Raises UsageError for what the store would skip later."""
+    for record in records:
+        try:
+            read_row(pretty(record))
+        except (msgspec.DecodeError, ValueError) as error:
+            raise UsageError(
+                f"{file}: its record could not be read back: {error}", hint="run the benchmark again"
+            ) from error
+
+
+def keep(file: Path, tool: Reader, run: ForeignRun, record: Measurement, results: Path) -> dict[str, Any]:
     """Store a run unless it is there; what is said of it."""
-    run_id = IMPORTED + stable_hash([tool.name, run.document])
-    there = sorted(results.glob(f"*/{run_id}.json"))
-    measurement = read_run(there[0]) if there else None
-    path = there[0] if there else None
-    if measurement is None or path is None:
-        measurement = record_of(file, tool, run, machine or told_machine(run), run_id)
-        prepare_results(results, measurement.machine)
-        save_record(results, measurement)
-        path = record_file(results, measurement)
+    there = sorted(results.glob(f"*/{record.run_id}.json"))
+    path = there[0] if there else record_file(results, record)
+    stored = read_run(path) if there else None
+    if stored is None:
+        prepare_results(results, record.machine)
+        save_record(results, record)
+    else:
+        record = stored
     return {
         "file": str(file),
         "record": str(path),
-        "run_id": run_id,
-        "already_there": bool(there),
+        "run_id": record.run_id,
+        "already_there": stored is not None,
         "tool": tool.name,
-        "case_key": measurement.case_key,
+        "case_key": record.case_key,
         "model": run.model,
         "workload": run.workload.shape,
-        "machine": measurement.machine.fingerprint,
-        "started_at": measurement.started_at,
-        "metrics": [name for name, value in measurement.metrics.items() if value is not None and name in run.metrics],
+        "machine": record.machine.fingerprint,
+        "started_at": record.started_at,
+        "metrics": [name for name, value in record.metrics.items() if value is not None and name in run.metrics],
         "unlike": list(run.unlike),
-        "verdict": asdict(measurement.verdict),
+        "verdict": asdict(record.verdict),
     }
 
 
@@ -166,8 +181,8 @@ def told_machine(run: ForeignRun) -> Machine:
     )  # fmt: skip
 
 
-def record_of(file: Path, tool: Reader, run: ForeignRun, machine: Machine, run_id: str) -> Measurement:
-    name = IMPORTED + tool.name
+def record_of(file: Path, tool: Reader, run: ForeignRun, machine: Machine) -> Measurement:
+    name, run_id = IMPORTED + tool.name, IMPORTED + stable_hash([tool.name, run.document])
     artifact = {
         "quantization": run.model,
         "method": "unknown",

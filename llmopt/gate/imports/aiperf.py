@@ -15,7 +15,7 @@ from typing import Any
 from llmopt.core.domain import Workload
 from llmopt.core.errors import UsageError
 from llmopt.gate.imports import Document, ForeignRun, Reader
-from llmopt.gate.imports.figures import MS, in_utc, mean_length, number, part, spread
+from llmopt.gate.imports.figures import MS, in_utc, mean_length, number, part, positive, spread
 
 STATISTICS = ("avg", "p50", "p90", "p95", "p99", "min", "max")
 SCALES = {"ms": MS, "sec": 1.0, "s": 1.0, "us": 1e-6, "ns": 1e-9}
@@ -145,21 +145,21 @@ def workload(document: Document, planned: int, ok: int, prompt: int | None, outp
     config = part(document, "input_config")
     phase = measured_phase(config) or part(config, "loadgen") or part(config, "perf_analyzer", "stimulus")
     rate = number(phase, "rate") or number(phase, "request_rate")
-    most = number(phase, "concurrency")
+    most = positive(phase, "concurrency")
     if not rate and not most:
         raise UsageError("it does not say its load: neither concurrency nor request rate", hint="export it again")
     endpoint = str(part(config, "endpoint").get("type") or "")
     asked = [asked_length(config, name) for name in ("isl", "osl")]
     common: dict[str, Any] = {
         "input_tokens": asked[0] or mean_length(prompt, ok), "output_tokens": asked[1] or mean_length(output, ok),
-        "requests": int(number(phase, "requests") or number(phase, "request_count") or planned),
+        "requests": positive(phase, "requests") or positive(phase, "request_count") or planned,
         "endpoint": "chat" if "chat" in endpoint else "completions",
     }  # fmt: skip
     if not rate:
-        return Workload(concurrency=int(most or 1), **common)
+        return Workload(concurrency=most or 1, **common)
     kind = str(phase.get("type") or phase.get("arrival_pattern") or phase.get("request_rate_mode") or "poisson").lower()
     arrival: Any = "constant" if "constant" in kind else "gamma" if "gamma" in kind else "poisson"
-    return Workload(load="open", rate=rate, arrival=arrival, max_concurrency=int(most) if most else None, **common)
+    return Workload(load="open", rate=rate, arrival=arrival, max_concurrency=most, **common)
 
 
 def measured_phase(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from llmopt.core.statistics import MIN_SAMPLES, distribution
 
 MS = 1e-3
 PERCENTILES = ("p50", "p90", "p95", "p99")
+LARGEST = 2**53  # beyond it a number of JSON is no exact count
 ROUNDED_TO = 2  # significant digits of a mean length that nobody asked for
 
 
@@ -38,6 +39,16 @@ def count(document: Mapping[str, Any], key: str) -> int:
     if value < 0 or value != int(value):
         raise UsageError(f"its {key} is {value:g}, and no count", hint="run the benchmark again")
     return int(value)
+
+
+def positive(document: Mapping[str, Any], key: str) -> int | None:
+    """A count of what there is at least one of; ``None`` for what is not there. Raises UsageError."""
+    if document.get(key) is None:
+        return None
+    value = count(document, key)
+    if not 0 < value < LARGEST:
+        raise UsageError(f"its {key} is {value:.3g}, and no count", hint="run the benchmark again")
+    return value
 
 
 def part(document: Mapping[str, Any], *path: str) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from llmopt.core.domain import Workload
 from llmopt.core.errors import UsageError
 from llmopt.gate.imports import Document, ForeignRun, Reader
-from llmopt.gate.imports.figures import in_utc, mean_length, number, of_values, part, per_second
+from llmopt.gate.imports.figures import in_utc, mean_length, number, of_values, part, per_second, positive
 
 TITLE = "GuideLLM"
 MEASURES = ("requests_per_second", "output_tokens_per_second", "request_latency", "time_to_first_token_ms",
@@ -208,19 +208,20 @@ def workload(benchmark: Document, report: Document, prompts: Sequence[Any], outp
     asked, lengths = data_of(report), []
     for name, seen in (("prompt_tokens", prompts), ("output_tokens", outputs)):
         known = [value for value in seen if value is not None]
-        told = asked.get(name)
-        lengths.append(told if isinstance(told, int) and told > 0 else mean_length(sum(known), len(known)))
+        lengths.append(positive(asked, name) or mean_length(sum(known), len(known)))
     spreads = [str(asked[f"{n}_stdev"]) if asked.get(f"{n}_stdev") else "" for n in ("prompt_tokens", "output_tokens")]
     strategy = part(benchmark, "config", "strategy") or part(benchmark, "args", "strategy")
     path = str(backend(benchmark, report).get("request_format") or part(benchmark, "args").get("request_type") or "")
     limits = part(benchmark, "config", "constraints")
-    most = part(limits, "max_requests", "args").get("count") or part(limits, "max_requests").get("max_num")
-    lasts = part(limits, "max_duration", "args").get("seconds") or part(limits, "max_duration").get("max_duration")
+    most = positive(part(limits, "max_requests", "args"), "count") or positive(part(limits, "max_requests"), "max_num")
+    lasts = number(part(limits, "max_duration", "args"), "seconds") or number(
+        part(limits, "max_duration"), "max_duration"
+    )
     return Workload(
         input_tokens=lengths[0], output_tokens=lengths[1], endpoint="chat" if "chat" in path else "completions",
         input_lengths=f"stdev {spreads[0]}" if spreads[0] else "", output_lengths=f"stdev {spreads[1]}" if spreads[1] else "",
-        requests=most if isinstance(most, int) else part(benchmark, "args").get("max_number"),
-        duration_s=lasts if isinstance(lasts, int | float) else part(benchmark, "args").get("max_duration"),
+        requests=most or positive(part(benchmark, "args"), "max_number"),
+        duration_s=lasts or number(part(benchmark, "args"), "max_duration"),
         **loop(strategy),
     )  # fmt: skip
 
@@ -228,16 +229,16 @@ def workload(benchmark: Document, report: Document, prompts: Sequence[Any], outp
 def loop(strategy: Mapping[str, Any]) -> dict[str, Any]:
     """Its strategies: one at once, so many at once, as many as go, or arrivals at a rate. Raises UsageError for others."""
     kind = str(strategy.get("type_") or strategy.get("kind") or "")
-    rate, most = number(strategy, "rate"), number(strategy, "max_concurrency")
+    rate, most = number(strategy, "rate"), positive(strategy, "max_concurrency")
     if kind == "synchronous":
         return {"concurrency": 1}
     if kind == "concurrent":
-        return {"concurrency": int(number(strategy, "streams") or most or 1)}
+        return {"concurrency": positive(strategy, "streams") or most or 1}
     if kind == "throughput":
-        return {"concurrency": int(most or number(strategy, "worker_count") or 1)}
+        return {"concurrency": most or positive(strategy, "worker_count") or 1}
     if kind in ("constant", "async", "poisson") and rate:
         arrival = "poisson" if kind == "poisson" else "constant"
-        return {"load": "open", "rate": rate, "arrival": arrival, "max_concurrency": int(most) if most else None}
+        return {"load": "open", "rate": rate, "arrival": arrival, "max_concurrency": most}
     raise UsageError(
         f"its strategy {kind or 'unknown'!r} is none that is known",
         hint="synchronous, concurrent, throughput, constant and poisson are; a sweep is made of them",

@@ -12,7 +12,7 @@ from typing import Any
 from llmopt.core.domain import Workload
 from llmopt.core.errors import UsageError
 from llmopt.gate.imports import Document, ForeignRun, Reader
-from llmopt.gate.imports.figures import count, flat, mean_length, number, of_values, part, required, spread
+from llmopt.gate.imports.figures import count, flat, mean_length, number, of_values, part, positive, required, spread
 
 TITLE = "SGLang bench_serving"
 STATISTICS = {"mean": "mean", "median": "p50", "p90": "p90", "p95": "p95", "p99": "p99"}
@@ -90,7 +90,7 @@ def workload(document: Document, ok: int, prompt: int, output: int) -> Workload:
     synthetic = str(document.get("dataset_name") or "").startswith("random")
     exact = number(document, "random_range_ratio") == 1.0
     asked = [number(document, f"random_{name}_len") if synthetic and exact else None for name in ("input", "output")]
-    rate, most = document.get("request_rate"), number(document, "max_concurrency")
+    rate, most = document.get("request_rate"), positive(document, "max_concurrency")
     errors = document.get("errors")
     planned = len(errors) if isinstance(errors, list) else ok
     common: dict[str, Any] = {
@@ -98,12 +98,12 @@ def workload(document: Document, ok: int, prompt: int, output: int) -> Workload:
         "requests": planned, "endpoint": "chat" if "chat" in str(document.get("backend")) else "completions",
     }  # fmt: skip
     if rate == "trace":
-        return Workload(load="trace", max_concurrency=int(most) if most else None, **common)
+        return Workload(load="trace", max_concurrency=most, **common)
     if rate is None or rate == "inf" or rate == float("inf"):
-        return Workload(concurrency=int(most or planned), **common)
+        return Workload(concurrency=most or planned, **common)
     return Workload(
         load="open", rate=number(document, "request_rate"), arrival="poisson",
-        max_concurrency=int(most) if most else None, **common,
+        max_concurrency=most, **common,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from llmopt.core.domain import Workload
 from llmopt.core.errors import UsageError
 from llmopt.gate.imports import Document, ForeignRun, Reader
-from llmopt.gate.imports.figures import count, flat, in_utc, mean_length, number, of_values, required, spread
+from llmopt.gate.imports.figures import count, flat, in_utc, mean_length, number, of_values, positive, required, spread
 
 TITLE = "vllm bench serve"
 TIMES = ("ttft", "tpot", "itl", "e2el")
@@ -121,7 +121,7 @@ def started(document: Mapping[str, Any]) -> str | None:
 
 
 def workload(document: Document, prompts: int, input_tokens: int, output_tokens: int, chat: bool) -> Workload:
-    rate, most = document.get("request_rate"), document.get("max_concurrency")
+    rate, most = document.get("request_rate"), positive(document, "max_concurrency")
     common: dict[str, Any] = {
         "input_tokens": input_tokens, "output_tokens": output_tokens, "requests": prompts,
         "endpoint": "chat" if chat else "completions",
@@ -132,8 +132,8 @@ def workload(document: Document, prompts: int, input_tokens: int, output_tokens:
             arrival="poisson", max_concurrency=most, **common,
         )  # fmt: skip
     if rate in (None, "inf") or rate == float("inf"):
-        return Workload(concurrency=int(most or prompts), **common)
-    burstiness = float(document.get("burstiness") or 1.0)
+        return Workload(concurrency=most or prompts, **common)
+    burstiness = number(document, "burstiness") or 1.0
     return Workload(
         load="open", rate=number(document, "request_rate"), arrival="poisson" if burstiness == 1 else "gamma",
         burstiness=burstiness, max_concurrency=most, **common,

@@ -11,7 +11,7 @@ def keys(name):
     from llmopt.gate.imports import reader
 
     tool = reader("llama-bench")
-    return [record_of(RECORDINGS / name, tool, run, told_machine(run), "x").case_key for run in runs_in(name)]
+    return [record_of(RECORDINGS / name, tool, run, told_machine(run)).case_key for run in runs_in(name)]
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
 """What holds for every tool of the table, and every recording."""
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from llmopt.core.errors import UsageError
+from llmopt.core.errors import LlmoptError, UsageError
 from llmopt.core.metric_table import METRICS
 from llmopt.gate.imports import OTHER_NAMES, READERS, reader, recognise
-from llmopt.pipeline.importing import documents_in
-from unit.gate.imported import RECORDINGS, runs_in
+from llmopt.pipeline.importing import documents_in, read_file, record_of, require_usable, told_machine
+from unit.gate.imported import RECORDINGS, runs_in, write
 
 FILES = sorted(p.name for p in RECORDINGS.iterdir() if p.suffix in (".json", ".jsonl", ".csv"))
 KEYS = {metric.key: metric for metric in METRICS.values()}
@@ -62,6 +65,39 @@ def test_figures_of_the_tool_are_kept_as_numbers(file):
 def test_what_is_read_can_be_written(file):
     for run in runs_in(file):
         json.dumps([asdict(run.workload), run.metrics, run.figures, run.options, run.artifact], allow_nan=False)
+
+
+def places(value, path=()):
+    """Every place in a document; of a list only the first."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for name, part in inside:
+        yield from places(part, (*path, name))
+
+
+def replaced(document, path, value):
+    if not path:
+        return value
+    copy = list(document) if isinstance(document, list) else dict(document)
+    copy[path[0]] = replaced(document[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name.endswith(".json")])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_value_may_be_wrong_and_it_is_a_record_or_one_error(file, tmp_path, data):
+    document = json.loads((RECORDINGS / file).read_text())
+    path = data.draw(st.sampled_from(list(places(document))))
+    wrong = data.draw(st.sampled_from([None, "x", "9" * 400, [], {}, [None], -1, 0, 1e308, math.nan, True]))
+    changed = write(tmp_path, "r.json", replaced(document, path, wrong))
+    try:
+        tool, runs = read_file(changed, None)
+        require_usable(changed, [record_of(changed, tool, run, told_machine(run)) for run in runs])
+        hint: str | None = "none is needed"
+    except LlmoptError as error:
+        hint = error.hint
+    assert hint
 
 
 def test_nobody_takes_a_document_of_ours():
