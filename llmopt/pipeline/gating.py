@@ -277,6 +277,9 @@ def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) 
         noise=noise, confidence=question.confidence,
     )  # fmt: skip
     judgement = without_pass(judgement, tuple(f"{name} differs" for name in unmeant))
+    if dropped := [t.name for t in question.thresholds if t not in thresholds]:
+        note = f"of two machines only what needs no clock is compared; left out: {', '.join(dropped)}"
+        judgement = replace(judgement, notes=(*judgement.notes, note))
     sources = {noise(change.threshold).source for change in judgement.changes}
     return Verdict(
         base=base.words, candidate=candidate.words, judgement=judgement, differences=found, design=None, seconds=0.0,
