@@ -183,7 +183,7 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
     }
     half_done = "converted" in settings and Path(settings["converted"]).exists()
     # The worker's imports take seconds, and reading the metadata of two hundred packages a fifth of one: all at once.
-    log, first = logs_folder(out) / f"quantize-{name}.log", (IMPORTS, {"model": request.model.path, "long": bool(preparation.samples)})
+    log, first = logs_folder(out) / f"quantize-{name}.log", (IMPORTS, imports_of(preparation))
     with Worker(request.environment, log=log, first=first) as worker, ThreadPoolExecutor(1) as pool:
         frozen = pool.submit(environments.freeze, request.environment)
         with report.task("checking the base's weights") as work:
@@ -228,6 +228,13 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
         "llmopt_version": llmopt.__version__,
     }
     write_atomic(aside / MANIFEST, manifest_of(artifact, **manifest))
+
+
+def imports_of(preparation: Preparation) -> dict[str, Any]:
+    """What ``IMPORTS`` is told, before the job itself is known."""
+    request = preparation.request
+    model = "" if request.route.format == "gguf" else request.model.path
+    return {"model": model, "long": bool(preparation.samples)}
 
 
 def settings_here(request: QuantizeRequest, out: Path, shared: Path | None) -> dict[str, Any]:

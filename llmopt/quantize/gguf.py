@@ -33,7 +33,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     ``tools`` holds the paths of llama.cpp's own programs, where they are; without them cyllama quantizes.
     ``converted``: where the converted model is, or is to be left for other types.
     """
-    from llmopt.quantize.checks import give_freed_memory_back, require_causal_lm
+    from llmopt.quantize.checks import give_freed_memory_back
 
     give_freed_memory_back()
     sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))  # before the registry's older gguf
@@ -44,7 +44,6 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     steps = 3 if settings["imatrix"] == "none" else 4
     step(0, steps, "converting to GGUF")
     if not whole.exists():
-        require_causal_lm(model)
         convert(Path(model), whole.with_suffix(".partial"))
         whole.with_suffix(".partial").rename(whole)
     reading = started_reading(Path(model), whole, Path(settings["check_text"]))
