@@ -18,7 +18,8 @@ Format = Literal["plain", "compressed-tensors", "gptq", "awq", "auto-round", "bi
 LAYOUTS = ("compressed-tensors", "gptq", "awq", "auto-round")  # of which one method may have several
 Evidence = Literal["measured", "interpolated", "estimated"]
 Comparison = Literal["<", "<=", ">", ">="]
-IMPORTED = "imported-"  # how the run_id of a run begins that another tool measured, and the fingerprint of a machine it told
+# How the run_id of a run begins that another tool measured, and the fingerprint of a machine that its file told.
+IMPORTED = "imported-"
 OPEN_LOOP_SEQUENCES = 16  # of an engine that we start for a load without a cap of its own
 Status = Literal["valid", "suspect", "invalid"]
 

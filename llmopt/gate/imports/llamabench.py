@@ -58,10 +58,18 @@ def read(document: Document) -> list[ForeignRun]:
             engine_version=str(document.get("build_commit") or "") or None,
             machine=tuple(f"{key} {value}" for key, value in words.items() if value),
             options={key: plain(value) for key, value in document.items() if key not in NOT_SETTINGS},
-            artifact={"format": "gguf", "size_bytes": int(weights), "method": "unknown", "type": document.get("model_type")},
+            artifact={"format": "gguf", "size_bytes": int(weights), "method": "unknown", "type": document.get("model_type"),
+                "label": f"{name} {name_of_test(document, prompt, made)}"},
             own_process=True,
         )
     ]  # fmt: skip
+
+
+def name_of_test(document: Document, prompt: int, made: int) -> str:
+    """``pp512``, ``tg128``, ``pp512+tg128``, with the depth it began at, as llama-bench's own table has it."""
+    depth = numeric(document.get("n_depth"))
+    words = "+".join(f"{word}{count}" for word, count in (("pp", prompt), ("tg", made)) if count)
+    return words + (f" @ d{depth:.0f}" if depth else "")
 
 
 def numeric(value: Any) -> float | None:

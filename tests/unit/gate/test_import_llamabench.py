@@ -61,6 +61,15 @@ def test_other_threads_are_another_case(made):
     assert one.options != other.options
 
 
+def test_tests_are_called_as_its_table_calls_them():
+    labels = [run.artifact["label"] for run in runs_in("llama-bench.csv")]
+    assert labels == ["model.gguf pp32", "model.gguf tg16", "model.gguf pp16+tg8"]
+
+
+def test_a_depth_is_named(made):
+    assert read(made | {"n_depth": 512}).artifact["label"] == "model.gguf tg16 @ d512"
+
+
 def test_every_run_is_a_start_of_its_own(made):
     assert read(made).own_process
 
