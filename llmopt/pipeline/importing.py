@@ -161,7 +161,7 @@ def keep(file: Path, tool: Reader, run: ForeignRun, record: Measurement, results
         "already_there": stored is not None,
         "tool": tool.name,
         "case_key": record.case_key,
-        "model": run.model,
+        "label": record.artifact.get("label") or run.model,
         "workload": run.workload.shape,
         "machine": record.machine.fingerprint,
         "started_at": record.started_at,

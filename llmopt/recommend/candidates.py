@@ -223,7 +223,9 @@ def comparable(
         raise Inconclusive(
             "there is no run to recommend from", hint="measure something first: llmopt bench, or llmopt demo"
         )
-    own = ~np.char.startswith(table.run_ids, IMPORTED.encode())  # what was imported never decides what ours are compared with
+    own = ~np.char.startswith(
+        table.run_ids, IMPORTED.encode()
+    )  # what was imported never decides what ours are compared with
     newest = int(np.lexsort((table.run_ids, table.started_at, own))[-1])
     left_out, same = dict[str, int](), np.ones(len(table), bool)
     for name, words in CONTEXT.items():

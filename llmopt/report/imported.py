@@ -16,7 +16,7 @@ def print_imported(document: dict[str, Any]) -> None:
 
 
 def lines_of(run: dict[str, Any]) -> list[str]:
-    head = f"{run['run_id']}  {run['model']}, {run['workload']}, by {run['tool']} ({run['started_at'][:16]})"
+    head = f"{run['run_id']}  {run['label']}, {run['workload']}, by {run['tool']} ({run['started_at'][:16]})"
     if run["already_there"]:
         return [f"{head}: already there"]
     lines = [head, f"  as ours: {', '.join(name.removesuffix('_s') for name in run['metrics']) or 'nothing'}"]

@@ -182,7 +182,9 @@ def test_runs_of_another_context_are_left_out_and_counted(other):
 
 
 def test_an_imported_run_does_not_decide_the_context():
-    imported = run(run_id="imported-c0ffee", machine=replace(MACHINE, fingerprint="imported-x"), started_at="2025-06-01")
+    imported = run(
+        run_id="imported-c0ffee", machine=replace(MACHINE, fingerprint="imported-x"), started_at="2025-06-01"
+    )
     found = comparable([run(run_id="ours", started_at="2025-01-01"), imported])
     assert found.machine["fingerprint"] == MACHINE.fingerprint
 
