@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,20 +76,46 @@ Rounds = Annotated[int | None, effort("--rounds", help="Blocks of four runs, ABB
 Budget = Annotated[str | None, effort("--budget", help="Instead of --rounds: as many blocks as fit, 10min.")]
 Confidence = Annotated[float, effort("--confidence", help="1 − the probability of a false alarm, and of a false pass.")]
 Seed = Annotated[int | None, effort("--seed", help="Of the order of the blocks; default: drawn, and told.")]
-Model = Annotated[str | None, load("--model", help="Name to ask a URL for.")]
-Tokenizer = Annotated[str | None, load("--tokenizer", help="tokenizer.json or its folder, for a URL.")]
-Header = Annotated[list[str] | None, load("--header", help="'Name: value' with every request to a URL.")]
-Concurrency = Annotated[int | None, load("--concurrency", help="Closed loop: so many users; default 4.")]
-Rate = Annotated[float | None, load("--rate", help="Open loop: so many requests per second.")]
-Requests = Annotated[int | None, load("--requests", help="Requests of a run; default 64.")]
-InputTokens = Annotated[str, load("--input-tokens", help="Prompt length.")]
-OutputTokens = Annotated[str, load("--output-tokens", help="Answer length.")]
-Endpoint = Annotated[str, load("--endpoint", help="completions or chat.")]
+LOAD: dict[str, tuple[Any, Any]] = {
+    "model": (Annotated[str | None, load("--model", help="Name to ask a URL for.")], None),
+    "tokenizer": (Annotated[str | None, load("--tokenizer", help="tokenizer.json or its folder, for a URL.")], None),
+    "header": (Annotated[list[str] | None, load("--header", help="'Name: value' with every request to a URL.")], None),
+    "concurrency": (Annotated[int | None, load("--concurrency", help="Closed loop: so many users; default 4.")], None),
+    "rate": (Annotated[float | None, load("--rate", help="Open loop: so many requests per second.")], None),
+    "requests": (Annotated[int | None, load("--requests", help="Requests of a run; default 64.")], None),
+    "input_tokens": (Annotated[str, load("--input-tokens", help="Prompt length.")], "64"),
+    "output_tokens": (Annotated[str, load("--output-tokens", help="Answer length.")], "32"),
+    "endpoint": (Annotated[str, load("--endpoint", help="completions or chat.")], "completions"),
+    "backend": (Backend, None),
+    "python": (PythonOption, None),
+}
+
+
+def takes_load(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every option of ``LOAD``; it gets them as ``ways``, by name."""
+    own = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in LOAD.items()
+    ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        ways = {name: values.pop(name) for name in LOAD}
+        command(**values, ways=ways)
+
+    kept = [p for name, p in own.parameters.items() if name != "ways"]
+    given = [p for p in kept if p.name == "given"]
+    kept = [p for p in kept if p.name != "given"]
+    run.__signature__ = own.replace(parameters=[*kept, *added, *given])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*kept, *added, *given]}
+    return run
 
 
 @gate_app.command(COMPARE, cls=GroupedCommand, hidden=True)
 @for_people
 @takes_serve_options
+@takes_load
 def gate_command(
     base: Annotated[str, typer.Argument(help="URL, recipe, artifact, run, folder of runs, or name of a baseline.")],
     candidate: Annotated[str, typer.Argument(help="The same, for what may have become worse.")],
@@ -98,17 +126,6 @@ def gate_command(
     budget: Budget = None,
     confidence: Confidence = 0.99,
     seed: Seed = None,
-    model: Model = None,
-    tokenizer: Tokenizer = None,
-    header: Header = None,
-    concurrency: Concurrency = None,
-    rate: Rate = None,
-    requests: Requests = None,
-    input_tokens: InputTokens = "64",
-    output_tokens: OutputTokens = "32",
-    endpoint: Endpoint = "completions",
-    backend: Backend = None,
-    python: PythonOption = None,
     on_inconclusive: Annotated[
         str, output("--on-inconclusive", help="Exit status where it cannot be told: fail (4) or pass (0).")
     ] = "fail",
@@ -120,6 +137,7 @@ def gate_command(
     results: ResultsOption = Path("results"),
     json: Json = False,
     *,
+    ways: dict[str, Any],
     given: dict[str, Any],
 ) -> None:
     """Measure base and candidate in turn and say whether the candidate became worse, and how sure that is.
@@ -134,13 +152,9 @@ def gate_command(
         raise UsageError(f"--on-inconclusive {on_inconclusive!r} is neither pass nor fail", hint="pass or fail")
     if html is not None:
         require_page(html)  # before an hour is spent
-    ways = ways_of(
-        results, json, model=model, tokenizer=tokenizer, header=header, python=python, backend=backend, given=given,
-        concurrency=concurrency, rate=rate, requests=requests, input_tokens=input_tokens, output_tokens=output_tokens,
-        endpoint=endpoint,
-    )  # fmt: skip
+    measured = ways_of(results, json, given=given, **ways)
     question = question_of(metric, quality, allow, rounds, budget, confidence, seed)
-    found = document(gate(base, candidate, ways, question), question, inconclusive_passes=on_inconclusive == "pass")
+    found = document(gate(base, candidate, measured, question), question, inconclusive_passes=on_inconclusive == "pass")
     show(found, markdown, junit, html, json)
     if found["exit_status"]:
         raise SystemExit(found["exit_status"])
@@ -222,36 +236,23 @@ def ways_of(results: Path, quiet: bool, *, given: dict[str, Any], **options: Any
 @gate_app.command("calibrate", cls=GroupedCommand)
 @for_people
 @takes_serve_options
+@takes_load
 def calibrate_command(
     subject: Annotated[str, typer.Argument(help="URL, recipe or artifact to measure against itself.")],
     rounds: Annotated[int, effort("--rounds", min=2, help="Blocks of four runs.")] = 8,
     seed: Seed = None,
-    model: Model = None,
-    tokenizer: Tokenizer = None,
-    header: Header = None,
-    concurrency: Concurrency = None,
-    rate: Rate = None,
-    requests: Requests = None,
-    input_tokens: InputTokens = "64",
-    output_tokens: OutputTokens = "32",
-    endpoint: Endpoint = "completions",
-    backend: Backend = None,
-    python: PythonOption = None,
     results: ResultsOption = Path("results"),
     json: Json = False,
     *,
+    ways: dict[str, Any],
     given: dict[str, Any],
 ) -> None:
     """Measure one thing against itself: the noise of this machine, kept for `gate plan` and for stored comparisons."""
     from llmopt.pipeline.calibrating import calibrate
     from llmopt.report.gate import print_noise
 
-    ways = ways_of(
-        results, json, model=model, tokenizer=tokenizer, header=header, python=python, backend=backend, given=given,
-        concurrency=concurrency, rate=rate, requests=requests, input_tokens=input_tokens, output_tokens=output_tokens,
-        endpoint=endpoint,
-    )  # fmt: skip
-    found = calibrate(subject, ways, rounds, seed)
+    measured = ways_of(results, json, given=given, **ways)
+    found = calibrate(subject, measured, rounds, seed)
     print_json(found) if json else print_noise(found)
 
 

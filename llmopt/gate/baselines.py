@@ -71,7 +71,9 @@ def set_baseline(results: Path, name: str, runs: Sequence[tuple[Measurement, Cou
         raise UsageError(f"{name!r} is no name of a baseline", hint="letters, digits, dots and dashes: main, v1.2")
     bad = [run for run, _ in runs if run.verdict.status == "invalid"]
     if bad:
-        why = next((doubt.message for doubt in bad[0].verdict.reasons if doubt.severity == "invalid"), "no reason is given")
+        why = next(
+            (doubt.message for doubt in bad[0].verdict.reasons if doubt.severity == "invalid"), "no reason is given"
+        )
         raise UsageError(
             f"{len(bad)} of {len(runs)} runs are invalid ({why})",
             hint="accept only runs that count; measure again",
