@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.core.domain import Measurement
-from llmopt.core.errors import Inconclusive, UsageError
+from llmopt.core.errors import StoreError, UsageError
 from llmopt.core.machine import this_machine
 from llmopt.core.run_index import load_runs
 from llmopt.core.units import show
@@ -22,7 +22,7 @@ def accept(name: str, texts: Sequence[str], results: Path) -> dict[str, Any]:
     """Keep the runs that ``texts`` name. Raises UsageError, StoreError."""
     pairs = [(run, counts_beside(run, home)) for text in texts for run, home in runs_of(text, results)]
     if not pairs:
-        raise Inconclusive(f"there is no run in {', '.join(texts)}", hint="measure something first: llmopt bench")
+        raise StoreError(f"there is no run in {', '.join(texts)}", hint="measure something first: llmopt bench")
     files = baselines.set_baseline(results, name, pairs)
     return {"name": name, "runs": len(pairs), "files": [str(file) for file in files]}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.core.domain import Measurement, stable_hash, workload_identity
-from llmopt.core.errors import Inconclusive, UsageError
+from llmopt.core.errors import Inconclusive, StoreError, UsageError
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.design import DEFAULT_BLOCKS, FEWEST, Design, Side, make_design
 from llmopt.gate.differences import Difference, differences, require_allowed
@@ -244,7 +244,7 @@ def cases_in_common(base: Stored, candidate: Stored) -> list[tuple[Stored, Store
     sides = [by_case(side) for side in (base, candidate)]
     for side, cases in zip((base, candidate), sides, strict=True):
         if not cases:
-            raise Inconclusive(f"there is no run in {side.label}", hint="measure something first: llmopt bench")
+            raise StoreError(f"there is no run in {side.label}", hint="measure something first: llmopt bench")
     if all(len(cases) == 1 for cases in sides):
         return [(next(iter(sides[0].values())), next(iter(sides[1].values())))]
     keys = [key for key in sides[0] if key in sides[1]]
