@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from llmopt.pipeline.gating import Question
+    from llmopt.pipeline.gate_question import Question
     from llmopt.pipeline.sides import Ways
 
 WIDTH = 130  # of the table in a failure

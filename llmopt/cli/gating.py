@@ -26,7 +26,7 @@ from llmopt.cli.shell import (
 from llmopt.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmopt.pipeline.gating import Question
+    from llmopt.pipeline.gate_question import Question
     from llmopt.pipeline.sides import Ways
 
 COMPARE = "compare"  # what ``llmopt gate BASE CANDIDATE`` is without a word for it
@@ -189,7 +189,7 @@ def question_of(
     from llmopt.core.units import parse_quantity
     from llmopt.gate.design import make_design
     from llmopt.gate.thresholds import parse_quality, parse_thresholds
-    from llmopt.pipeline.gating import Question
+    from llmopt.pipeline.gate_question import Question
 
     if rounds is not None and budget is not None:
         raise UsageError("--rounds and --budget both say how long", hint="one of them")

@@ -11,7 +11,7 @@ from llmopt.gate.counts import Counted
 from llmopt.gate.decide import Change
 from llmopt.gate.judge import EXIT_STATUS, Status
 from llmopt.gate.quality import QualityChange
-from llmopt.pipeline.gating import Question, Verdict
+from llmopt.pipeline.gate_question import Question, Verdict
 
 SCHEMA = 1
 ORDER: tuple[Status, ...] = ("regression", "inconclusive", "pass")

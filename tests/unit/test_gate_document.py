@@ -12,7 +12,7 @@ from llmopt.gate.design import make_design
 from llmopt.gate.judge import judge
 from llmopt.gate.thresholds import parse_thresholds
 from llmopt.pipeline.gate_document import document
-from llmopt.pipeline.gating import Question, Verdict
+from llmopt.pipeline.gate_question import Question, Verdict
 from llmopt.report import gate as report
 from llmopt.report.page import page
 from tests.unit.gate.blocks import blocks
@@ -85,3 +85,8 @@ def test_the_page_draws_every_block() -> None:
     text = page(found(blocks(8, slower=0.06))).decode()
     assert "Has it become worse?" in text
     assert text.count('"block": 8') + text.count('"block":8') == 2
+
+
+def test_cases_share_the_error_of_the_gate() -> None:
+    assert QUESTION.shared_by(1).confidence == pytest.approx(0.99)
+    assert QUESTION.shared_by(5).confidence == pytest.approx(0.998)

@@ -1,0 +1,151 @@
+"""Stored runs against stored runs, or against what is measured now: nothing was paired."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from llmopt.core.domain import Measurement, stable_hash, workload_identity
+from llmopt.core.errors import StoreError, UsageError
+from llmopt.gate.blocks import Reading
+from llmopt.gate.design import FEWEST
+from llmopt.gate.differences import differences, require_allowed
+from llmopt.gate.judge import judge_stored, without_pass
+from llmopt.gate.noise import noise_between_sessions
+from llmopt.gate.thresholds import Threshold
+from llmopt.gate.unpaired import SessionNoise
+from llmopt.pipeline.experiment import counts_beside, reading_of
+from llmopt.pipeline.gate_question import Question, Verdict
+from llmopt.pipeline.measuring import RunOptions, measure_and_save
+from llmopt.pipeline.sides import Contestant, Stored, Ways
+
+
+def stored_gate(
+    base: Sequence[Contestant] | Stored, candidate: Sequence[Contestant] | Stored, ways: Ways, question: Question
+) -> list[Verdict]:
+    """Unpaired: at least one side was measured before. The other, where it can be measured, is measured now."""
+    for side, other in ((base, candidate), (candidate, base)):
+        if isinstance(side, Stored):
+            refuse_duplicates(side)
+            if not isinstance(other, Stored) and "workload" not in question.allow:
+                require_measured_alike(side, other)
+    sides = [side if isinstance(side, Stored) else measured_now(side, ways, question) for side in (base, candidate)]
+    if shared := {r.run_id for r in sides[0].runs} & {r.run_id for r in sides[1].runs}:
+        raise UsageError(
+            f"both sides have the run {min(shared)}: that is no comparison",
+            hint="name two sets of runs that are not the same",
+        )
+    pairs = cases_in_common(sides[0], sides[1])
+    return [judge_pair(one, other, ways, question.shared_by(len(pairs))) for one, other in pairs]
+
+
+def require_measured_alike(side: Stored, others: Sequence[Contestant]) -> None:
+    """Before anything is measured. Raises UsageError where no stored run had the workload that the other side would get."""
+    had = [workload_identity(json.loads(json.dumps(run.workload, default=str))) for run in side.runs]
+    for other in others:
+        wanted = workload_identity(json.loads(json.dumps(asdict(other.workload), default=str)))
+        if had and wanted not in had:
+            names = [name for name in wanted if wanted[name] != had[0].get(name)]
+            raise UsageError(
+                f"{side.label} was measured with another workload than {other.label} would be: "
+                + "; ".join(f"{name} {had[0].get(name)} against {wanted[name]}" for name in names[:3]),
+                hint="--requests, --input-tokens … as they were then; or --allow workload if you know that they are alike",
+            )
+
+
+def measured_now(side: Sequence[Contestant], ways: Ways, question: Question) -> Stored:
+    """A few sessions of two runs each, for the side of a stored comparison that can be measured."""
+    runs: list[Measurement] = []
+    for contestant in side:
+        for number in range(question.rounds or FEWEST):
+            with contestant.opened(ways.report) as subject:
+                for place in range(2):
+                    options = RunOptions(results=ways.results, workers=question.workers)
+                    warm = place > 0 or (number > 0 and not contestant.restarts)
+                    word = f"session {number + 1} of {question.rounds or FEWEST}"
+                    runs.append(
+                        measure_and_save(subject, contestant.workload, options, ways.report, warm=warm, word=word)
+                    )
+    return Stored(label=side[0].label, runs=tuple(runs), counts={})
+
+
+def refuse_duplicates(side: Stored) -> None:
+    """Raise UsageError for one run that stands for several: a copy says nothing new, and makes everything look sure."""
+    seen: dict[str, str] = {}
+    for run in side.runs:
+        for mark in (run.run_id, stable_hash(run.metrics)):
+            if mark in seen:
+                raise UsageError(
+                    f"{side.label}: the run {run.run_id} is a copy of {seen[mark]}",
+                    hint="remove the copy: it is no second run",
+                )
+            seen[mark] = run.run_id
+
+
+def cases_in_common(base: Stored, candidate: Stored) -> list[tuple[Stored, Stored]]:
+    """One case a side, or those with the same key. Raises UsageError, StoreError where nothing is in common."""
+    sides = [by_case(side) for side in (base, candidate)]
+    for side, cases in zip((base, candidate), sides, strict=True):
+        if not cases:
+            raise StoreError(f"there is no run in {side.label}", hint="measure something first: llmopt bench")
+    if all(len(cases) == 1 for cases in sides):
+        return [(next(iter(sides[0].values())), next(iter(sides[1].values())))]
+    keys = [key for key in sides[0] if key in sides[1]]
+    if not keys:
+        raise UsageError(
+            f"{base.label} and {candidate.label} have no case in common",
+            hint="a case is an artifact with its engine, options and workload: llmopt runs shows them",
+        )
+    return [(sides[0][key], sides[1][key]) for key in keys]
+
+
+def by_case(side: Stored) -> dict[str, Stored]:
+    cases: dict[str, list[Measurement]] = {}
+    for run in side.runs:
+        cases.setdefault(run.case_key, []).append(run)
+    return {key: replace(side, runs=tuple(runs)) for key, runs in cases.items()}
+
+
+def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) -> Verdict:
+    found = differences(base.runs, candidate.runs, live=False)
+    unmeant = require_allowed(found, question.allow)
+    other_machine = any(d.name == "machine" for d in found)
+    thresholds = without_a_clock(question.thresholds) if other_machine else question.thresholds
+
+    def noise(threshold: Threshold) -> SessionNoise:
+        return noise_between_sessions(ways.results, base.runs[0], threshold)
+
+    judgement = judge_stored(
+        readings(base, ways.results), readings(candidate, ways.results), thresholds, question.quality,
+        noise=noise, confidence=question.confidence,
+    )  # fmt: skip
+    judgement = without_pass(judgement, tuple(f"{name} differs" for name in unmeant))
+    if dropped := [t.name for t in question.thresholds if t not in thresholds]:
+        note = f"of two machines only what needs no clock is compared; left out: {', '.join(dropped)}"
+        judgement = replace(judgement, notes=(*judgement.notes, note))
+    sources = {noise(change.threshold).source for change in judgement.changes}
+    return Verdict(
+        base=base.words, candidate=candidate.words, judgement=judgement, differences=found, design=None, seconds=0.0,
+        runs=(tuple(r.run_id for r in base.runs), tuple(r.run_id for r in candidate.runs)),
+        confounded=next((source for source in ("assumed", "calibrated") if source in sources), ""),
+        unmeant=unmeant,
+    )  # fmt: skip
+
+
+def without_a_clock(thresholds: Sequence[Threshold]) -> tuple[Threshold, ...]:
+    """Those that mean the same on another machine. Raises UsageError for one that somebody named and that does not."""
+    if named := [t.name for t in thresholds if t.needs_a_clock and not t.default]:
+        raise UsageError(
+            f"the sides are of two machines: only what needs no clock can be compared, and {', '.join(named)} needs one",
+            hint="--metric peak_rss_bytes:5%, --quality kl:0.01; or measure both here",
+        )
+    return tuple(t for t in thresholds if not t.needs_a_clock)
+
+
+def readings(side: Stored, results: Path) -> list[Reading]:
+    """Of stored runs; a baseline brings its counts with it."""
+    return [
+        reading_of(run, side.counts.get(run.run_id) or counts_beside(run, side.folder or results)) for run in side.runs
+    ]
