@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 
 from llmopt.core.units import show
-from llmopt.report.escaping import markdown_text
+from llmopt.report.escaping import markdown_text, visible
 from llmopt.report.terminal import plain_table, print_lines, say, stdout_console
 
 HEADING = "# llmopt gate"
@@ -84,35 +85,43 @@ def table_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+JUNIT_NAME = "llmopt gate"
+
+
 def junit(document: dict[str, Any]) -> str:
-    """One test case for each row that is gated: a regression fails, what is inconclusive is skipped (or fails, where it counts)."""
-    suites = ElementTree.Element("testsuites", name="llmopt gate")
+    """One suite a case: its verdict, then every row that is gated.
+
+    A regression fails; what is inconclusive fails too, and is skipped where the gate ends with status 0 all the same.
+    """
+    document = visible(document)  # XML has no word for a control character
+    suites = ElementTree.Element("testsuites", name=JUNIT_NAME)
     for case in document["cases"]:
-        checks = [(m["name"], m["status"], m) for m in case["metrics"]]
-        checks += [(q["name"], q["status"], q) for q in case["quality"]]
-        checks += [(c["name"], c["outcome"], c) for c in case["counts"]]
+        checks = list(junit_checks(case))
         suite = ElementTree.SubElement(
-            suites, "testsuite", name=f"{case['base']} → {case['candidate']}", tests=str(len(checks) or 1)
+            suites, "testsuite", name=f"{case['base']} → {case['candidate']}", tests=str(len(checks))
         )
-        failures = skipped = 0
-        for name, status, row in checks:
+        kinds = Counter({"failure": 0, "skipped": 0})
+        for name, status, message in checks:
             test = ElementTree.SubElement(suite, "testcase", name=name, classname="llmopt.gate")
-            if status == "regression":
-                failures += 1
-                ElementTree.SubElement(test, "failure", message=f"{row['base']} → {row['candidate']}")
-            elif status == "inconclusive":
-                counts = document["exit_status"] != 0
-                failures, skipped = failures + counts, skipped + (not counts)
-                ElementTree.SubElement(test, "failure" if counts else "skipped", message="inconclusive")
-        if not checks:
-            test = ElementTree.SubElement(suite, "testcase", name="comparison", classname="llmopt.gate")
-            failures += 1
-            ElementTree.SubElement(test, "failure", message=case["words"])
-        suite.set("failures", str(failures))
-        suite.set("skipped", str(skipped))
+            if status in ("regression", "inconclusive"):
+                passes = status == "inconclusive" and document["exit_status"] == 0
+                kind = "skipped" if passes else "failure"
+                kinds[kind] += 1
+                ElementTree.SubElement(test, kind, message=message)
+        suite.set("failures", str(kinds["failure"]))
+        suite.set("skipped", str(kinds["skipped"]))
         suite.set("time", str(case["seconds"]))
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def junit_checks(case: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, status and message; the verdict first, which may have a reason that no row has: another version, too few blocks."""
+    yield "verdict", case["status"], f"{case['status']}: {case['words']}"
+    for row in (*case["metrics"], *case["quality"], *case["counts"]):
+        status = row.get("status") or row["outcome"]
+        change = f"{row['base']} → {row['candidate']}"
+        yield row["name"], status, change if status == "regression" else status
 
 
 def print_noise(document: dict[str, Any], console: Console | None = None) -> None:

@@ -66,13 +66,30 @@ def test_the_cause_is_told_where_the_pattern_says_it() -> None:
 def test_junit_has_a_case_for_every_row_and_fails_those_that_lost() -> None:
     suite = ElementTree.fromstring(report.junit(found(blocks(8, slower=0.06))))[0]
     failed = [case.get("name") for case in suite if case.find("failure") is not None]
-    assert failed == ["tpot_p50"]
+    assert failed == ["verdict", "tpot_p50"]
     assert int(suite.get("tests") or 0) == len(suite)
 
 
 def test_junit_skips_what_is_inconclusive_and_may_pass() -> None:
     suite = ElementTree.fromstring(report.junit(found(blocks(8, noise=0.06), passes=True)))[0]
-    assert int(suite.get("skipped") or 0) == 2
+    assert int(suite.get("skipped") or 0) == 3
+
+
+def test_junit_fails_where_the_reason_has_no_row() -> None:
+    document = found(blocks(8))
+    document |= {"status": "inconclusive", "exit_status": 4}
+    document["cases"][0] |= {"status": "inconclusive", "words": "version differs"}
+    suite = ElementTree.fromstring(report.junit(document))[0]
+    assert suite.get("failures") == "1"
+    failure = suite[0].find("failure")
+    assert failure is not None
+    assert failure.get("message") == "inconclusive: version differs"
+
+
+def test_junit_is_xml_whatever_a_side_is_called() -> None:
+    document = found(blocks(8))
+    document["cases"][0]["base"] = "one\x1b[31m"
+    assert "one\N{REPLACEMENT CHARACTER}[31m" in (ElementTree.fromstring(report.junit(document))[0].get("name") or "")
 
 
 def test_markdown_has_the_verdict_and_a_row_for_each_metric() -> None:
