@@ -21,6 +21,8 @@ from llmopt.gate.unpaired import ASSUMED, ASSUMED_FREEDOM, SessionNoise
 
 SCHEMA = 1
 EXACT_SOURCES, EXACT_UNITS = ("quality", "server"), ("bytes", "count")
+# Between sessions, of what needs a clock: three calibrated starts may agree by chance, and the next does not.
+LEAST_SESSION = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +30,12 @@ class Noise:
     """Of one metric, standard deviations on the logarithmic scale.
 
     ``block``: of the difference that a block leaves; ``session``: between starts of a server, their runs' own noise
-    taken off; ``run``: between runs of one start, ``None`` where no start had two.
+    taken off, ``None`` where all runs were of one start; ``run``: between runs of one start, ``None`` where no start had two.
     """
 
     metric: str
     block: float
-    session: float
+    session: float | None
     run: float | None
     blocks: int
     sessions: int
@@ -55,7 +57,7 @@ def noise_of(blocks: Sequence[Block], threshold: Threshold) -> Noise:
     inside = [v - math.fsum(s) / len(s) for s in starts.values() for v in s if len(s) > 1]
     freedom = sum(len(s) - 1 for s in starts.values())
     run = math.sqrt(math.fsum(d * d for d in inside) / freedom) if freedom else None
-    session = 0.0
+    session = None
     if len(means) > 1:
         middle = math.fsum(means) / len(means)
         between = math.fsum((m - middle) ** 2 for m in means) / (len(means) - 1)
@@ -71,22 +73,27 @@ def noise_of(blocks: Sequence[Block], threshold: Threshold) -> Noise:
     )
 
 
-def blocks_to_find(
-    loss: float, threshold: Threshold, spread: float, confidence: float, metrics: int, power: float = POWER
-) -> int | None:
+def share_of_error(place: int, metrics: int) -> float:
+    """What the metric at ``place`` of so many may spend of a look's error: the first half, the others Holm's first step."""
+    if metrics == 1:
+        return 1.0
+    return 0.5 if place == 0 else 0.5 / (metrics - 1)
+
+
+def blocks_to_find(loss: float, threshold: Threshold, spread: float, error: float, power: float = POWER) -> int | None:
     """How many blocks find a true ``loss`` (0.05: 5 %) in ``power`` of all gates; ``None`` beyond ``MOST_BLOCKS``.
 
-    At the last look alone: that some are found earlier makes it a little less.  The level is that of the primary metric.
+    ``error``: what the metric may spend in all.  At the last look alone: that some are found earlier makes it a little less.
     """
     real, tolerate, block = (threshold.as_log(x) for x in (loss, threshold.tolerate, threshold.block))
     if real <= max(tolerate, block):
         return None
 
     def found(count: int) -> bool:
-        level = spend((1 - confidence) / (2 if metrics > 1 else 1), looks_of(count))[-1]
-        error, freedom = spread / math.sqrt(count), count - 1
-        wanted = max(tolerate + quantile(level, freedom) * error, block)
-        return real - wanted >= quantile(1 - power, freedom) * error
+        level = spend(error, looks_of(count))[-1]
+        of_the_mean, freedom = spread / math.sqrt(count), count - 1
+        wanted = max(tolerate + quantile(level, freedom) * of_the_mean, block)
+        return real - wanted >= quantile(1 - power, freedom) * of_the_mean
 
     return next((n for n in (*range(2, 41), *range(44, MOST_BLOCKS, 8)) if found(n)), None)
 
@@ -127,16 +134,22 @@ def kept_noise(results: Path, machine: str) -> list[Kept]:
 def noise_between_sessions(results: Path, run: Measurement, threshold: Threshold) -> SessionNoise:
     """Of a metric of a case: calibrated for this very case, else the largest calibrated on its machine, else assumed.
 
+    The noise of a run is in it: with few starts the two cannot be told apart, and one of them may be found as nothing.
     Bytes of weights and of a cache are the same at every start: no luck of a session is in them.
     """
     metric = threshold.name
     if threshold.metric.source in EXACT_SOURCES and threshold.metric.unit in EXACT_UNITS:
         return SessionNoise(spread=LEAST_SPREAD, freedom=ASSUMED_FREEDOM, source="own")
     there = kept_noise(results, run.machine.fingerprint)
-    rows = [(k, n) for k in there for n in k.noise if n.metric == metric and n.sessions > 2]
-    own = [n for k, n in rows if k.case_key == run.case_key]
-    chosen = own[:1] or sorted((n for _, n in rows), key=lambda n: n.session)[-1:]
-    if not chosen:
+    rows = [
+        (math.hypot(n.session, n.run or 0.0), n.sessions, k.case_key == run.case_key)
+        for k in there
+        for n in k.noise
+        if n.metric == metric and n.session is not None and n.sessions > 2
+    ]
+    own = [row for row in rows if row[2]]  # the newest is the first
+    if not rows:
         return SessionNoise(spread=ASSUMED, freedom=ASSUMED_FREEDOM, source="assumed")
-    spread = max(chosen[0].session, LEAST_SPREAD)
-    return SessionNoise(spread=spread, freedom=chosen[0].sessions - 1, source="calibrated")
+    spread, sessions, _ = own[0] if own else max(rows)
+    least = LEAST_SESSION if threshold.needs_a_clock else LEAST_SPREAD
+    return SessionNoise(spread=max(spread, least), freedom=sessions - 1, source="calibrated")

@@ -11,7 +11,7 @@ from llmopt.core.errors import Inconclusive, UsageError
 from llmopt.core.machine import this_machine
 from llmopt.gate.blocks import Block
 from llmopt.gate.design import make_design
-from llmopt.gate.noise import Kept, Noise, blocks_to_find, keep, kept_noise, noise_of
+from llmopt.gate.noise import Kept, Noise, blocks_to_find, keep, kept_noise, noise_of, share_of_error
 from llmopt.gate.thresholds import Threshold, parse_thresholds
 from llmopt.gate.thresholds import loss as parse_loss
 from llmopt.pipeline.experiment import Experiment, gate_key, open_state, save_state, stored_runs
@@ -78,7 +78,11 @@ def document(kept: Kept) -> dict[str, Any]:
 
 
 def plan(results: Path, thresholds: Sequence[Threshold], loss: str, confidence: float) -> dict[str, Any]:
-    """For each case that was calibrated here, what its noise asks of each threshold. Raises Inconclusive without any."""
+    """For each case that was calibrated here, what its noise asks of each threshold.
+
+    Raises UsageError for a confidence that is none, Inconclusive where nothing was calibrated.
+    """
+    make_design(2, confidence, 0)  # says what is wrong with the confidence
     there = kept_noise(results, this_machine().fingerprint)
     if not there:
         raise Inconclusive(
@@ -89,10 +93,10 @@ def plan(results: Path, thresholds: Sequence[Threshold], loss: str, confidence: 
     cases = []
     for kept in there:
         known = {n.metric: n for n in kept.noise}
+        judged = [t for t in thresholds if t.name in known]  # as in a gate: what no run has is left out
         rows = [
-            row(known[t.name], t, asked, confidence, len(thresholds), kept.block_s)
-            for t in thresholds
-            if t.name in known
+            row(known[t.name], t, asked, (1 - confidence) * share_of_error(place, len(judged)), kept.block_s)
+            for place, t in enumerate(judged)
         ]
         cases.append(
             {"label": kept.label, "measured_at": kept.measured_at, "block_s": kept.block_s, "thresholds": rows}
@@ -105,11 +109,9 @@ def plan(results: Path, thresholds: Sequence[Threshold], loss: str, confidence: 
     return {"confidence": confidence, "cases": cases}
 
 
-def row(
-    noise: Noise, threshold: Threshold, asked: float | None, confidence: float, metrics: int, block_s: float
-) -> dict[str, Any]:
+def row(noise: Noise, threshold: Threshold, asked: float | None, error: float, block_s: float) -> dict[str, Any]:
     real = asked or threshold.block * FOUND_BEYOND
-    blocks = blocks_to_find(real, threshold, noise.block, confidence, metrics)
+    blocks = blocks_to_find(real, threshold, noise.block, error)
     return {
         "metric": threshold.name,
         "tolerate": threshold.tolerate,

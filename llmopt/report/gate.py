@@ -135,12 +135,12 @@ def print_noise(document: dict[str, Any], console: Console | None = None) -> Non
         )
         lines = [("metric", "a block's difference", "between starts", "between runs", "")]
         for n in case["noise"]:
-            run = "–" if n["run"] is None else f"{n['run']:.2%}"
+            session, run = ("–" if one is None else f"{one:.2%}" for one in (n["session"], n["run"]))
             lines.append(
                 (
                     n["metric"],
                     f"{n['block']:.2%}",
-                    f"{n['session']:.2%}",
+                    session,
                     run,
                     f"{n['blocks']} blocks, {n['sessions']} starts",
                 )
