@@ -53,7 +53,8 @@ ASPECTS: tuple[tuple[str, Weight, Callable[[Measurement], Any]], ...] = (
     ("clients", "told", lambda r: r.client.get("workers")),
     ("llmopt", "told", lambda r: r.llmopt_version),
 )  # fmt: skip
-NAMES = [name for name, _, _ in ASPECTS]
+CASES = "cases"  # some that only one side has
+NAMES = [*(name for name, _, _ in ASPECTS), CASES]
 
 
 def differences(base: Sequence[Measurement], candidate: Sequence[Measurement], *, live: bool) -> tuple[Difference, ...]:

@@ -13,14 +13,16 @@ from typing import Literal
 from llmopt.core.errors import Inconclusive, LlmoptError, UsageError
 from llmopt.gate import unpaired
 from llmopt.gate.blocks import Block, Reading, geometric_mean
-from llmopt.gate.counts import Counted, Outcome, compare
+from llmopt.gate.counts import Counted, Outcome, compare, total
 from llmopt.gate.decide import Change, decide, sample_of
 from llmopt.gate.design import Design
-from llmopt.gate.quality import QualityChange, compare_quality
+from llmopt.gate.quality import KEYS, QualityChange, compare_quality, proof
 from llmopt.gate.thresholds import INSTEAD, Threshold, threshold
 from llmopt.gate.unpaired import SessionNoise
 
 Status = Literal["pass", "regression", "inconclusive"]
+MIN_BLOCKS = 2  # one says nothing of its own noise
+COUNTS_SHARE = 0.1  # of the error is the counts'; the metrics have the rest
 EXIT_STATUS: dict[Status, int] = {"pass": 0, "regression": 3, "inconclusive": 4}
 
 
@@ -54,28 +56,36 @@ def judge(
     Raises UsageError for a metric that somebody named and that is not known, LlmoptError where nothing was measured.
     """
     whole = [b for b in blocks if b.whole]
+    # What the first block knows is asked of all: one that lost a figure is no whole block.
+    kept, left_out = known([b.readings for b in whole[:1]], thresholds, "blocks")
+    whole = [b for b in whole if all(r.value(t) is not None for r in b.readings for t in kept)]
     error = design.error_at(len(whole), ended=ended)
     if error is None and not ended:
         return None
     readings = [r for b in blocks for r in b.base], [r for b in blocks for r in b.candidate]
     require_something(*readings)
-    kept, left_out = known([b.readings for b in whole], thresholds, "blocks")
     changes: tuple[Change, ...] = ()
-    if error and len(whole) >= 2 and kept:
+    if error and len(whole) >= MIN_BLOCKS and kept:
         samples = {t.name: sample_of([b.worsening(t) for b in whole]) for t in kept}
         changes = tuple(
-            decide(samples, shown([b.base for b in whole], [b.candidate for b in whole], kept), kept, error)
+            decide(
+                samples,
+                shown([b.base for b in whole], [b.candidate for b in whole], kept),
+                kept,
+                error * (1 - COUNTS_SHARE),
+            )
         )
     counts = [b.counts() for b in blocks]
     judgement = conclude(
         changes,
-        compare([c for c, _ in counts], [c for _, c in counts], error or 1 - design.confidence),
-        compare_quality(*readings, quality),
-        without="no whole block" if len(whole) < 2 else "no metric that both sides have",
+        compare([c for c, _ in counts], [c for _, c in counts], (error or 1 - design.confidence) * COUNTS_SHARE),
+        compare_quality(*readings, quality, confidence=design.confidence),
+        without="no whole block" if len(whole) < MIN_BLOCKS else "no metric that both sides have",
     )
-    judgement = without_pass(
-        judgement, given_up([r for b in whole for r in b.base], [r for b in whole for r in b.candidate], thresholds)
-    )
+    against = given_up([r for b in whole for r in b.base], [r for b in whole for r in b.candidate], thresholds)
+    if len(whole) < MIN_BLOCKS and thresholds:
+        against = (f"{len(whole)} whole blocks of {len(blocks)}", *against)
+    judgement = without_pass(judgement, (*against, *quality_given_up(*readings, quality), *more_invalid(*readings)))
     return replace(
         judgement, left_out=left_out, blocks=len(whole), invalid=doubts(*readings), error=error,
         decided=ended or judgement.status != "inconclusive",
@@ -96,7 +106,8 @@ def judge_stored(
     Raises UsageError as ``judge`` does, and Inconclusive for fewer than two runs of a side that count.
     """
     require_something(base, candidate)
-    counted = compare([r.counts for r in base], [r.counts for r in candidate], 1 - confidence)
+    counts = [[total(r.counts for r in group) for group in unpaired.sessions(side)] for side in (base, candidate)]
+    counted = compare(counts[0], counts[1], (1 - confidence) * COUNTS_SHARE)
     good = [[r for r in side if not r.invalid] for side in (base, candidate)]
     for word, side in zip(("base", "candidate"), good, strict=True):
         if len(side) < 2:
@@ -109,14 +120,16 @@ def judge_stored(
             )
     kept, left_out = known([[*good[0], *good[1]]], thresholds, "sets of runs")
     samples = {t.name: unpaired.sample(good[0], good[1], t, noise(t)) for t in kept}
-    changes = tuple(decide(samples, shown(good[:1], good[1:], kept), kept, 1 - confidence)) if kept else ()
+    error = (1 - confidence) * (1 - COUNTS_SHARE)
+    changes = tuple(decide(samples, shown(good[:1], good[1:], kept), kept, error)) if kept else ()
     judgement = conclude(
         changes,
         counted,
-        compare_quality(base, candidate, quality),
+        compare_quality(base, candidate, quality, confidence=confidence),
         without="no metric that both sides have",
     )
-    judgement = without_pass(judgement, given_up(good[0], good[1], thresholds))
+    against = (*given_up(good[0], good[1], thresholds), *quality_given_up(base, candidate, quality))
+    judgement = without_pass(judgement, (*against, *more_invalid(base, candidate)))
     return replace(
         judgement, left_out=left_out, blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True
     )
@@ -144,6 +157,23 @@ def given_up(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: 
         for t in (usable([base, candidate], t) for t in thresholds)
         if base and all(r.value(t) is not None for r in base) and any(r.value(t) is None for r in candidate)
     )
+
+
+def quality_given_up(
+    base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]
+) -> tuple[str, ...]:
+    """Measures that the base was proven in and the candidate was not."""
+    ours, theirs = proof(base), proof(candidate)
+    names = [t.name for t in thresholds if ours.get(KEYS[t.metric.name]) is not None]
+    return tuple(f"{name} is known of the base alone" for name in names if theirs.get(KEYS[name]) is None)
+
+
+def more_invalid(base: Sequence[Reading], candidate: Sequence[Reading]) -> tuple[str, ...]:
+    """More runs that do not count on the candidate's side: what made them so may be what became worse."""
+    ours, theirs = (sum(bool(r.invalid) for r in side) for side in (base, candidate))
+    if theirs <= ours:
+        return ()
+    return (f"{theirs} of the candidate's {len(candidate)} runs do not count, {ours} of the base's {len(base)}",)
 
 
 def without_pass(judgement: Judgement, reasons: tuple[str, ...]) -> Judgement:

@@ -1,8 +1,8 @@
 """Stored runs against stored runs: nothing was paired, so the session stands between them, and nothing makes it go away.
 
 A session is one start of a server.  Runs of one session share its luck (memory layout, clocks, neighbours), so more of
-them never make it smaller: the unit is the session.  How far sessions of one configuration are apart is taken from the
-sides themselves where they have enough, else from ``llmopt gate calibrate``, else it is assumed, and said so.
+them never make it smaller: the unit is the session, and of sessions in a row the day.  How far these are apart is taken
+from the sides themselves where they have enough days, else from ``llmopt gate calibrate``, else it is assumed, and said so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from llmopt.gate.thresholds import Threshold
 
 # Of the session's share of a metric, on the logarithmic scale, where nobody has measured it on this machine.
 ASSUMED = 0.05
-ENOUGH = 5  # sessions of a side whose own spread says more than the assumption
+ENOUGH = 5  # days of a side whose own spread says more than the assumption
+DATE = len("2026-01-01")
 ASSUMED_FREEDOM = 30.0
 
 
@@ -49,19 +50,31 @@ class Part:
 
 
 def part(readings: Sequence[Reading], threshold: Threshold, noise: SessionNoise) -> Part:
+    """Sessions one after another share their hour: only those of many days speak for themselves.
+
+    Else the known noise stands for what the days have in common, undivided by what was measured within one of them.
+    """
     groups = sessions(readings)
     means = [mean_log(group, threshold) for group in groups]
     middle = math.fsum(means) / len(means)
-    if len(groups) >= ENOUGH:
-        spread = math.fsum((m - middle) ** 2 for m in means) / (len(means) - 1)
-        return Part(mean=middle, variances=((spread / len(means), len(means) - 1),))
+    of_a_day: dict[str, list[float]] = defaultdict(list)
+    for group, mean in zip(groups, means, strict=True):
+        of_a_day[min(r.started_at for r in group)[:DATE]].append(mean)
+    days = [math.fsum(day) / len(day) for day in of_a_day.values()]
+    if len(days) >= ENOUGH:
+        center = math.fsum(days) / len(days)
+        return Part(mean=center, variances=((square(days, center) / (len(days) - 1) / len(days), len(days) - 1),))
+    variances = [(noise.spread**2 / len(days), noise.freedom)]
+    if len(groups) > 1:
+        variances.append((square(means, middle) / (len(means) - 1) / len(means), len(means) - 1))
     inside = [mean_log([r], threshold) - m for group, m in zip(groups, means, strict=True) for r in group]
-    freedom = len(inside) - len(groups)
-    variances = [(noise.spread**2 / len(groups), noise.freedom)]
-    if freedom:
-        of_a_run = math.fsum(d * d for d in inside) / freedom
-        variances.append((of_a_run / len(inside), freedom))
+    if len(groups) == 1 and len(inside) > 1:
+        variances.append((square(inside, 0.0) / (len(inside) - 1) / len(inside), len(inside) - 1))
     return Part(mean=middle, variances=tuple(variances))
+
+
+def square(values: Sequence[float], middle: float) -> float:
+    return math.fsum((v - middle) ** 2 for v in values)
 
 
 def sample(base: Sequence[Reading], candidate: Sequence[Reading], threshold: Threshold, noise: SessionNoise) -> Sample:

@@ -7,16 +7,18 @@ together because they were close in time.
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from llmopt.core.commit import commit_here
 from llmopt.core.domain import Measurement, stable_hash
 from llmopt.core.errors import Inconclusive, Interrupted, NothingAnswered, ServerError, StoreError
 from llmopt.core.files import write_atomic
@@ -30,6 +32,7 @@ from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.sides import Contestant
 
 STATE_SCHEMA = 1
+JOBS = ("GITHUB_RUN_ID", "CI_PIPELINE_ID")
 STALE_S = 6 * 3600
 # What a client hears of a server that is not there.
 SILENT = {"refused", "reset", "timeout", "none"}
@@ -68,7 +71,10 @@ def state_file(results: Path, key: str) -> Path:
 
 def gate_key(base: Contestant, candidate: Contestant, asked: Any) -> str:
     """Of what is compared, how, and on which machine: the same command goes on where it was cut off."""
-    return stable_hash([base.identity, candidate.identity, asked, this_machine().fingerprint])[:16]
+    here: list[str] = []
+    if not (base.restarts and candidate.restarts):  # behind an address there may be another server in another job
+        here = [commit_here(), *(os.environ.get(name, "") for name in JOBS)]
+    return stable_hash([base.identity, candidate.identity, asked, this_machine().fingerprint, here])[:16]
 
 
 def open_state(results: Path, key: str, seed: int | None, say: Callable[[str], None], *, lasting: bool = True) -> State:
@@ -215,10 +221,11 @@ def counts_beside(run: Measurement, results: Path) -> Counts:
 
 def reading_of(run: Measurement, counts: Counts) -> Reading:
     """What a record says to the gate."""
+    died = any(d.code == "server_restarted" for d in run.verdict.reasons)
     return Reading(
         run_id=run.run_id,
         metrics=run.metrics,
-        counts=counts,
+        counts=replace(counts, crashes=max(counts.crashes, int(died))),
         quality=run.quality,
         invalid=tuple(d.message for d in run.verdict.reasons if d.severity == "invalid") + missing(run, counts),
         session=run.session,

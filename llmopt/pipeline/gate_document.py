@@ -8,13 +8,20 @@ from typing import Any
 
 from llmopt.core.machine import this_machine
 from llmopt.gate.counts import Counted
-from llmopt.gate.decide import Change
+from llmopt.gate.decide import MOST_BLOCKS, Change
 from llmopt.gate.judge import EXIT_STATUS, Status
 from llmopt.gate.quality import QualityChange
 from llmopt.pipeline.gate_question import Question, Verdict
 
 SCHEMA = 1
 ORDER: tuple[Status, ...] = ("regression", "inconclusive", "pass")
+NOT_PAIRED = "stored runs were not paired: what differs between their sessions cannot be told from the change"
+CONFOUNDED = {
+    "assumed": f"{NOT_PAIRED}; their noise is assumed to be 5 %: llmopt gate calibrate measures it",
+    "calibrated": f"{NOT_PAIRED}; their noise is that of llmopt gate calibrate",
+    "starts": "a server behind a URL is not started anew: what its one start decided (memory, clocks, neighbours) counts as its own,"
+    " and the confidence holds for these two starts; a recipe or an artifact is started anew for every run",
+}
 UNSTEADY = 0.05  # spread of a block's difference above which a clock is no good witness
 
 
@@ -132,7 +139,7 @@ def words(verdict: Verdict, metrics: Sequence[dict[str, Any]]) -> str:
         return "; ".join([*found.reasons, *found.invalid[:1]])
     worst = max(unsure, key=lambda m: m["loss_high"])
     text = f"{worst['name']} may be {between(worst)}, and {worst['tolerate']:.1%} is tolerated"
-    return text + more(verdict, worst["blocks_needed"])
+    return text + more(verdict, worst)
 
 
 def between(row: dict[str, Any]) -> str:
@@ -140,12 +147,16 @@ def between(row: dict[str, Any]) -> str:
     return f"{low:.1%} to {high:.1%} worse" if low > 0 else f"up to {high:.1%} worse"
 
 
-def more(verdict: Verdict, blocks: int | None) -> str:
-    found, design = verdict.judgement, verdict.design
+def more(verdict: Verdict, row: dict[str, Any]) -> str:
+    found, design, blocks = verdict.judgement, verdict.design, row["blocks_needed"]
     if design is None:
         return "; a gate that measures both sides in turn can tell: name a recipe or a URL"
-    if blocks is None:
+    if blocks is None and row["tolerate"] < row["loss"] <= row["block"]:
         return "; more blocks would not decide it: it lies between what is tolerated and what blocks"
+    if blocks is None:
+        return (
+            f"; with this noise more than {MOST_BLOCKS} blocks would be needed: a wider threshold, or a quieter machine"
+        )
     if blocks <= found.blocks:
         return "; some more blocks may decide"
     minutes = blocks * verdict.seconds / max(1, found.blocks) / 60
@@ -190,13 +201,7 @@ def notes(verdict: Verdict) -> list[str]:
                 f"{one.threshold.name}: as many blocks with this noise find a loss of {least} in four of five gates"
             )
     if verdict.confounded:
-        source = {
-            "assumed": "its noise between sessions is assumed to be 5 %: llmopt gate calibrate measures it",
-            "calibrated": "its noise between sessions is that of llmopt gate calibrate",
-        }[verdict.confounded]
-        notes.append(
-            f"stored runs were not paired: what differs between their sessions cannot be told from the change; {source}"
-        )
+        notes.append(CONFOUNDED[verdict.confounded])
     if verdict.unmeant:
         names = " ".join(f"--allow {name}" for name in verdict.unmeant)
         notes.append(f"differences that nobody allowed stand in the way of a pass: {names}, if they are what you test")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from llmopt.core.domain import workload_identity
 from llmopt.core.errors import Inconclusive, UsageError
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.design import FEWEST, Design, Side, make_design
-from llmopt.gate.differences import differences
+from llmopt.gate.differences import differences, require_allowed
 from llmopt.gate.judge import Judgement, judge, known
+from llmopt.gate.quality import compare_quality
 from llmopt.pipeline.experiment import Experiment, State, gate_key, open_state, save_state, stored_runs
 from llmopt.pipeline.gate_question import Question, Verdict
-from llmopt.pipeline.gating_stored import stored_gate
+from llmopt.pipeline.gating_stored import stored_gate, with_partners
 from llmopt.pipeline.reporter import Within
 from llmopt.pipeline.sides import Contestant, Stored, Ways, paired, side_of
 
@@ -27,11 +28,14 @@ def gate(base: str, candidate: str, ways: Ways, question: Question) -> list[Verd
 
     Raises UsageError for sides that cannot be compared, Interrupted with what is kept.
     """
+    require_allowed((), question.allow)  # a name that is none is said before an hour is spent
     one, other = side_of(base, ways), side_of(candidate, ways)
     if isinstance(one, Stored) or isinstance(other, Stored):
         return stored_gate(one, other, ways, question)
     pairs = paired(one, other)
-    return [experiment(*pair, ways, question.shared_by(len(pairs))) for pair in pairs]
+    verdicts = [experiment(*pair, ways, question.shared_by(len(pairs))) for pair in pairs]
+    labels = [[c.label for c in side] for side in (one, other)] if len(pairs) < max(len(one), len(other)) else [[], []]
+    return with_partners(verdicts, labels[0], labels[1], question)
 
 
 def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Question) -> Verdict:
@@ -59,21 +63,29 @@ def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Qu
         design=design,
         seconds=sum(state.seconds),
         runs=(run_ids(b.base for b in blocks), run_ids(b.candidate for b in blocks)),
+        confounded="" if base.restarts and candidate.restarts else "starts",
     )
 
 
 def until_decided(work: Experiment, question: Question, report: Within) -> tuple[list[Block], Design, Judgement]:
     """Block after block until a look decides, the planned end comes, or one side is lost for good."""
     blocks, work.report = work.taken_up(), report
+    notes = taken_up_note(work, len(blocks))
+    looked = -1
     while True:
         design = planned(question, work.state)
         report.done, report.total = len(blocks), design.blocks
-        ended = len(blocks) >= design.blocks or lost_for_good(blocks)
-        found = judge(blocks, design, question.thresholds, question.quality, ended=ended) if blocks else None
+        ended = len(blocks) >= design.blocks or lost_for_good(blocks) or time_is_over(question, work.state)
+        whole = sum(b.whole for b in blocks)
+        found = None
+        if ended or whole != looked:  # a block that does not count is no reason to look again
+            found = judge(blocks, design, question.thresholds, question.quality, ended=ended) if blocks else None
+            looked = whole
         if found is not None and found.decided:
-            return blocks, design, found
+            return blocks, design, replace(found, notes=(*found.notes, *notes))
         if len(blocks) == 1 and blocks[0].whole:  # what the first block does not know no other will
             known([blocks[0].readings], question.thresholds, "blocks")
+            compare_quality(blocks[0].base, blocks[0].candidate, question.quality, confidence=question.confidence)
         blocks.append(work.next_block(design))
 
 
@@ -91,6 +103,17 @@ def planned(question: Question, state: State) -> Design:
                 hint=f"--budget {FEWEST * state.seconds[0] / 60 + 1:.0f}min for {FEWEST} blocks; or fewer --requests",
             )
     return make_design(blocks, question.confidence, state.seed)
+
+
+def taken_up_note(work: Experiment, blocks: int) -> tuple[str, ...]:
+    if not blocks:
+        return ()
+    return (f"the first {blocks} block(s) were measured by an earlier call, begun {work.state.started_at}",)
+
+
+def time_is_over(question: Question, state: State) -> bool:
+    """A budget ends a gate between two blocks, where later ones took longer than the first."""
+    return question.budget_s is not None and sum(state.seconds) >= question.budget_s
 
 
 def lost_for_good(blocks: Sequence[Block]) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from llmopt.core.domain import Measurement, stable_hash, workload_identity
-from llmopt.core.errors import StoreError, UsageError
+from llmopt.core.errors import Inconclusive, ServerError, StoreError, UsageError
 from llmopt.gate.blocks import Reading
 from llmopt.gate.design import FEWEST
-from llmopt.gate.differences import differences, require_allowed
+from llmopt.gate.differences import CASES, differences, require_allowed
 from llmopt.gate.judge import judge_stored, without_pass
 from llmopt.gate.noise import noise_between_sessions
 from llmopt.gate.thresholds import Threshold
@@ -21,11 +22,24 @@ from llmopt.pipeline.gate_question import Question, Verdict
 from llmopt.pipeline.measuring import RunOptions, measure_and_save
 from llmopt.pipeline.sides import Contestant, Stored, Ways
 
+RUNS_OF_A_SESSION = 2
+FEWEST_SESSIONS = 2
+
 
 def stored_gate(
     base: Sequence[Contestant] | Stored, candidate: Sequence[Contestant] | Stored, ways: Ways, question: Question
 ) -> list[Verdict]:
     """Unpaired: at least one side was measured before. The other, where it can be measured, is measured now."""
+    idle = {"--rounds": question.rounds, "--budget": question.budget_s, "--seed": question.seed}
+    if (
+        isinstance(base, Stored)
+        and isinstance(candidate, Stored)
+        and (named := [f for f, v in idle.items() if v is not None])
+    ):
+        raise UsageError(
+            f"both sides are stored, nothing is measured: {' and '.join(named)} would change nothing",
+            hint="leave that out; or name a recipe, an artifact or a URL to measure",
+        )
     for side, other in ((base, candidate), (candidate, base)):
         if isinstance(side, Stored):
             refuse_duplicates(side)
@@ -38,7 +52,28 @@ def stored_gate(
             hint="name two sets of runs that are not the same",
         )
     pairs = cases_in_common(sides[0], sides[1])
-    return [judge_pair(one, other, ways, question.shared_by(len(pairs))) for one, other in pairs]
+    verdicts = [judge_pair(one, other, ways, question.shared_by(len(pairs))) for one, other in pairs]
+    cases = [by_case(side) for side in sides]
+    if len(pairs) == max(map(len, cases)):
+        return verdicts
+    labels = [{key: f"{side.words} [{key[:8]}]" for key, side in own.items()} for own in cases]
+    only = [[own[key] for key in own if key not in other] for own, other in (labels, labels[::-1])]
+    return with_partners(verdicts, only[0], only[1], question)
+
+
+def with_partners(
+    verdicts: list[Verdict], base: Sequence[str], candidate: Sequence[str], question: Question
+) -> list[Verdict]:
+    """A case that only one side has is named, and one that only the base has lets nothing pass: it may be what broke."""
+    lost, new = [label for label in base if label not in candidate], [label for label in candidate if label not in base]
+    if not lost and not new:
+        return verdicts
+    first = verdicts[0].judgement
+    notes = [f"only the base has {label}" for label in lost] + [f"only the candidate has {label}" for label in new]
+    first = replace(first, notes=(*first.notes, *notes))
+    if CASES not in question.allow:
+        first = without_pass(first, tuple(f"the candidate has no {label}" for label in lost))
+    return [replace(verdicts[0], judgement=first), *verdicts[1:]]
 
 
 def require_measured_alike(side: Stored, others: Sequence[Contestant]) -> None:
@@ -56,19 +91,36 @@ def require_measured_alike(side: Stored, others: Sequence[Contestant]) -> None:
 
 
 def measured_now(side: Sequence[Contestant], ways: Ways, question: Question) -> Stored:
-    """A few sessions of two runs each, for the side of a stored comparison that can be measured."""
+    """Sessions of two runs each, ``--rounds`` of them or as many as the budget holds, for the side that can be measured.
+
+    Raises Inconclusive for a server that fails; its runs until then are kept as all runs are.
+    """
     runs: list[Measurement] = []
     for contestant in side:
-        for number in range(question.rounds or FEWEST):
-            with contestant.opened(ways.report) as subject:
-                for place in range(2):
-                    options = RunOptions(results=ways.results, workers=question.workers)
-                    warm = place > 0 or (number > 0 and not contestant.restarts)
-                    word = f"session {number + 1} of {question.rounds or FEWEST}"
-                    runs.append(
-                        measure_and_save(subject, contestant.workload, options, ways.report, warm=warm, word=word)
-                    )
+        started, number = time.monotonic(), 0
+        while more_sessions(number, time.monotonic() - started, question):
+            try:
+                with contestant.opened(ways.report) as subject:
+                    for place in range(RUNS_OF_A_SESSION):
+                        options = RunOptions(results=ways.results, workers=question.workers)
+                        warm = place > 0 or (number > 0 and not contestant.restarts)
+                        word = f"{contestant.label}, session {number + 1}"
+                        runs.append(
+                            measure_and_save(subject, contestant.workload, options, ways.report, warm=warm, word=word)
+                        )
+            except ServerError as error:
+                raise Inconclusive(
+                    f"{contestant.label} failed in session {number + 1}: {error.message}",
+                    hint=f"{len(runs)} run(s) are kept in {ways.results}; mend it, and the same command measures again",
+                ) from error
+            number += 1
     return Stored(label=side[0].label, runs=tuple(runs), counts={})
+
+
+def more_sessions(done: int, seconds: float, question: Question) -> bool:
+    if question.budget_s is None:
+        return done < (question.rounds or FEWEST)
+    return done < FEWEST_SESSIONS or seconds * (done + 1) / done < question.budget_s
 
 
 def refuse_duplicates(side: Stored) -> None:

@@ -14,7 +14,7 @@ from llmopt.core.domain import Case, Measurement, ServeOptions, Workload, worklo
 from llmopt.core.errors import UsageError
 from llmopt.core.files import scratch_folder
 from llmopt.core.run_index import load_runs, read_store
-from llmopt.gate.baselines import Baseline, baseline_folder, read_baseline
+from llmopt.gate.baselines import NAME, Baseline, baseline_folder, read_baseline
 from llmopt.gate.counts import Counts
 from llmopt.pipeline import plans
 from llmopt.pipeline.measuring import Subject, serving_case, url_subject
@@ -79,7 +79,7 @@ def side_of(text: str, ways: Ways) -> list[Contestant] | Stored:
         return [of_url(text, ways)]
     if path.suffix in RECIPE_SUFFIXES:
         return of_recipe(path, ways)
-    if baseline_folder(ways.results, text).is_dir():
+    if NAME.fullmatch(text) and baseline_folder(ways.results, text).is_dir():
         found = read_baseline(ways.results, text)
         return Stored(label=f"baseline {text}", runs=found.runs, counts=found.counts, baseline=found)
     if text in ("demo", recipe.BUILTIN) or is_artifact(path):

@@ -59,11 +59,12 @@ def refused(gate):
 
 
 def measured(number: int, tpot_s: float = 0.01, **fields: Any) -> Measurement:
-    """One run of a session of its own."""
+    """One run of a session of its own, each on a day of its own."""
     figures = metrics(throughput=4 / tpot_s + number / 1000, latency_s=1 + number / 1000)
     figures |= {"tpot_s": distribution(tpot_s * (1 + number / 10_000)), "output_tps_whole": 4 / tpot_s}
     known = {"run_id": f"run-{tpot_s}-{number}", "session": f"{tpot_s}-{number}", "metrics": figures,
-             "machine": this_machine(), "quality": None, "intervals": {}}  # fmt: skip
+             "machine": this_machine(), "quality": None, "intervals": {},
+             "started_at": f"2025-01-{number + 1:02}T00:00:00.000+00:00"}  # fmt: skip
     return run(**known | fields)
 
 
@@ -76,6 +77,30 @@ def folder(name: str, count: int = 8, tpot_s: float = 0.01, traces: Any = None, 
 
 
 # --- stored runs ----------------------------------------------------------------------------------------------------
+
+
+def test_an_absolute_path_is_a_folder_of_runs_and_no_baseline(gate):
+    base, same = folder("base").resolve(), folder("same", tpot_s=0.010001).resolve()
+    assert gate(base, same, *TPOT).exit_code == 0
+
+
+def test_a_case_that_the_candidate_lacks_lets_nothing_pass(gate):
+    base, same = folder("base"), folder("same", tpot_s=0.010001)
+    for number in range(8):
+        lost = measured(number, 0.012, run_id=f"lost-{number}", case_key="another-case")
+        save_run(base, lost, closed_loop())
+    done = gate(base, same, *TPOT)
+    assert done.exit_code == 4
+    assert "only the base has" in done.stdout
+    assert gate(base, same, *TPOT, "--allow", "cases").exit_code == 0
+
+
+def test_stored_sides_are_not_told_how_long_to_measure(refused):
+    assert "--rounds" in refused(folder("base"), folder("same", tpot_s=0.010001), *TPOT, "--rounds", "5", status=2)
+
+
+def test_a_difference_that_is_none_is_said_before_anything_is_measured(refused):
+    assert "no difference" in refused("http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1", "--allow", "versoin", status=2)
 
 
 def test_many_sessions_tell_a_loss_and_no_loss(gate):

@@ -122,3 +122,10 @@ def test_counts_are_of_the_timelines() -> None:
 
 def test_a_sum_is_unknown_with_one_of_its_parts() -> None:
     assert total([GOOD, replace(GOOD, prompt_tokens=None)]).prompt_tokens is None
+
+
+def test_answers_that_are_shorter_by_chance_or_not_are_no_pass() -> None:
+    def of(lengths: list[int]) -> list[Counts]:
+        return [replace(GOOD, output_tokens=60 * length) for length in lengths]
+
+    assert outcomes(of([16, 17, 15, 16, 16]), of([14, 16, 13, 14, 13]))["output tokens of a request"] != "pass"

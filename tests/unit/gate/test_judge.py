@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from llmopt.core.errors import LlmoptError, UsageError
-from llmopt.gate.blocks import Block
+from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.counts import Counts
 from llmopt.gate.decide import blocks_for, sample_of
 from llmopt.gate.design import make_design
 from llmopt.gate.judge import judge
+from llmopt.gate.quality import compare_quality
 from llmopt.gate.thresholds import parse_quality, parse_thresholds
 from tests.unit.gate.blocks import GOOD, block, blocks, reading
 
@@ -136,3 +137,50 @@ def test_blocks_that_would_decide_are_the_fewest() -> None:
     assert count is not None
     assert blocks_for(0.01, 0.02, 0.004) >= count  # type: ignore[operator]
     assert blocks_for(1e-6, 0.02, 0.005) is None
+
+
+def quality(kl: float, **rest):  # type: ignore[no-untyped-def]
+    return {"kl_mean": kl, "kl_mean_interval": [kl * 0.9, kl * 1.1], "text_sha256": "a", "tokens": 8192} | rest
+
+
+def test_an_equal_quality_is_no_pass_where_no_block_counts() -> None:
+    slow = reading(tpot=0.02, quality=quality(0.02), invalid=("too many errors",))
+    found = judge(
+        [block(n, reading(quality=quality(0.02)), slow) for n in range(8)], DESIGN, THREE, parse_quality([]), ended=True
+    )
+    assert found is not None
+    assert found.status == "inconclusive"
+
+
+def test_a_quality_that_only_the_base_has_is_no_pass() -> None:
+    found = judge(
+        [replace(b, base=tuple(replace(r, quality=quality(0.02)) for r in b.base)) for b in blocks(8)],
+        DESIGN, THREE, parse_quality([]), ended=True,
+    )  # fmt: skip
+    assert found is not None
+    assert (found.status, found.reasons) == ("inconclusive", ("kl is known of the base alone",))
+
+
+def test_a_tail_without_an_interval_fails_nobody() -> None:
+    sides = [reading(quality=quality(0.02, kl_p99=value)) for value in (0.1, 0.4)]
+    found = judge([block(n, *sides) for n in range(8)], DESIGN, THREE, parse_quality(["kl_p99:0.05"]), ended=True)
+    assert found is not None
+    assert found.status == "inconclusive"
+
+
+def test_failures_of_a_block_that_does_not_count_are_no_pass() -> None:
+    lost = replace(GOOD, failed=12, prompt_tokens=1536, output_tokens=768, requested_tokens=768)
+    bad = block(5, reading(), reading(counts=lost, invalid=("errors",)))
+    assert verdict([*blocks(5), bad]).status == "inconclusive"
+
+
+def test_a_block_that_lost_a_figure_does_not_count() -> None:
+    good = blocks(8)
+    bad = block(8, reading(), Reading(run_id="x", metrics={"ttft_s": {"p50": 0.05}}, counts=GOOD))
+    assert verdict([*good, bad]).blocks == 8
+
+
+def test_a_stricter_confidence_makes_quality_less_sure() -> None:
+    sides = [[reading(quality=quality(kl))] for kl in (0.02, 0.03)]
+    one, other = (compare_quality(*sides, parse_quality(["kl:0.01"]), confidence=c)[0] for c in (0.975, 0.999))
+    assert one.high - one.low < other.high - other.low

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -39,8 +40,16 @@ def test_a_loss_within_the_noise_of_a_session_is_inconclusive() -> None:
     assert judged(runs(50, session="a"), runs(50, 0.06, session="b")) == "inconclusive"
 
 
-def test_the_same_loss_over_many_sessions_is_found() -> None:
-    assert judged(runs(8), runs(8, 0.06)) == "regression"
+def on_days(found):  # type: ignore[no-untyped-def]
+    return [replace(one, started_at=f"2026-01-{day:02d}T10:00:00Z") for day, one in enumerate(found, 1)]
+
+
+def test_the_same_loss_over_many_days_is_found() -> None:
+    assert judged(on_days(runs(8)), on_days(runs(8, 0.06))) == "regression"
+
+
+def test_sessions_of_one_hour_do_not_speak_for_other_days() -> None:
+    assert judged(runs(8), runs(8, 0.06)) == "inconclusive"
 
 
 def test_a_small_calibrated_noise_lets_one_session_speak() -> None:
