@@ -162,6 +162,33 @@ def test_what_cannot_be_told_may_be_let_through(job, server):
     assert runner.run("Verdict")[0].returncode == 0
 
 
+def test_words_of_args_that_cannot_be_told_apart_are_an_error(job, server):
+    """They would be dropped, and another gate be run than was asked for."""
+    runner = job(base=f"{server}/v1", candidate=f"{server}/v1", args=f"{LOAD} --header 'one: two")
+    done, found = runner.run("Gate")
+    assert done.returncode == 0, done.stderr
+    assert (found["status"], found["exit-status"]) == ("error", "2")
+    assert "No closing quotation" in found["words"]
+    assert runner.run("Verdict")[0].returncode == 2
+
+
+def test_words_of_args_arrive_as_they_are_quoted(job, tmp_path):
+    program = tmp_path / "llmopt"
+    program.write_text("#!/bin/bash\nprintf '<%s>' \"$@\"\n")
+    program.chmod(stat.S_IRWXU)
+    runner = job(base="a", candidate="b", args="--header 'one: two' *  ''")
+    runner.environment["PATH"] = f"{tmp_path}{os.pathsep}{runner.environment['PATH']}"
+    runner.run("Gate")
+    log = Path(runner.values["steps.gate.outputs.report"]) / "gate.log"
+    assert "<--header><one: two><*><><--results>" in log.read_text()
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_runner_that_forces_colours_changes_no_verdict(slower, name):
+    _, found = slower.run("Gate", **{name: "1"})
+    assert found["words"].startswith("REGRESSION: tpot_p50")
+
+
 @pytest.mark.parametrize("field", ["base", "args", "metrics", "name", "report"])
 def test_an_input_is_never_run(job, tmp_path, field):
     trap = tmp_path / "trap"
