@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmopt.cli.reporting import require_page
+from llmopt.cli.gate_files import make_room, show
 from llmopt.cli.serving import Backend, takes_serve_options
 from llmopt.cli.shell import (
     GroupedCommand,
@@ -148,32 +148,15 @@ def gate_command(
     from llmopt.pipeline.gate_document import document
     from llmopt.pipeline.gating import gate
 
+    make_room(markdown, junit, html)  # before an hour is spent
     if on_inconclusive not in ("pass", "fail"):
         raise UsageError(f"--on-inconclusive {on_inconclusive!r} is neither pass nor fail", hint="pass or fail")
-    if html is not None:
-        require_page(html)  # before an hour is spent
     measured = ways_of(results, json, given=given, **ways)
     question = question_of(metric, quality, allow, rounds, budget, confidence, seed)
     found = document(gate(base, candidate, measured, question), question, inconclusive_passes=on_inconclusive == "pass")
     show(found, markdown, junit, html, json)
     if found["exit_status"]:
         raise SystemExit(found["exit_status"])
-
-
-def show(found: dict[str, Any], markdown: Path | None, junit: Path | None, html: Path | None, json: bool) -> None:
-    from llmopt.core.files import write_atomic
-    from llmopt.report import gate as report
-
-    if html is not None:
-        from llmopt.report.page import page
-
-        write_atomic(html, page(found))
-
-    if markdown is not None:
-        write_atomic(markdown, report.markdown(found).encode())
-    if junit is not None:
-        write_atomic(junit, report.junit(found).encode())
-    print_json(found) if json else report.print_gate(found)
 
 
 def question_of(

@@ -14,6 +14,9 @@ from llmopt.report.escaping import markdown_text, visible
 from llmopt.report.terminal import plain_table, print_lines, say, stdout_console
 
 HEADING = "# llmopt gate"
+JUNIT_NAME = "llmopt gate"
+XML = "<?xml version='1.0' encoding='utf-8'?>\n"  # not ElementTree's own, which names the encoding of the locale
+JUNIT_HEAD = f'{XML}<testsuites name="{JUNIT_NAME}"'
 STYLES = {"pass": "bold green", "regression": "bold red", "inconclusive": "bold yellow"}
 MARKS = {"pass": "✓", "regression": "✗", "inconclusive": "?"}
 HEADER = ("metric", "base", "candidate", "change", "interval", "tolerated", "blocks from", "status")
@@ -85,9 +88,6 @@ def table_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-JUNIT_NAME = "llmopt gate"
-
-
 def junit(document: dict[str, Any]) -> str:
     """One suite a case: its verdict, then every row that is gated.
 
@@ -112,7 +112,7 @@ def junit(document: dict[str, Any]) -> str:
         suite.set("skipped", str(kinds["skipped"]))
         suite.set("time", str(case["seconds"]))
     ElementTree.indent(suites)
-    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+    return XML + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
 
 def junit_checks(case: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
