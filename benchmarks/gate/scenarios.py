@@ -90,15 +90,18 @@ def experiment(noise: Noise, slower: Mapping[str, float], design: Design, draw: 
     runs = design.blocks * RUNS_OF_A_BLOCK
     for number, order in enumerate(design.orders):
         readings: dict[str, list[Reading]] = {"base": [], "candidate": []}
-        session, before = 0.0, None
+        session, before, start = 0.0, None, 0
         for place, side in enumerate(order):
             if side != before:
-                session, before = draw.gauss(0, noise.session), side
+                session, before, start = draw.gauss(0, noise.session), side, start + 1
             wander = wandered(wander, noise, draw)
             at = (number * RUNS_OF_A_BLOCK + place) / max(1, runs - 1)
             slow = session + wander + noise.drift * at
             metrics = values(noise, slow, slower if side == "candidate" else {}, draw)
-            readings[side].append(Reading(run_id=f"{number}-{place}", metrics=metrics, counts=counts(noise, draw)))
+            found = counts(noise, draw)
+            readings[side].append(
+                Reading(run_id=f"{number}-{place}", session=f"{number}-{start}", metrics=metrics, counts=found)
+            )
         blocks.append(Block(number=number, base=tuple(readings["base"]), candidate=tuple(readings["candidate"])))
     return blocks
 

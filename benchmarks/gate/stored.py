@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from outcomes import Row
 from peers import Peers
-from scenarios import COUNTS, NAMES, Noise, values, wandered
+from scenarios import COUNTS, NAMES, Noise, experiment, values, wandered
 
 from llmopt.gate.blocks import Reading
+from llmopt.gate.design import make_design
 from llmopt.gate.judge import judge_stored
+from llmopt.gate.noise import LEAST_SESSION, noise_of
+from llmopt.gate.thresholds import Threshold
 from llmopt.gate.unpaired import ASSUMED, ASSUMED_FREEDOM, ENOUGH, SessionNoise
 
 LOSS = 0.05
-CALIBRATED_STARTS = 24  # of the eight blocks of ``llmopt gate calibrate``
+CALIBRATED_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Apart:
     @property
     def words(self) -> str:
         known = "their own" if self.sessions >= ENOUGH else "calibrated" if self.calibrated else "assumed"
-        starts = "1 session" if self.sessions == 1 else f"{self.sessions} sessions"
+        starts = "1 session" if self.sessions == 1 else f"{self.sessions} sessions of as many days"
         return f"{self.noise.words}; {self.runs} runs a side in {starts}; noise of sessions {known}"
 
 
@@ -44,6 +47,7 @@ ROWS = (
     Apart(OFFSET, runs=5),
     Apart(OFFSET, runs=40),
     Apart(OFFSET, runs=40, calibrated=True),
+    Apart(Noise("5 % of every run, nothing between sessions", run=0.05), runs=3, sessions=3, calibrated=True),
     Apart(Noise("linear drift of 6 % over both", run=0.01, drift=0.06), runs=40),
     Apart(Noise("shared drift of 5 %, 1 % beside it", run=0.01, shared=0.05), runs=40),
     Apart(QUIET, runs=10, sessions=10),
@@ -64,18 +68,26 @@ def sides(scenario: Apart, slower: dict[str, float], draw: random.Random) -> tup
             slow = offset + wander + noise.drift * at
             metrics = values(noise, slow, slower if number else {}, draw)
             session = f"{number}-{place // each}"
-            side.append(Reading(run_id=f"{number}-{place}", metrics=metrics, counts=COUNTS, session=session))
+            day = f"2026-0{number + 1}-{place // each + 1:02}"  # each session has a day of its own
+            side.append(
+                Reading(run_id=f"{number}-{place}", metrics=metrics, counts=COUNTS, session=session, started_at=day)
+            )
     return found
 
 
-def known_noise(scenario: Apart, draw: random.Random) -> SessionNoise:
-    """What a gate knows of the noise between sessions: its assumption, or an estimate from as many starts as calibrating has."""
+def known_noise(scenario: Apart, draw: random.Random) -> Callable[[Threshold], SessionNoise]:
+    """What a gate knows of the noise between sessions: its assumption, or what ``llmopt gate calibrate`` finds."""
     if not scenario.calibrated:
-        return SessionNoise(spread=ASSUMED, freedom=ASSUMED_FREEDOM, source="assumed")
-    starts = [draw.gauss(0, scenario.noise.session) for _ in range(CALIBRATED_STARTS)]
-    middle = math.fsum(starts) / len(starts)
-    spread = math.sqrt(math.fsum((s - middle) ** 2 for s in starts) / (len(starts) - 1))
-    return SessionNoise(spread=spread, freedom=len(starts) - 1, source="calibrated")
+        return lambda _: SessionNoise(spread=ASSUMED, freedom=ASSUMED_FREEDOM, source="assumed")
+    design = make_design(CALIBRATED_BLOCKS, 0.99, draw.randrange(1 << 30))
+    blocks = experiment(scenario.noise, {}, design, draw)
+
+    def calibrated(threshold: Threshold) -> SessionNoise:
+        found = noise_of(blocks, threshold)
+        spread = math.hypot(found.session or 0.0, found.run or 0.0)
+        return SessionNoise(spread=max(spread, LEAST_SESSION), freedom=found.sessions - 1, source="calibrated")
+
+    return calibrated
 
 
 def row(scenario: Apart, what: str, slower: dict[str, float], gates: int, peers: Peers | None) -> Row:
@@ -85,7 +97,7 @@ def row(scenario: Apart, what: str, slower: dict[str, float], gates: int, peers:
         draw = random.Random(seed)
         base, candidate = sides(scenario, slower, draw)
         noise = known_noise(scenario, draw)
-        found = judge_stored(base, candidate, thresholds, (), noise=lambda _, known=noise: known, confidence=0.99)
+        found = judge_stored(base, candidate, thresholds, (), noise=noise, confidence=0.99)
         statuses.append(found.status)
         if peers and seed < peers.gates:
             theirs.append(peers.all(base, candidate, scenario.noise.metrics))
