@@ -21,6 +21,7 @@ from llmopt.core.domain import Measurement
 from llmopt.core.errors import StoreError, UsageError
 from llmopt.core.files import write_atomic
 from llmopt.gate.counts import Counts
+from llmopt.gate.quality import KEYS
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -119,6 +120,11 @@ def read_baseline(results: Path, name: str) -> Baseline:
     """Raises StoreError where there is none of that name, for a damaged file, and for another schema."""
     files = sorted(baseline_folder(results, name).glob("*.json")) if NAME.fullmatch(name) else []
     if not files:
+        if name in names(results):
+            raise StoreError(
+                f"baseline {name!r} in {results} has no file",
+                hint="restore it from git, or llmopt baseline set NAME RUNS",
+            )
         known = ", ".join(names(results)) or "none"
         raise StoreError(
             f"there is no baseline {name!r} in {results}", hint=f"known: {known}; llmopt baseline set NAME RUNS"
@@ -144,13 +150,26 @@ def read(file: Path) -> Kept:
         kept = msgspec.convert(document, Kept)
         if len(kept.runs) != len(kept.counts) or not kept.runs:
             raise ValueError("not as many counts as runs")
-        datetime.datetime.fromisoformat(kept.accepted_at)
+        if datetime.datetime.fromisoformat(kept.accepted_at).tzinfo is None:
+            raise ValueError(f"accepted_at {kept.accepted_at!r} has no time zone")
+        for run in kept.runs:
+            require_figures(run)
         kept.runs = whole(kept.runs)
     except (msgspec.DecodeError, ValueError, OSError) as error:
         raise StoreError(
             f"{file} is no whole baseline: {error}", hint="restore it from git, or accept it anew"
         ) from error
     return kept
+
+
+def require_figures(run: Measurement) -> None:
+    """Metrics are numbers, or distributions and counts of them; so is what a gate reads of quality. Raises ValueError."""
+    quality = run.quality or {}
+    for name, value in (run.metrics | {key: quality.get(key) for key in KEYS.values()}).items():
+        parts = value if isinstance(value, dict) else {"": value}
+        for part, figure in parts.items():
+            if figure is not None and (isinstance(figure, bool) or not isinstance(figure, int | float)):
+                raise ValueError(f"{' '.join([name, part]).strip()} of run {run.run_id} is {figure!r}, and no number")
 
 
 def names(results: Path) -> list[str]:

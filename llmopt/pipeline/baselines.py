@@ -17,6 +17,8 @@ from llmopt.gate.thresholds import parse_thresholds
 from llmopt.pipeline.experiment import counts_beside
 from llmopt.pipeline.sides import home_of
 
+SUMMARY = ("name", "accepted_at", "age_days", "old", "cases", "runs", "machines", "here")
+
 
 def accept(name: str, texts: Sequence[str], results: Path) -> dict[str, Any]:
     """Keep the runs that ``texts`` name. Raises UsageError, StoreError."""
@@ -40,7 +42,15 @@ def runs_of(text: str, results: Path) -> list[tuple[Measurement, Path]]:
 
 
 def overview(results: Path) -> list[dict[str, Any]]:
-    return [summary(baselines.read_baseline(results, name)) for name in baselines.names(results)]
+    """Every folder of a baseline; ``reason`` says why one cannot be read, and nothing else of it is known then."""
+    return [summary_or_reason(results, name) for name in baselines.names(results)]
+
+
+def summary_or_reason(results: Path, name: str) -> dict[str, Any]:
+    try:
+        return summary(baselines.read_baseline(results, name)) | {"reason": None}
+    except StoreError as error:
+        return dict.fromkeys(SUMMARY) | {"name": name, "reason": error.message}
 
 
 def summary(found: Baseline) -> dict[str, Any]:

@@ -173,9 +173,15 @@ def print_baselines(rows: Sequence[dict[str, Any]], console: Console | None = No
     console = console or stdout_console()
     lines = [("name", "cases", "runs", "age, days", "machine")]
     for row in rows:
+        if row["reason"]:
+            lines.append((row["name"], "–", "–", "–", "cannot be read"))
+            continue
         where = "this one" if row["here"] else ", ".join(row["machines"])
         lines.append((row["name"], str(row["cases"]), str(row["runs"]), f"{row['age_days']:g}", where))
     console.print(plain_table(lines)) if rows else say(console, "no baselines: llmopt baseline set NAME RUNS")
+    for row in rows:
+        if row["reason"]:
+            say(console, f"{row['name']}: {row['reason']}", soft_wrap=True)
 
 
 def print_baseline(document: dict[str, Any], console: Console | None = None) -> None:

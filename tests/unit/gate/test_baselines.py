@@ -48,12 +48,35 @@ def test_a_missing_baseline_is_named_with_those_that_are_there(tmp_path: Path) -
     assert "main" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("change", [{"schema": 7}, {"runs": []}, {"counts": []}, {"accepted_at": "soon"}])
+@pytest.mark.parametrize("change", [{"schema": 7}, {"runs": []}, {"counts": []}, {"accepted_at": "soon"},
+                                    {"accepted_at": "2026-11-22T00:00:00"}])  # fmt: skip
 def test_a_baseline_of_another_schema_or_a_damaged_one_is_refused(tmp_path: Path, change: dict) -> None:  # type: ignore[type-arg]
     (file,) = baselines.set_baseline(tmp_path, "main", pairs("a"))
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(StoreError, match=r"schema 7|no whole baseline"):
         baselines.read_baseline(tmp_path, "main")
+
+
+@pytest.mark.parametrize("value", ["0.01", True, [0.01], {"p50": "0.01"}, {"p50": {"deeper": 1}}])
+def test_a_figure_that_is_no_number_is_refused(tmp_path: Path, value: object) -> None:
+    (file,) = baselines.set_baseline(tmp_path, "main", pairs("a"))
+    document = json.loads(file.read_text())
+    document["runs"][0]["metrics"]["tpot_s"] = value
+    file.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=r"no whole baseline: tpot_s.* of run a is .* no number"):
+        baselines.read_baseline(tmp_path, "main")
+
+
+def test_a_quality_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    baselines.set_baseline(tmp_path, "main", pairs("a", quality={"kl_mean": "0.01", "base": "bf16"}))
+    with pytest.raises(StoreError, match=r"kl_mean of run a is '0\.01', and no number"):
+        baselines.read_baseline(tmp_path, "main")
+
+
+def test_counts_and_unknown_figures_are_figures(tmp_path: Path) -> None:
+    figures = {"errors": {"timeout": 3}, "errors_of_none": {}, "tpot_s": {"p50": 0.01, "p99": None}, "ttft_s": None}
+    baselines.set_baseline(tmp_path, "main", pairs("a", metrics=figures))
+    assert baselines.read_baseline(tmp_path, "main").runs[0].metrics == figures
 
 
 def test_alike_sides_have_no_difference() -> None:
