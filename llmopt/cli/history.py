@@ -38,7 +38,7 @@ def history_command(
     """
     from llmopt.core.files import write_atomic
     from llmopt.pipeline.history import history
-    from llmopt.report.escaping import one_line
+    from llmopt.core.escaping import one_line
     from llmopt.report.history import print_history
 
     if html is not None:

@@ -116,7 +116,7 @@ def fail(message: str, hint: str | None, status: int) -> None:
         import traceback
 
         traceback.print_exc()
-    from llmopt.report.escaping import one_line
+    from llmopt.core.escaping import one_line
 
     print(f"error: {' '.join(one_line(message).split())}", file=sys.stderr)
     if hint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmopt.report.escaping import one_line
+from llmopt.core.escaping import one_line
 
 
 def print_imported(document: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmopt.report.escaping import markdown_text
+from llmopt.core.escaping import markdown_text
 from llmopt.report.ranking import curves, more_lines, relaxation_lines, row_lines
 from llmopt.report.table import columns, footnotes, goal_line, label, title
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from llmopt.report.escaping import visible
+from llmopt.core.escaping import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task, TaskID

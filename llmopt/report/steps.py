@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.units import show
-from llmopt.report.escaping import markdown_text
+from llmopt.core.escaping import markdown_text
 from llmopt.report.table import title
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from llmopt.recommend.candidates import comparable
 from llmopt.recommend.rank import recommend
 from llmopt.report.csv_table import csv_of
 from llmopt.report.document import ranking_document
-from llmopt.report.escaping import markdown_text, one_line, spreadsheet_text, visible
+from llmopt.core.escaping import markdown_text, one_line, spreadsheet_text, visible
 from llmopt.report.markdown import ranking_markdown
 from llmopt.report.progress import Reporter
 from llmopt.report.terminal import print_ranking

@@ -1,0 +1,63 @@
+"""Templates of what is no document, and the escapes of the languages that they are written in.
+
+A value reaches a template through one of the filters; a template that prints one bare is a defect, which the contract tests
+find by rendering names full of quotes, newlines and metacharacters and reading everything back.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmopt.core.errors import UsageError
+from llmopt.core.escaping import markdown_text, one_line
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FOLDER = Path(__file__).parent / "templates"
+# What systemd reads inside double quotes; % and $ are expanded there too, and are written twice.
+OF_SYSTEMD = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "%": "%%", "$": "$$"}
+
+
+def render(name: str, **values: Any) -> str:
+    """The template of this name under ``templates/``."""
+    return environment().get_template(name).render(**values)
+
+
+@functools.cache
+def environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, autoescape=False,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    made.filters |= {
+        "sh": shell_word,
+        "systemd": systemd_word,
+        "json": json.dumps,
+        "line": one_line,
+        "md": markdown_text,
+    }
+    return made
+
+
+def shell_word(value: Any) -> str:
+    """One word of a POSIX shell."""
+    return shlex.quote(without_nul(str(value)))
+
+
+def systemd_word(value: Any) -> str:
+    """One word of ``ExecStart=`` or ``Environment=``, quoted."""
+    return '"' + "".join(OF_SYSTEMD.get(c, c) for c in without_nul(str(value))) + '"'
+
+
+def without_nul(text: str) -> str:
+    """The text. Raises UsageError for a NUL, which no program can be given."""
+    if "\0" in text:
+        raise UsageError(f"{text!r} has a NUL in it, which no command line can hold", hint="rename it")
+    return text
