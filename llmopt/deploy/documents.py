@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+
+# Text that this library reads as text and Go's (kubectl, Helm, Prometheus) as a number: 1e3, 0o17, 12_000.
+NUMBER_ELSEWHERE = re.compile(r"[-+]?(0[xob][\da-f_]+|\.?\d[\d_.]*(e[-+]?\d+)?)", re.IGNORECASE)
 
 
 class Dumper(yaml.SafeDumper):
@@ -20,7 +24,8 @@ class Dumper(yaml.SafeDumper):
 
 
 def text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = "|" if "\n" in text else "'" if NUMBER_ELSEWHERE.fullmatch(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 Dumper.add_representer(str, text_node)
