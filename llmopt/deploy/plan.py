@@ -62,7 +62,8 @@ class Engine:
 
     ``model`` is the name that requests ask for; ``artifact`` the folder of its weights on the machine that measured,
     mounted at ``/model`` in a container.  ``metrics``: our keys → the engine's own names, as in ``serve.Backend``;
-    ``histogram_bounds``: name of a histogram → upper bounds of its buckets, where somebody has seen them.
+    ``histogram_bounds``: name of a histogram → upper bounds of its buckets, where somebody has seen them.  ``mounts``: what
+    ``inside`` reads beside the model, a draft or adapters: (place on the machine that measured, place in the container).
     """
 
     backend: str
@@ -82,6 +83,7 @@ class Engine:
     threads: int | None = None
     max_num_seqs: int = 1
     max_model_len: int | None = None
+    mounts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,13 +183,14 @@ class Capacity:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """Everything that a target renders."""
+    """Everything that a target renders. ``doubts``: what may be otherwise than where it was measured, a sentence each."""
 
     engine: Engine
     evidence: Evidence
     wishes: Wishes
     capacity: Capacity
     llmopt_version: str
+    doubts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
