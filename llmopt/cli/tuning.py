@@ -192,11 +192,18 @@ def job_of(model: str, given: dict[str, Any]) -> Job:
 
 def require_readable(job: Job) -> None:
     """Raise UsageError for a goal that no run of this job can tell, and for options that it would not hear."""
+    from llmopt.core.metric_table import OF_A_TASK
     from llmopt.pipeline.visiting import samples_of, words_of
 
     words = words_of(job.goal)
     if len(set(words)) < len(words):
         raise UsageError(f"--optimize {job.goal.optimize} names one thing twice", hint="each once")
+    if scores := [word for word in words if word.startswith(OF_A_TASK)]:
+        raise UsageError(
+            f"tune runs no tasks, and no run of it would tell {scores[0]}",
+            hint="--optimize throughput --max-kl 0.05 here; then llmopt quality ARTIFACT --tasks, and llmopt recommend "
+            f"--optimize {scores[0]}",
+        )
     if "goodput_rps" in words and not job.workload.slos:
         raise UsageError(
             "goodput_rps counts the requests that meet an SLO, and there is none", hint="--slo 'ttft<500ms'"

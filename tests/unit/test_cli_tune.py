@@ -54,6 +54,7 @@ def test_rates_make_an_open_loop():
         (["builtin", "--dry-run", *MANY], "configurations are too many"),
         (["builtin", "--slo", "tfft_p95<1s"], "unknown metric"),
         (["builtin", "--optimize", "speed"], "unknown objective"),
+        (["builtin", "--optimize", "throughput,task_score_mmlu"], "tune runs no tasks"),
         (["recipes/demo.yaml", "--budget", "1min", "-o", "x"], "--budget would not be heard"),
         (["recipes/demo.yaml"], "a recipe needs a folder"),
         (["nowhere"], "no model at nowhere"),
