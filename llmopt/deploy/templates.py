@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "templates"
 # What systemd reads inside double quotes; % and $ are expanded there too, and are written twice.
 OF_SYSTEMD = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "%": "%%", "$": "$$"}
+
+PLAIN_IN_NGINX = re.compile(r"[\w./:@-]+", re.ASCII)
 
 
 def render(name: str, **values: Any) -> str:
@@ -39,6 +42,8 @@ def environment() -> Environment:
     made.filters |= {
         "sh": shell_word,
         "systemd": systemd_word,
+        "nginx": nginx_word,
+        "systemd_text": systemd_text,
         "json": json.dumps,
         "line": one_line,
         "md": markdown_text,
@@ -54,6 +59,19 @@ def shell_word(value: Any) -> str:
 def systemd_word(value: Any) -> str:
     """One word of ``ExecStart=`` or ``Environment=``, quoted."""
     return '"' + "".join(OF_SYSTEMD.get(c, c) for c in without_nul(str(value))) + '"'
+
+
+def systemd_text(value: Any) -> str:
+    """A setting that systemd takes to the end of the line, such as ``Description=``: one line, ``%`` as it is."""
+    return " ".join(one_line(str(value)).split()).replace("%", "%%").rstrip("\\")
+
+
+def nginx_word(value: Any) -> str:
+    """One parameter of a directive, quoted. Raises UsageError for ``$``, which many directives expand and none can escape."""
+    text = without_nul(str(value))
+    if "$" in text:
+        raise UsageError(f"{text!r} has a $ in it, which nginx would expand", hint="name another path")
+    return text if PLAIN_IN_NGINX.fullmatch(text) else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def without_nul(text: str) -> str:

@@ -1,0 +1,100 @@
+"""nginx before the replicas: balance, retries where they are safe, limits, and streams that are not held back.
+
+Written for 1.22 and newer, which is what Debian has.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from llmopt.core.errors import UsageError
+from llmopt.deploy.plan import Deployment
+from llmopt.deploy.templates import render
+
+FAIL_TIMEOUT_S = 2
+CONNECT_TIMEOUT_S = 2
+SMALLEST_READ_TIMEOUT_S, LARGEST_READ_TIMEOUT_S = 60, 3600
+BODY_IN_MEMORY = 1024**2
+HOST_NAME = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.)*[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+CERTIFICATE, CERTIFICATE_KEY = "/certs/tls.crt", "/certs/tls.key"
+
+
+def nginx_conf(
+    deployment: Deployment,
+    *,
+    upstreams: Sequence[str],
+    listen: str = "0.0.0.0:8080",
+    status: str | None = "127.0.0.1:8081",
+    access_log: str = "/dev/stdout",
+    certificate: tuple[str, str] = (CERTIFICATE, CERTIFICATE_KEY),
+) -> str:
+    """``upstreams``, ``listen`` and ``status`` are ``host:port``; ``certificate``: files of the chain and its key, used
+    with ``--tls``. A path that is not absolute is below the folder that nginx is started with (``-p``).
+
+    Raises UsageError for a domain that is none.
+    """
+    wishes = deployment.wishes
+    if wishes.domain is not None and not HOST_NAME.fullmatch(wishes.domain):
+        raise UsageError(f"{wishes.domain!r} is no host name", hint="--domain llm.example.org")
+    read_timeout_s, read_why = read_timeout(deployment)
+    return render(
+        "nginx.conf.j2",
+        deployment=deployment.name,
+        version=deployment.llmopt_version,
+        upstreams=list(upstreams),
+        listen=listen,
+        status=status,
+        access_log=access_log,
+        server_name=wishes.domain or "_",
+        certificate=certificate[0] if wishes.tls else None,
+        certificate_key=certificate[1],
+        health_path=deployment.engine.health_path,
+        fail_timeout_s=FAIL_TIMEOUT_S,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        read_timeout_s=read_timeout_s,
+        read_why=read_why,
+        tries=max(2, min(3, len(upstreams))),
+        # Of each worker: as many as its replicas were measured with, so that none is opened anew under that load.
+        keepalive=max(16, math.ceil(2 * concurrency(deployment) * len(upstreams))),
+        max_body_bytes=wishes.max_body_bytes,
+        body_buffer_bytes=min(wishes.max_body_bytes, BODY_IN_MEMORY),
+        **rate_limit(deployment),
+    )
+
+
+def concurrency(deployment: Deployment) -> float:
+    """Requests at once on one replica, as measured."""
+    return deployment.evidence.concurrency or deployment.engine.max_num_seqs
+
+
+def rate_limit(deployment: Deployment) -> dict[str, Any]:
+    """Requests a second of one client address; nginx knows whole numbers of them, or of a minute."""
+    asked, capacity = deployment.wishes.rate_limit_rps, deployment.capacity.total_rps
+    limit = asked if asked is not None else capacity and 2 * capacity
+    if not limit:
+        return {"rate": None, "rate_why": "", "burst": 0, "retry_after_s": 0}
+    why = "as asked for" if asked is not None else f"twice what all replicas were measured to take ({capacity:.3g}/s)"
+    return {
+        "rate": f"{math.ceil(limit)}r/s" if limit >= 10 else f"{max(1, math.ceil(limit * 60))}r/m",
+        "rate_why": f"{limit:.3g} requests a second from one address: {why}.",
+        "burst": max(1, math.ceil(concurrency(deployment))),
+        "retry_after_s": max(1, math.ceil(1 / limit)),
+    }
+
+
+def read_timeout(deployment: Deployment) -> tuple[int, str]:
+    """Seconds, and the reason: what the measured client waited for, or the longest answer that the context allows."""
+    patience = deployment.evidence.workload.get("request_timeout_s") or 0.0
+    figures = deployment.evidence.figures
+    ttft, tpot = (figures[n].value if n in figures else None for n in ("ttft_p95", "tpot_p95"))
+    longest = 0.0
+    if tpot is not None and deployment.engine.max_model_len:
+        longest = (ttft or 0.0) + tpot * deployment.engine.max_model_len
+    why = "the longest answer that fits the context, at the measured p95" if longest > patience else "as long as the measured client waited"
+    chosen = min(max(patience, longest, SMALLEST_READ_TIMEOUT_S), LARGEST_READ_TIMEOUT_S)
+    if chosen in (SMALLEST_READ_TIMEOUT_S, LARGEST_READ_TIMEOUT_S):
+        why = "a minute at least, an hour at most"
+    return math.ceil(chosen), f"{math.ceil(chosen)} s, {why}."
