@@ -1,0 +1,211 @@
+"""Kubernetes: plain manifests with a kustomization, and the same as a Helm chart.
+
+``kubectl apply -k .`` takes all of it, ``-k manifests`` what any cluster has; what wants an operator, or an adapter of
+metrics, is a component of its own (``components/``), which a line of ``kustomization.yaml`` takes in or leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmopt.deploy import Target
+from llmopt.deploy.documents import json_text, yaml_text
+from llmopt.deploy.helm import chart
+from llmopt.deploy.kubernetes_engine import (
+    POD_SECURITY,
+    SECURITY,
+    config_map,
+    contents,
+    engine_deployment,
+    image_of,
+    launch_of,
+    volume_claim,
+)
+from llmopt.deploy.kubernetes_monitoring import prometheus_rule, service_monitor
+from llmopt.deploy.kubernetes_network import (
+    disruption_budget,
+    ingress,
+    metrics_service,
+    network_policy,
+    service,
+)
+from llmopt.deploy.kubernetes_objects import labels, metadata
+from llmopt.deploy.kubernetes_scaling import adapter_rules, pod_autoscaler, scaled_object, signal
+from llmopt.deploy.plan import Deployment, File
+from llmopt.deploy.templates import render
+
+HEADS = {
+    "persistentvolumeclaim.yaml": (
+        "fill-model.sh fills it. Pods of several nodes read it, so its class must know ReadWriteMany (NFS, CephFS, EFS,",
+        "Filestore, Azure Files); with ReadWriteOnce all replicas must be on one node. Pods mount it read-only.",
+    ),
+    "networkpolicy.yaml": (
+        "only where the cluster's network enforces policies; pods that may ask carry the label llmopt/client-of",
+    ),
+    "poddisruptionbudget.yaml": ("what the capacity has to spare when nodes are emptied",),
+    "ingress.yaml": ("annotations are of ingress-nginx; another controller needs its own words for the same",),
+}
+LOADER_HEAD = ("of fill-model.sh alone, not of the kustomization: it has nothing but the volume and a shell",)
+LOADED_IN_S = 6 * 3600  # then it goes by itself, if nobody took it away
+# The strictest of Kubernetes' own levels: what runs here needs nothing that it forbids.
+POD_SECURITY_LEVEL = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+
+
+def refusal(deployment: Deployment) -> str | None:
+    engine, wishes = deployment.engine, deployment.wishes
+    if engine.image is None or engine.inside is None:
+        return f"no image of {engine.title} is known, and a cluster runs nothing else"
+    if wishes.gateway != "nginx":
+        return (
+            f"--gateway {wishes.gateway} is written for compose alone: in a cluster its own chart is the better source"
+        )
+    if wishes.cache is not None:
+        return f"--cache {wishes.cache} goes with --gateway litellm, which is written for compose alone"
+    return None
+
+
+def files(deployment: Deployment) -> Mapping[str, File]:
+    """Raises UsageError where ``refusal`` has a reason."""
+    base = {name: File(text=yaml_text(made, head=HEADS.get(name, ()))) for name, made in manifests(deployment).items()}
+    parts = {name: part for name, part in components(deployment).items() if part}
+    written: dict[str, File] = {f"manifests/{name}": file for name, file in base.items()}
+    written["manifests/kustomization.yaml"] = kustomization("Kustomization", resources=list(base))
+    for part, made in parts.items():
+        written |= {f"components/{part}/{name}": file for name, file in made.items()}
+    written["kustomization.yaml"] = kustomization(
+        "Kustomization",
+        resources=["manifests"],
+        components=[f"components/{part}" for part in parts],
+        head=("all of it; leave a component out where the cluster lacks what its first lines name",),
+    )
+    written["manifests/fill-model.sh"] = fill_script(deployment)
+    written["manifests/model-loader.yaml"] = File(text=yaml_text(model_loader(deployment), head=LOADER_HEAD))
+    return written | image_files(deployment) | {f"chart/{name}": file for name, file in chart(deployment).items()}
+
+
+def manifests(deployment: Deployment) -> dict[str, dict[str, Any]]:
+    """What any cluster takes: file → object."""
+    made = {
+        "namespace.yaml": namespace(deployment),
+        "persistentvolumeclaim.yaml": volume_claim(deployment),
+        "deployment.yaml": engine_deployment(deployment),
+        "service.yaml": service(deployment),
+        "poddisruptionbudget.yaml": disruption_budget(deployment),
+        "networkpolicy.yaml": network_policy(deployment),
+    }
+    if deployment.engine.metrics_path:
+        made["service-metrics.yaml"] = metrics_service(deployment)
+    if launch_of(deployment).files:
+        made["configmap.yaml"] = config_map(deployment)
+    if deployment.wishes.domain:
+        made["ingress.yaml"] = ingress(deployment)
+    return made
+
+
+def components(deployment: Deployment) -> dict[str, dict[str, File]]:
+    """What not every cluster has: component → its files."""
+    found: dict[str, dict[str, File]] = {"autoscaling": autoscaling(deployment)}
+    if deployment.wishes.monitoring:
+        objects = {"prometheusrule.yaml": prometheus_rule(deployment)}
+        if deployment.engine.metrics_path:
+            objects = {"servicemonitor.yaml": service_monitor(deployment)} | objects
+        head = ("needs the Prometheus operator (monitoring.coreos.com); its selectors must admit this namespace",)
+        found["monitoring"] = {name: File(text=yaml_text(made)) for name, made in objects.items()} | {
+            "kustomization.yaml": kustomization("Component", resources=list(objects), head=head)
+        }
+    return found
+
+
+def autoscaling(deployment: Deployment) -> dict[str, File]:
+    """Nothing where it is not wished for, or where the engine tells nothing to scale by."""
+    chosen, wished = signal(deployment), deployment.wishes.autoscaler
+    if wished == "none" or chosen is None:
+        return {}
+    # The autoscaler owns the number of replicas: each apply would set it back.
+    released = {
+        "target": {"kind": "Deployment", "name": deployment.name},
+        "patch": json_text([{"op": "remove", "path": "/spec/replicas"}]),
+    }
+    if wished == "keda":
+        name, made = "scaledobject.yaml", scaled_object(deployment, chosen)
+        head, more = "needs KEDA, and a Prometheus at the address in scaledobject.yaml", {}
+    else:
+        name, made = "horizontalpodautoscaler.yaml", pod_autoscaler(deployment, chosen)
+        head = f"needs prometheus-adapter with the rule of prometheus-adapter.yaml; without {chosen.metric} the least replicas stay"
+        rule = ("values of the prometheus-adapter chart: helm upgrade … --values prometheus-adapter.yaml",)
+        more = {"prometheus-adapter.yaml": File(text=yaml_text(adapter_rules(chosen), head=rule))}
+    return {
+        name: File(text=yaml_text(made)),
+        "kustomization.yaml": kustomization("Component", resources=[name], patches=[released], head=(head,)),
+        **more,
+    }
+
+
+def kustomization(kind: str, *, head: tuple[str, ...] = (), **parts: list[Any]) -> File:
+    version = "v1alpha1" if kind == "Component" else "v1beta1"
+    made = {"apiVersion": f"kustomize.config.k8s.io/{version}", "kind": kind}
+    return File(text=yaml_text(made | {name: part for name, part in parts.items() if part}, head=head))
+
+
+def namespace(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": deployment.name, "labels": labels(deployment, "namespace") | POD_SECURITY_LEVEL},
+    }
+
+
+def fill_script(deployment: Deployment) -> File:
+    name = deployment.name
+    named = {"namespace": name, "pod": f"{name}-model-loader", "claim": f"{name}-model"}
+    return File(text=render("kubernetes/fill-model.sh", **named, contents=contents(deployment)), executable=True)
+
+
+def model_loader(deployment: Deployment) -> dict[str, Any]:
+    """In the engine's own image: no other is pulled, and the node has it when the engine comes."""
+    volume = {"name": "volume", "persistentVolumeClaim": {"claimName": f"{deployment.name}-model"}}
+    container = {
+        "name": "loader",
+        "image": image_of(deployment).name,
+        "command": ["sleep", str(LOADED_IN_S)],
+        "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
+        "securityContext": SECURITY,
+        "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata(deployment, "-model-loader", component="model-loader"),
+        "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": LOADED_IN_S,
+            "automountServiceAccountToken": False,
+            "securityContext": POD_SECURITY,
+            "containers": [container],
+            "volumes": [volume],
+        },
+    }
+
+
+def image_files(deployment: Deployment) -> dict[str, File]:
+    """What the image is built from, where nobody publishes it; a cluster gets it through a registry."""
+    image = image_of(deployment)
+    if image.build is None:
+        return {}
+    beside = {"Dockerfile": image.build, **image.context}
+    return {f"image/{name}": File(text=text) for name, text in beside.items()}
+
+
+TARGET = Target(
+    name="kubernetes",
+    title="Kubernetes",
+    refusal=refusal,
+    files=files,
+    start=lambda deployment: ("kubectl", "apply", "-k", "."),
+    url=lambda deployment: (
+        f"http{'s' * deployment.wishes.tls}://{deployment.wishes.domain}"
+        if deployment.wishes.domain
+        else f"http://127.0.0.1:{deployment.wishes.port}"
+    ),
+)
