@@ -47,9 +47,10 @@ class GpuSample:
 
 
 class GpuReader(Protocol):
-    """A source of samples, one for each GPU that is visible here."""
+    """A source of samples, one for each GPU that is visible here; ``driver`` is its version, where it tells."""
 
     name: str
+    driver: str | None
 
     def read(self) -> tuple[GpuSample, ...]: ...
 
@@ -63,6 +64,7 @@ class Nvml:
         self.library = library
         library.nvmlInit()
         self.handles = [library.nvmlDeviceGetHandleByIndex(i) for i in range(library.nvmlDeviceGetCount())]
+        self.driver = self.ask(lambda: str(library.nvmlSystemGetDriverVersion()))
 
     def read(self) -> tuple[GpuSample, ...]:
         return tuple(self.sample(index, handle) for index, handle in enumerate(self.handles))
@@ -104,6 +106,8 @@ class Amdsmi:
         self.library = library
         library.amdsmi_init(library.AmdSmiInitFlags.INIT_AMD_GPUS)
         self.handles = list(library.amdsmi_get_processor_handles())
+        told = self.ask(lambda: library.amdsmi_get_gpu_driver_info(self.handles[0])) if self.handles else None
+        self.driver = str(told["driver_version"]) if told else None
 
     def read(self) -> tuple[GpuSample, ...]:
         return tuple(self.sample(index, handle) for index, handle in enumerate(self.handles))

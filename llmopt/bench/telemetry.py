@@ -272,6 +272,7 @@ class Telemetry:
             "gpus": sorted(self._own),
             "gpu_memory_bytes": [self.memory_of(index) for index in sorted(self._own)],
             "gpu_source": self._gpu.name if self._gpu is not None else None,
+            "driver": self._gpu.driver if self._gpu is not None else None,
             "foreign_gpu_processes": self.foreign_gpu_processes,
             "sm_mhz": mean(self.column("sm_mhz")),
             "clock_reasons": {

@@ -7,7 +7,8 @@ runs it may be one that nobody thought of, so it must be allowed by name before 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,12 +50,16 @@ ASPECTS: tuple[tuple[str, Weight, Callable[[Measurement], Any]], ...] = (
     ("options", "must be meant", lambda r: {n: v for n, v in r.serve.items() if n not in PASSING_OPTIONS and v not in (None, [], ())}),
     ("artifact", "must be meant", lambda r: r.artifact.get("key") or r.artifact.get("quantization")),
     ("model", "must be meant", lambda r: r.artifact.get("base_key")),
+    ("tokenizer", "must be meant", lambda r: r.tokens.get("tokenizer")),
     ("driver", "must be meant", lambda r: r.telemetry.get("driver")),
     ("clients", "told", lambda r: r.client.get("workers")),
     ("llmopt", "told", lambda r: r.llmopt_version),
 )  # fmt: skip
 CASES = "cases"  # some that only one side has
-NAMES = [*(name for name, _, _ in ASPECTS), CASES]
+CLOCKS = "clocks"
+NAMES = [*(name for name, _, _ in ASPECTS), CLOCKS, CASES]
+IF_KNOWN = ("tokenizer", "driver")  # older records do not have them, and what is not known is no difference
+CLOCKS_APART = 0.03  # of the mean clocks: less is what a warm card does by itself
 
 
 def differences(base: Sequence[Measurement], candidate: Sequence[Measurement], *, live: bool) -> tuple[Difference, ...]:
@@ -67,6 +72,8 @@ def differences(base: Sequence[Measurement], candidate: Sequence[Measurement], *
         return ()
     for name, weight, aspect in ASPECTS:
         ours, theirs = values(base, aspect), values(candidate, aspect)
+        if name in IF_KNOWN and None in (*ours, *theirs):
+            continue
         if ours == theirs and len(ours) == 1:
             continue
         shown = changed(ours[0], theirs[0]) if len(ours) == len(theirs) == 1 else (several(ours), several(theirs))
@@ -76,7 +83,16 @@ def differences(base: Sequence[Measurement], candidate: Sequence[Measurement], *
                 weight="told" if live and weight == "must be meant" else weight,
             )
         )  # fmt: skip
-    return tuple(found)
+    return (*found, *of_clocks(base, candidate))
+
+
+def of_clocks(base: Sequence[Measurement], candidate: Sequence[Measurement]) -> Iterator[Difference]:
+    """Of the GPUs, where both sides know them. They explain a change, and may be one's effect: so they are only told."""
+    sides = [[v for r in runs if (v := r.telemetry.get("sm_mhz"))] for runs in (base, candidate)]
+    if all(sides):
+        ours, theirs = (math.fsum(side) / len(side) for side in sides)
+        if abs(theirs / ours - 1) > CLOCKS_APART:
+            yield Difference(name=CLOCKS, base=f"{ours:.0f} MHz", candidate=f"{theirs:.0f} MHz", weight="told")
 
 
 def values(runs: Sequence[Measurement], aspect: Callable[[Measurement], Any]) -> list[Any]:

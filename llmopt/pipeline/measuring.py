@@ -343,7 +343,7 @@ def record(
         metrics=subject.metrics | result.metrics,
         intervals=result.intervals,
         client=result.client,
-        tokens=result.tokens,
+        tokens=result.tokens | {"tokenizer": tokenizer_key(subject.tokenizer)},
         definitions=definitions,
         quality=subject.quality,
         telemetry=result.telemetry | {"symptoms": [asdict(s) for s in found]},
@@ -353,6 +353,11 @@ def record(
         llmopt_version=llmopt.__version__,
         measuring_revision=MEASURING_REVISION,
     )
+
+
+def tokenizer_key(tokenizer: Tokenizer | None) -> str | None:
+    """The same for the same vocabulary and rules: prompts that another one cut are not the same lengths."""
+    return None if tokenizer is None else stable_hash(tokenizer.to_str())[:16]
 
 
 def artifact_record(artifact: Artifact) -> dict[str, Any]:

@@ -29,6 +29,9 @@ class RecordedNvml:
     def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
         return f"card {index}"
 
+    def nvmlSystemGetDriverVersion(self):  # noqa: N802
+        return "570.86.15"
+
     def __getattr__(self, function):
         def answer(handle, *arguments):
             assert handle == "card 0"
@@ -66,6 +69,7 @@ class FakeAmdsmi:
             "amdsmi_get_power_info": {"current_socket_power": "N/A", "average_socket_power": 640, "power_limit": 750},
             "amdsmi_get_violation_status": {"active_ppt_pwr": True, "active_hbm_thrm": False, "active_vr_thrm": "N/A"},
             "amdsmi_get_energy_count": {"energy_accumulator": 10**9, "counter_resolution": 15.3, "timestamp": 1},
+            "amdsmi_get_gpu_driver_info": {"driver_name": "amdgpu", "driver_version": "6.14.14"},
             "amdsmi_get_gpu_process_list": [{"pid": server, "memory_usage": {"vram_mem": 10**9}}],
         }
 

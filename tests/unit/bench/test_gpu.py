@@ -23,6 +23,17 @@ def test_what_nvml_says_in_our_units():
 
 
 @pytest.mark.parametrize(
+    ("reader", "version"), [(Nvml(RecordedNvml("idle")), "570.86.15"), (Amdsmi(FakeAmdsmi()), "6.14.14")]
+)
+def test_a_reader_tells_its_driver(reader, version):
+    assert reader.driver == version
+
+
+def test_a_driver_that_does_not_tell_its_version_is_unknown():
+    assert Amdsmi(FakeAmdsmi("amdsmi_get_gpu_driver_info")).driver is None
+
+
+@pytest.mark.parametrize(
     ("moment", "words"),
     [
         ("idle", ()),

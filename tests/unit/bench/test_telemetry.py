@@ -80,7 +80,7 @@ def test_energy_is_what_the_cards_counter_went_up_by():
 class Cards:
     """A reader of two cards; the server is seen on the second one only from its second reading on."""
 
-    name = "two cards"
+    name, driver = "two cards", None
 
     def __init__(self):
         self.readings = 0

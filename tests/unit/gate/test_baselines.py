@@ -93,6 +93,23 @@ def test_another_engine_version_must_be_meant_unless_both_are_measured_now() -> 
     assert differences([one], [other], live=True)[0].weight == "told"
 
 
+@pytest.mark.parametrize(("name", "part"), [("tokenizer", "tokens"), ("driver", "telemetry")])
+def test_what_older_records_do_not_tell_is_no_difference(name: str, part: str) -> None:
+    old, one, other = (
+        replace(make_run(run_id=i), **{part: {name: told} if told else {}})
+        for i, told in (("a", None), ("b", "x"), ("c", "y"))
+    )
+    assert differences([old], [one], live=False) == ()
+    (found,) = differences([one], [other], live=False)
+    assert (found.name, found.weight) == (name, "must be meant")
+
+
+@pytest.mark.parametrize(("mhz", "told"), [(1970.0, []), (1700.0, ["clocks"])])
+def test_clocks_that_are_apart_are_told(mhz: float, told: list[str]) -> None:
+    one, other = (replace(make_run(run_id=i), telemetry={"sm_mhz": v}) for i, v in (("a", 1980.0), ("b", mhz)))
+    assert [d.name for d in differences([one], [other], live=False)] == told
+
+
 def test_another_workload_forbids_the_comparison_unless_allowed() -> None:
     one, other = make_run(run_id="a"), make_run(run_id="b")
     other = replace(other, workload=other.workload | {"input_tokens": 4096})
