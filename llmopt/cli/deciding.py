@@ -125,8 +125,8 @@ def no_runs(results: Path, skipped: Sequence[Skipped]) -> LlmoptError:
 
 
 def say_skipped(skipped: Sequence[Skipped]) -> None:
-    from llmopt.core.run_index import skipped_words
     from llmopt.core.escaping import one_line
+    from llmopt.core.run_index import skipped_words
 
     if skipped:
         print(one_line(skipped_words(skipped)), file=sys.stderr)

@@ -36,9 +36,9 @@ def history_command(
     All stored runs of the case on one machine count, and those of baselines. A step is named when noise alone would
     give one in fewer than 1 of 100 histories; it needs three sessions on each side.
     """
+    from llmopt.core.escaping import one_line
     from llmopt.core.files import write_atomic
     from llmopt.pipeline.history import history
-    from llmopt.core.escaping import one_line
     from llmopt.report.history import print_history
 
     if html is not None:

@@ -57,6 +57,7 @@ def report_command(
     """Draw what was measured: on the terminal, or as one HTML file, Markdown, CSV."""
     from llmopt.core.files import write_atomic
     from llmopt.recommend.constraints import make_goal
+    from llmopt.report.saved import saved_document
 
     require_apart({"--html": html, "--md": md, "--csv": csv})
     for file, check in ((html, require_page), (md, require_report), (csv, require_table)):
@@ -121,40 +122,6 @@ def ranked(
     return ranking.rank_runs(
         stored.table, goal, force=force, top=top, baseline=baseline, skipped=stored.skipped, copies=stored.copies
     ), None
-
-
-def saved_document(file: Path) -> dict[str, Any] | None:
-    """What ``--json`` of another command printed; ``None`` for a folder and for a run. Raises UsageError."""
-    import msgspec
-
-    from llmopt.report.document import SCHEMA
-
-    if not file.is_file():
-        return None
-    try:
-        found: Any = msgspec.json.decode(file.read_bytes())
-    except msgspec.DecodeError as error:
-        raise UsageError(
-            f"{file} is no JSON document: {error}", hint="llmopt recommend --json > ranking.json"
-        ) from None
-    if not isinstance(found, dict) or "run_id" in found:
-        return None
-    document: dict[str, Any] = found
-    if document.get("kind") == "tune" and "ranking" in document:
-        document = document["ranking"]
-    kind, schema = document.get("kind"), document.get("schema")
-    drawn = {"ranking": SCHEMA, "steps": 1}
-    if kind not in ("ranking", "steps"):
-        raise UsageError(
-            f"{file} has kind {kind!r}; a report draws a ranking or steps",
-            hint="llmopt recommend --json and llmopt tune --json print them",
-        )
-    if schema != drawn[kind]:
-        raise UsageError(
-            f"{file} is a document of schema {schema!r}, and this llmopt draws {kind} of schema {drawn[kind]}",
-            hint="print it anew with this version: llmopt recommend --json, or llmopt tune --json",
-        )
-    return document
 
 
 # The options of "What is ranked": a saved document was ranked before, and would not heed them.

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from llmopt.core.errors import UsageError
-from llmopt.core.metrics import METRICS, STATISTICS
 from llmopt.core.escaping import spreadsheet_text
+from llmopt.core.metrics import METRICS, STATISTICS
 from llmopt.report.table import artifact_name, label
 
 UNITS = {"kl": "kl_nats", "kl_p99": "kl_p99_nats", "cost": "cost_per_1m_output_tokens", "cost_input": "cost_per_1m_input_tokens",

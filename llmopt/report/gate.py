@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 from rich.console import Console
 
-from llmopt.core.units import show
 from llmopt.core.escaping import markdown_text, visible
+from llmopt.core.units import show
 from llmopt.report.terminal import plain_table, print_lines, say, stdout_console
 
 HEADING = "# llmopt gate"

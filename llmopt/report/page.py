@@ -15,8 +15,8 @@ from typing import Any
 
 import llmopt
 from llmopt.core.errors import MissingEnvironment, UsageError
-from llmopt.report import steps as steps_table
 from llmopt.core.escaping import visible
+from llmopt.report import steps as steps_table
 from llmopt.report.page_chart import Chart, short
 from llmopt.report.page_charts import ranking_charts
 from llmopt.report.page_gate import gate_parts

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmopt.core.escaping import markdown_text
 from llmopt.core.metrics import parse_metric, value_of
 from llmopt.core.units import show
-from llmopt.core.escaping import markdown_text
 from llmopt.report.table import title
 
 if TYPE_CHECKING:

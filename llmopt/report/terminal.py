@@ -10,9 +10,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from llmopt.core.escaping import one_line
 from llmopt.core.metrics import METRICS, parse_metric, value_of
 from llmopt.core.units import show
-from llmopt.core.escaping import one_line
 from llmopt.report.ranking import curves, more_lines, relaxation_lines, row_lines
 from llmopt.report.server_notes import server_notes
 from llmopt.report.table import Column, artifact_name, columns, footnotes, goal_line, label, title, workload_line

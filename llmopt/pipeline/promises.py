@@ -1,0 +1,123 @@
+"""What an endpoint is held to: the folder of its deployment, or anything that ``llmopt deploy`` takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmopt.core.errors import UsageError
+from llmopt.core.limits import parse_limit
+from llmopt.deploy.plan import Evidence
+from llmopt.deploy.writing import DOCUMENT, SCHEMA
+from llmopt.pipeline.deploy_source import Asked, evidence_of, read_source, slo_of
+from llmopt.pipeline.measuring import check_url
+from llmopt.pipeline.verifying import Promise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the command line says of the endpoint, before what the deployment's folder says."""
+
+    against: str | None = None
+    url: str | None = None
+    model: str | None = None
+    tokenizer: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    replicas: int | None = None
+    slos: tuple[str, ...] = ()
+    results: Path = Path("results")
+
+
+def read_promise(where: str, wanted: Wanted) -> Promise:
+    """Raises UsageError for what is neither a URL nor a deployment, and for a URL that is held to nothing."""
+    if where.startswith(("http://", "https://")):
+        return of_url(where, wanted)
+    folder = Path(where)
+    if not (folder / DOCUMENT).is_file():
+        raise UsageError(
+            f"{where!r} is no URL and no folder of a deployment",
+            hint="llmopt deploy RANKING -o DIR --target … writes one; for a URL: http://…/v1 --against RANKING",
+        )
+    document = read_document(folder / DOCUMENT)
+    evidence = with_slos(evidence_of_document(document), wanted)
+    if wanted.against is not None:
+        evidence = against(wanted)
+    url = wanted.url or document["url"]
+    check_url(url)
+    return Promise(
+        url=url,
+        model=wanted.model or document["engine"]["model"],
+        replicas=wanted.replicas or document["capacity"]["replicas"],
+        evidence=evidence,
+        tokenizer=wanted.tokenizer or tokenizer_in(document["engine"].get("artifact")),
+        headers=wanted.headers,
+    )
+
+
+def of_url(url: str, wanted: Wanted) -> Promise:
+    check_url(url)
+    if wanted.url is not None:
+        raise UsageError("the endpoint is named twice", hint="leave --url out: it is of a deployment's folder")
+    if wanted.against is None:
+        raise UsageError(
+            f"{url} is held to nothing", hint="--against ranking.json, a run, or the folder of its deployment"
+        )
+    if (Path(wanted.against) / DOCUMENT).is_file():
+        return read_promise(wanted.against, replace(wanted, url=url, against=None))
+    if wanted.model is None:
+        raise UsageError("a URL needs the name of the model", hint="--model NAME, as the server's /v1/models lists it")
+    return Promise(
+        url=url, model=wanted.model, replicas=wanted.replicas or 1, evidence=against(wanted),
+        tokenizer=wanted.tokenizer, headers=wanted.headers,
+    )  # fmt: skip
+
+
+def against(wanted: Wanted) -> Evidence:
+    asked = Asked(slos=wanted.slos, results=wanted.results)
+    return evidence_of(read_source(wanted.against or "", asked), asked)
+
+
+def read_document(file: Path) -> dict[str, Any]:
+    """Raises UsageError for one that is not whole, or of another llmopt."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        schema = document["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is no whole document of a deployment: {error}", hint="deploy it again") from error
+    if schema != SCHEMA:
+        raise UsageError(f"{file} has schema {schema!r}, this llmopt reads {SCHEMA}", hint="deploy it again")
+    return dict(document)
+
+
+def evidence_of_document(document: Mapping[str, Any]) -> Evidence:
+    """As ``llmopt deploy`` wrote it down. Raises UsageError."""
+    known = {f.name for f in fields(Evidence)}
+    try:
+        return msgspec.convert({name: value for name, value in document["evidence"].items() if name in known}, Evidence)
+    except (msgspec.ValidationError, KeyError, AttributeError) as error:
+        raise UsageError(f"the deployment's document lacks its evidence: {error}", hint="deploy it again") from error
+
+
+def with_slos(evidence: Evidence, wanted: Wanted) -> Evidence:
+    """With the SLOs that were asked for now, where there are any. Raises UsageError for what is no percentile of a request."""
+    if not wanted.slos:
+        return evidence
+    figures = {name: figure.value for name, figure in evidence.figures.items()}
+    slos = []
+    for text in wanted.slos:
+        limit = parse_limit(text)
+        slo = slo_of(limit, {})
+        if slo is None:
+            raise UsageError(f"--slo {text!r} is no percentile of what a request takes", hint="--slo 'ttft_p95<500ms'")
+        slos.append(replace(slo, measured=figures.get(f"{limit.metric}_{limit.statistic}")))
+    return replace(evidence, slos=tuple(slos))
+
+
+def tokenizer_in(artifact: str | None) -> str | None:
+    """The model's own, where its folder is here: prompts of exact lengths."""
+    return artifact if artifact and (Path(artifact) / "tokenizer.json").is_file() else None
