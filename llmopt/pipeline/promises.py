@@ -87,6 +87,7 @@ def read_document(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         schema = document["schema"]
+        _ = document["url"], document["engine"]["model"], document["capacity"]["replicas"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is no whole document of a deployment: {error}", hint="deploy it again") from error
     if schema != SCHEMA:
@@ -95,11 +96,10 @@ def read_document(file: Path) -> dict[str, Any]:
 
 
 def evidence_of_document(document: Mapping[str, Any]) -> Evidence:
-    """As ``llmopt deploy`` wrote it down. Raises UsageError."""
-    known = {f.name for f in fields(Evidence)}
+    """As ``llmopt deploy`` wrote it down, beside all else. Raises UsageError."""
     try:
-        return msgspec.convert({name: value for name, value in document["evidence"].items() if name in known}, Evidence)
-    except (msgspec.ValidationError, KeyError, AttributeError) as error:
+        return msgspec.convert({f.name: document[f.name] for f in fields(Evidence) if f.name in document}, Evidence)
+    except msgspec.ValidationError as error:
         raise UsageError(f"the deployment's document lacks its evidence: {error}", hint="deploy it again") from error
 
 

@@ -1,0 +1,97 @@
+"""What an endpoint is held to, out of a deployment's document; nothing is asked of any endpoint here."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmopt.core.domain import Workload
+from llmopt.core.errors import UsageError
+from llmopt.deploy.plan import Evidence
+from llmopt.pipeline.promises import Wanted, read_promise
+from llmopt.pipeline.verifying import percentile, times
+from unit.deploy.make import evidence
+
+
+def folder_of(tmp_path: Path, **changes: Any) -> str:
+    document = {
+        "schema": 1, **asdict(evidence()), "url": "http://127.0.0.1:8080/v1", "engine": {"model": "tiny", "artifact": None},
+        "capacity": {"replicas": 2}, "files": {},
+    }  # fmt: skip
+    (tmp_path / "deployment.json").write_text(json.dumps(document | changes))
+    return str(tmp_path)
+
+
+def test_a_deployments_folder_says_everything(tmp_path: Path) -> None:
+    found = read_promise(folder_of(tmp_path), Wanted())
+    assert (found.url, found.model, found.replicas) == ("http://127.0.0.1:8080/v1", "tiny", 2)
+    assert found.evidence == evidence()
+
+
+def test_the_command_line_goes_before_the_folder(tmp_path: Path) -> None:
+    wanted = Wanted(url="http://127.0.0.1:9/v1", model="other", replicas=3, slos=("e2e_p99<2s",))
+    found = read_promise(folder_of(tmp_path), wanted)
+    assert (found.url, found.model, found.replicas) == ("http://127.0.0.1:9/v1", "other", 3)
+    assert [(s.metric, s.share, s.bound) for s in found.evidence.slos] == [("e2e", 0.99, 2.0)]
+
+
+def test_a_url_may_be_held_to_the_folder_of_its_deployment(tmp_path: Path) -> None:
+    found = read_promise("http://127.0.0.1:7/v1", Wanted(against=folder_of(tmp_path)))
+    assert (found.url, found.replicas) == ("http://127.0.0.1:7/v1", 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"schema": 9}, "schema 9"),
+        ({"url": "file:///etc/passwd"}, "no address"),
+        ({"engine": None}, "no whole document"),
+        ({"figures": 3}, "lacks its evidence"),
+        ({"slos": [{"text": "x"}]}, "lacks its evidence"),
+    ],
+)
+def test_a_damaged_document_is_one_line(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word) as told:
+        read_promise(folder_of(tmp_path, **changes), Wanted())
+    assert told.value.hint
+
+
+@pytest.mark.parametrize("slo", ["goodput_rps>5", "error_rate<1%", "ttft_mean<1s"])
+def test_an_slo_that_no_request_has_is_refused(tmp_path: Path, slo: str) -> None:
+    with pytest.raises(UsageError):
+        read_promise(folder_of(tmp_path), Wanted(slos=(slo,)))
+
+
+def test_a_load_is_that_of_all_replicas_with_requests_enough_for_its_percentiles() -> None:
+    closed = times(Workload(concurrency=4, requests=64), 3, [0.5])
+    assert (closed.concurrency, closed.requests) == (12, 192)
+    rated = times(Workload(load="open", rate=2.0, requests=64, max_concurrency=8), 2, [0.99])
+    assert (rated.rate, rated.max_concurrency) == (4.0, 16)
+    assert rated.requests is not None
+    assert rated.requests >= 299
+
+
+@pytest.mark.parametrize(
+    ("distribution", "found"),
+    [
+        ({"p95": 0.2, "n": 60}, 0.2),
+        ({"p95": None, "n": 60}, math.inf),  # so many failed that there is none
+        ({"p95": None, "n": 20}, None),  # so few that it says nothing
+        ({"p50": 0.1, "n": 60}, None),
+        (None, None),
+    ],
+)
+def test_a_percentile_of_a_record(distribution: dict[str, Any] | None, found: float | None) -> None:
+    assert percentile(distribution, 0.95) == found
+
+
+def test_evidence_survives_its_document() -> None:
+    made: Evidence = replace(evidence(), forced=("it was rejected",), rank=None)
+    import msgspec
+
+    assert msgspec.convert(json.loads(json.dumps(asdict(made))), Evidence) == made
