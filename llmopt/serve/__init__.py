@@ -41,6 +41,7 @@ BACKENDS = {
 
 
 MODEL_IN_CONTAINER = "/model"
+OURS_IN_CONTAINER = "/opt/llmopt"  # files of ours in an image that is made by a recipe
 FILES_IN_CONTAINER = "/llmopt"
 
 
@@ -85,13 +86,35 @@ def program(environment: Environment, name: str) -> str:
 class Container:
     """The engine's own image, by a tag that stands still. ``options`` are words of ``docker run`` that it needs.
 
-    ``devices``: what the image is built for; the engine may run on more (vLLM's image is for CUDA alone).
+    ``devices``: what the image is built for; the engine may run on more (vLLM's image is for CUDA alone).  ``of_version``:
+    the image of a version as runs record it, ``None`` where its tags do not tell; ``on_cuda``: another image for GPUs.
     """
 
     image: str
     devices: tuple[str, ...] = ("cuda",)
     entrypoint: str | None = None
     options: tuple[str, ...] = ()
+    of_version: Callable[[str], str | None] = lambda version: None
+    on_cuda: str | None = None
+    probe: str = "python3"  # what is in it to ask with: python3 or curl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How an image is made where an engine publishes none for a device: the template of its Dockerfile and what that is given.
+
+    ``packages`` are those that are named and pinned, the first alone and first (``of_format``: those that one format of weights
+    needs besides); ``files`` are copied beside the Dockerfile, to
+    be found in ``/opt/llmopt`` (place on this machine by name).  What a package pulls in is pinned by the measured freeze.
+    """
+
+    template: str
+    packages: tuple[str, ...]
+    of_format: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    system_packages: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+    probe: str = "python3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +158,10 @@ class Backend:
     require_packages: Callable[[ServeOptions, Environment], None] = lambda options, environment: None
     # What a reader of its numbers must know about a format: format → note, printed beside every ranking.
     format_notes: dict[str, str] = field(default_factory=dict)
+    # How its image is made for a device (``cpu``, ``cuda``) for which nobody publishes one.
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    # Upper bounds of the buckets of its histograms, by their names, as it shows them.
+    bounds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     # How a request names a LoRA adapter in place of the model; ``None``: every request gets all of them.
     adapter_form: str | None = "{adapter}"
 

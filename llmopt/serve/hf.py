@@ -19,9 +19,18 @@ from llmopt.core.domain import ServeOptions, ServerCommand
 from llmopt.core.environments import Environment, Needs
 from llmopt.core.errors import UsageError
 from llmopt.core.worker import QUIET_ENGINES, threads_environment
-from llmopt.serve import Backend, Failure, LaunchContext, engine_threads
+from llmopt.serve import (
+    MODEL_IN_CONTAINER,
+    OURS_IN_CONTAINER,
+    Backend,
+    Failure,
+    LaunchContext,
+    Recipe,
+    engine_threads,
+)
 from llmopt.serve.facts import EngineFacts
 from llmopt.serve.options import BY_NAME, Switch
+from llmopt.serve.shims.hf_counters import BOUNDS
 
 SERVER = Path(__file__).parent / "shims" / "hf_server.py"
 FACTS = "llmopt facts: "  # as the server begins the one line that tells where memory goes
@@ -37,10 +46,13 @@ def command(context: LaunchContext) -> ServerCommand:
     threads = engine_threads(options)
     in_memory = context.artifact.quantization.format == "in-memory"
     model = context.artifact.base if in_memory else context.artifact.path
+    name = Path(model).name
+    inside = context.environment is None
     argv = [
         context.python,
-        str(SERVER),
-        *("--model", model),
+        f"{OURS_IN_CONTAINER}/{SERVER.name}" if inside else str(SERVER),
+        *("--model", MODEL_IN_CONTAINER if inside else model),
+        *(("--served-model-name", name) if inside else ()),
         *("--host", context.host, "--port", str(context.port)),
         *(["--dynamic-int8"] if in_memory else []),
         *BACKEND.arguments(replace(options, threads=threads)),
@@ -48,7 +60,7 @@ def command(context: LaunchContext) -> ServerCommand:
     return ServerCommand(
         argv=tuple(argv),
         base_url=context.base_url,
-        model=Path(model).name,
+        model=name,
         environment=QUIET_ENGINES | threads_environment(threads),
         usage_per_chunk=True,
     )
@@ -94,6 +106,22 @@ def facts(lines: Sequence[str]) -> EngineFacts:
     return EngineFacts()
 
 
+SHIMS = ("hf_server.py", "hf_engine.py", "hf_counters.py", "hf_memory.py", "hf_news.py", "hf_static.py")
+IMAGE = Recipe(
+    template="hf.Dockerfile",
+    packages=("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "starlette", "uvicorn", "jinja2"),
+    of_format={
+        "compressed-tensors": ("compressed-tensors",),
+        "bitsandbytes": ("bitsandbytes",),
+        "gptq": ("gptqmodel", "optimum"),
+        "awq": ("gptqmodel",),
+        "auto-round": ("auto-round",),
+    },
+    files={name: SERVER.with_name(name) for name in SHIMS},
+)
+HISTOGRAMS = ("time_to_first_token", "inter_token_latency", "request_queue_time", "request_prefill_time", "request_decode_time",
+              "e2e_request_latency")  # fmt: skip
+
 BACKEND = Backend(
     name="hf",
     title="transformers, continuous or static batching",
@@ -128,6 +156,8 @@ BACKEND = Backend(
         "prefix_cache_queries": "llmopt_hf:prefix_cache_queries_total",
         "prefix_cache_hits": "llmopt_hf:prefix_cache_hits_total",
     },
+    bounds={f"llmopt_hf:{name}_seconds": tuple(BOUNDS) for name in HISTOGRAMS},
+    recipes={"cpu": IMAGE, "cuda": IMAGE},
     format_notes={
         "compressed-tensors": "transformers unpacks these weights to 16 bits when it loads them: its memory and speed here are"
         " not those of 4-bit kernels, which vLLM has",

@@ -27,6 +27,7 @@ from llmopt.serve.options import Switch
 
 SERVER = Path(__file__).parent / "shims" / "llamacpp_server.py"
 WHEEL = "xllamacpp"
+IMAGES = "ghcr.io/ggml-org/llama.cpp"
 DEFAULT_CONTEXT = 1024
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 UNQUANTIZED_KV_TYPES = KV_TYPES[:3]
@@ -147,6 +148,12 @@ def version(environment: Environment) -> str | None:
     return f"llama-server {environments.tool_version(own) or 'of unknown version'}" if own else None
 
 
+def image_of(version: str) -> str | None:
+    """Its tags are the numbers of its builds, which a build of our own does not have (``0.5.0-dev (build 1, …)``)."""
+    build = re.match(r"llama-server (\d{4,})\b", version)
+    return f"{IMAGES}:server-b{build[1]}" if build else None
+
+
 def facts(lines: Sequence[str]) -> EngineFacts:
     """Out of its log, over all devices and a draft model; repacked weights are in memory beside the mapped file.
 
@@ -193,7 +200,13 @@ BACKEND = Backend(
     known=("2026.10.11549", "llama-server 0.5.0-dev (build 1, commit 0c1e570)"),
     adapter_form=None,
     # For processors: it is given no GPU.
-    container=Container(image="ghcr.io/ggml-org/llama.cpp:server-b11176", devices=("cpu",)),
+    container=Container(
+        image=f"{IMAGES}:server-b11176",
+        devices=("cpu",),
+        of_version=image_of,
+        on_cuda=f"{IMAGES}:server-cuda-b11176",
+        probe="curl",
+    ),
     # Sums and no histograms: times are over all requests, and queries of the prefix cache are what was found and what not.
     metrics={
         "prefill_time": "llamacpp:prompt_seconds_total",

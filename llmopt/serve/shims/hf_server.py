@@ -48,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--max-num-seqs", type=int, default=4)
+    parser.add_argument("--served-model-name", default=None, help="what requests ask for, if not the folder's name")
     parser.add_argument("--max-model-len", type=int, default=None)
     parser.add_argument("--max-num-batched-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
@@ -203,7 +204,7 @@ def application(arguments: argparse.Namespace) -> Any:
     from starlette.routing import Route
 
     engine, texts = Engine(arguments), Texts(Path(arguments.model))
-    name = Path(arguments.model).name
+    name = arguments.served_model_name or Path(arguments.model).name
 
     async def health(_: Request) -> Response:
         ready = engine.context_length is not None
