@@ -12,7 +12,7 @@ from typing import Any
 
 MODULES = (
     "making", "proving", "serving", "benching", "estimating", "deciding", "gating", "history", "importing", "reporting",
-    "tuning", "verifying", "environments",
+    "tuning", "deploying", "verifying", "environments",
 )  # fmt: skip
 ALONE = {"estimate": ("estimating",)}  # a command that is asked for first → the modules that it needs
 

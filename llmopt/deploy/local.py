@@ -1,0 +1,77 @@
+"""Programs of one machine: on which port each of them listens, which GPUs a replica gets, and the words that start it.
+
+The gateway has the port that was asked for, replicas count on from the one after it, and what stands beside them from the one
+after the last replica: two deployments whose gateways are some tens apart do not meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from llmopt.core.errors import UsageError
+from llmopt.deploy.plan import Deployment, Launch
+
+HOST = "127.0.0.1"
+LAST_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Of a deployment on one machine; all but the gateway's on the loopback address."""
+
+    gateway: int
+    engines: tuple[int, ...]
+    status: int
+    litellm: int
+    redis: int
+    prometheus: int
+    alertmanager: int
+    canary: int
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the replicas: ``127.0.0.1:8081``."""
+        return tuple(f"{HOST}:{port}" for port in self.engines)
+
+
+def ports(deployment: Deployment) -> Ports:
+    """Raises UsageError where there is no room for them above the gateway's."""
+    first, replicas = deployment.wishes.port, deployment.replicas
+    after = first + replicas + 1
+    if after + 5 > LAST_PORT:
+        raise UsageError(f"--port {first} leaves no ports for {replicas} replicas above it", hint="--port 8080")
+    return Ports(
+        gateway=first,
+        engines=tuple(range(first + 1, after)),
+        status=after,
+        litellm=after + 1,
+        redis=after + 2,
+        prometheus=after + 3,
+        alertmanager=after + 4,
+        canary=after + 5,
+    )
+
+
+def replica(deployment: Deployment, number: int, port: int) -> Launch:
+    """Replica ``number``, from 0: the measured command with GPUs of its own."""
+    launch, gpus = deployment.engine.native(HOST, port), deployment.engine.gpus
+    if not gpus:
+        return launch
+    own = ",".join(str(number * gpus + i) for i in range(gpus))
+    return replace(launch, environment={**launch.environment, "CUDA_VISIBLE_DEVICES": own})
+
+
+def env_words(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """``env`` and NAME=VALUE of each: a process is given exactly these beside its own."""
+    return ("env", *(f"{name}={value}" for name, value in environment.items())) if environment else ()
+
+
+def refusal(deployment: Deployment) -> str | None:
+    """Why the programs of one machine cannot be this deployment; ``None`` when they can."""
+    engine = deployment.engine
+    if engine.backend == "triton":
+        return "triton's frontend is a script inside its image: it has no command outside a container"
+    if ".." in engine.artifact.split("/"):
+        return f"{engine.artifact} is no plain path"
+    return None

@@ -1,0 +1,243 @@
+"""``run.sh``: everything on one machine, as processes of whoever starts it; for those who run nothing.
+
+What nginx, Prometheus and the others read lies beside it and names only paths of this folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from llmopt.deploy import Target, local
+from llmopt.deploy.documents import json_text, yaml_text
+from llmopt.deploy.local import HOST, Ports
+from llmopt.deploy.plan import Deployment, File
+from llmopt.deploy.templates import render
+
+DRAIN_S = 10  # that nginx gets for answers under way
+STOP_S = 20  # that engines get before they are killed: vLLM's children take some seconds
+# Program → the Debian package that has it.
+PACKAGES = {"nginx": "nginx-light", "curl": "curl", "redis-server": "redis-server", "prometheus": "prometheus"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOf:
+    """A file that a program reads, written before it starts."""
+
+    path: str
+    text: str
+
+    @property
+    def folder(self) -> str:
+        return str(PurePosixPath(self.path).parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Files outside what is written, as the programs name them; nginx looks for the log from its own folder on, and for a
+    certificate beside its configuration.
+    """
+
+    access_log: str = "../../logs/access.log"
+    certificate: tuple[str, str] = ("certs/tls.crt", "certs/tls.key")
+    webhook_file: str = "run/alert_webhook_url"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """``path``: where it answers while it lives; ``optional``: left out, with a word, where it is not installed."""
+
+    name: str
+    words: tuple[str, ...]
+    port: int
+    path: str
+    files: tuple[FileOf, ...] = ()
+    optional: bool = False
+
+
+def files(deployment: Deployment) -> Mapping[str, File]:
+    """``run.sh``, and what the programs that it starts read. Raises UsageError where the ports do not suffice."""
+    ports = local.ports(deployment)
+    programs = list(programs_of(deployment, ports))
+    return {
+        "run.sh": File(text=script(deployment, ports, programs), executable=True),
+        "completion.json": File(text=completion(deployment)),
+        ".env.example": File(text=settings(deployment)),
+        **documents(deployment, ports, Places()),
+    }
+
+
+def script(deployment: Deployment, ports: Ports, programs: list[Program]) -> str:
+    engines = [p.name for p in programs if p.name.startswith("engine_")]
+    others = [p for p in programs if p.name not in (*engines, "gateway")]
+    return render(
+        "run.sh",
+        title=deployment.evidence.label,
+        replicas=deployment.replicas,
+        gateway=ports.gateway,
+        status_port=ports.status,
+        ready_s=round(deployment.ready_timeout_s),
+        drain_s=DRAIN_S,
+        stop_s=STOP_S,
+        engines=engines,
+        others=[p.name for p in others],
+        optional=[p for p in others if p.optional],
+        programs=programs,
+        tools=tools(deployment),
+        packages=" ".join(PACKAGES[t] for t in tools(deployment) if t in PACKAGES),
+        through_litellm=deployment.wishes.gateway == "litellm",
+        url=url(deployment),
+    )
+
+
+def tools(deployment: Deployment) -> list[str]:
+    """Programs without which nothing works."""
+    litellm = ["litellm"] if deployment.wishes.gateway == "litellm" else []
+    redis = ["redis-server"] if deployment.wishes.cache == "redis" else []
+    return ["setsid", "curl", "nginx", *litellm, *redis]
+
+
+def programs_of(deployment: Deployment, ports: Ports) -> Iterator[Program]:
+    engine, wishes = deployment.engine, deployment.wishes
+    for number, port in enumerate(ports.engines):
+        launch = local.replica(deployment, number, port)
+        yield Program(
+            name=f"engine_{number + 1}",
+            words=(*local.env_words(launch.environment), *launch.argv),
+            port=port,
+            path=engine.health_path,
+            files=tuple(FileOf(path=path, text=text) for path, text in launch.files.items()),
+        )
+    if wishes.cache == "redis":
+        # An answer that was kept is no data: nothing is written to disk, and the oldest goes first.
+        words = ("redis-server", "--bind", HOST, "--port", str(ports.redis), "--save", "", "--appendonly", "no",
+                 "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")  # fmt: skip
+        yield Program(name="redis", words=words, port=ports.redis, path="")
+    if wishes.gateway == "litellm":
+        words = ("litellm", "--config", "litellm.yaml", "--host", HOST, "--port", str(ports.litellm))
+        yield Program(name="litellm", words=words, port=ports.litellm, path="/health/liveliness")
+    yield Program(
+        name="gateway",
+        # What -c names is looked for from -p on.
+        words=("nginx", "-e", "stderr", "-p", "run/nginx", "-c", "../../nginx.conf"),
+        port=ports.gateway,
+        path="/status",
+    )
+    if wishes.monitoring:
+        yield from monitoring(deployment, ports)
+
+
+def monitoring(deployment: Deployment, ports: Ports) -> Iterator[Program]:
+    """What watches; the stack serves without it, so a program that is not here is left out by name."""
+    yield Program(
+        name="canary",
+        words=("llmopt", "watch", ".", "--url", f"http://{HOST}:{ports.gateway}/v1", "--port", str(ports.canary)),
+        port=ports.canary,
+        path="/metrics",
+        optional=True,
+    )
+    yield Program(
+        name="alertmanager",
+        words=(
+            *("prometheus-alertmanager", "--config.file=alertmanager.yml", "--storage.path=run/alertmanager"),
+            *(f"--web.listen-address={HOST}:{ports.alertmanager}", "--cluster.listen-address="),
+        ),
+        port=ports.alertmanager,
+        path="/-/ready",
+        optional=True,
+    )
+    yield Program(
+        name="prometheus",
+        words=(
+            *("prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=run/prometheus"),
+            *("--storage.tsdb.retention.time=15d", f"--web.listen-address={HOST}:{ports.prometheus}"),
+        ),
+        port=ports.prometheus,
+        path="/-/ready",
+        optional=True,
+    )
+
+
+def documents(deployment: Deployment, ports: Ports, places: Places) -> dict[str, File]:
+    """The configuration of the programs beside the engine, with the addresses that they have here."""
+    from llmopt.deploy.nginx import nginx_conf
+
+    wishes = deployment.wishes
+    through = wishes.gateway == "litellm"
+    upstreams = (f"{HOST}:{ports.litellm}",) if through else ports.addresses
+    made = {
+        "nginx.conf": File(
+            text=nginx_conf(
+                deployment,
+                upstreams=upstreams,
+                listen=f"{address(deployment)}:{ports.gateway}",
+                status=f"{HOST}:{ports.status}",
+                access_log=places.access_log,
+                certificate=places.certificate,
+            )
+        )
+    }
+    if through:
+        from llmopt.deploy.litellm import litellm_config
+
+        backends = [f"http://{place}/v1" for place in ports.addresses]
+        redis = f"{HOST}:{ports.redis}" if wishes.cache == "redis" else None
+        made["litellm.yaml"] = File(text=yaml_text(litellm_config(deployment, backends=backends, redis=redis)))
+    if wishes.monitoring:
+        made |= monitoring_documents(deployment, ports, places)
+    return made
+
+
+def monitoring_documents(deployment: Deployment, ports: Ports, places: Places) -> dict[str, File]:
+    from llmopt.deploy.alertmanager import alertmanager_config
+    from llmopt.deploy.grafana import dashboard
+    from llmopt.deploy.prometheus import prometheus_config
+    from llmopt.deploy.rules import rules
+
+    targets = {"canary": (f"{HOST}:{ports.canary}",)}
+    if deployment.engine.metrics_path is not None:
+        targets["engine"] = ports.addresses
+    alertmanager = f"{HOST}:{ports.alertmanager}"
+    config = prometheus_config(deployment, targets=targets, rules="rules.yml", alertmanager=alertmanager)
+    return {
+        "prometheus.yml": File(text=yaml_text(config)),
+        "rules.yml": File(text=yaml_text(rules(deployment))),
+        "alertmanager.yml": File(text=yaml_text(alertmanager_config(deployment, webhook_file=places.webhook_file))),
+        "grafana-dashboard.json": File(text=json_text(dashboard(deployment))),
+    }
+
+
+def completion(deployment: Deployment) -> str:
+    """What is asked of an engine to see that it is ready."""
+    return json_text({"model": deployment.engine.model, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
+
+
+def settings(deployment: Deployment) -> str:
+    """``.env.example``: what is a secret, or of this place alone; values are left empty."""
+    lines = ["# Copy to .env, which is read by run.sh and kept out of everything that llmopt writes."]
+    if deployment.wishes.gateway == "litellm":
+        lines += ["# The key that clients of the gateway show, at least 20 random characters.", "LITELLM_MASTER_KEY="]
+    if deployment.wishes.monitoring:
+        lines += ["# Where alerts are posted to; without it they are seen in Prometheus alone.", "ALERT_WEBHOOK_URL="]
+    return "\n".join(lines) + "\n"
+
+
+def address(deployment: Deployment) -> str:
+    """Where the gateway listens: nobody but this machine, until a domain says that others are to come."""
+    return "0.0.0.0" if deployment.wishes.domain else HOST
+
+
+def url(deployment: Deployment) -> str:
+    wishes = deployment.wishes
+    return f"{'https' if wishes.tls else 'http'}://{wishes.domain or HOST}:{wishes.port}/v1"
+
+
+TARGET = Target(
+    name="shell",
+    title="processes of one machine, by run.sh",
+    refusal=local.refusal,
+    files=files,
+    start=lambda deployment: ("./run.sh",),
+    url=url,
+)

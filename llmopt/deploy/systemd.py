@@ -1,0 +1,198 @@
+"""Services of systemd: a template unit whose instances are the replicas, named by their ports, nginx before them, one target.
+
+``install.sh`` says what it does and does it; until it is run nothing of the system is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from llmopt.core.errors import UsageError
+from llmopt.deploy import Target, local, shell
+from llmopt.deploy.local import HOST, Ports
+from llmopt.deploy.plan import Deployment, File, Launch
+from llmopt.deploy.templates import render, systemd_word
+
+# Two ports that no words have: the places where the words for them differ are where the port goes.
+ONE, OTHER = 64901, 64902
+LOWEST_FREE_PORT = 1024
+# Program → how it is stopped: nginx answers what it has begun.
+STOPS = {"gateway": "SIGQUIT"}
+
+
+def files(deployment: Deployment) -> Mapping[str, File]:
+    """Units under ``units/``, ``install.sh``, and what the programs read. Raises UsageError."""
+    ports = local.ports(deployment)
+    read = {
+        "completion.json": File(text=shell.completion(deployment)),
+        "wait-ready.sh": File(text=render("wait-ready.sh"), executable=True),
+        **shell.documents(deployment, ports, places(deployment)),
+    }
+    units = dict(units_of(deployment, ports))
+    return {
+        **{f"units/{name}": File(text=text) for name, text in units.items()},
+        "install.sh": File(text=install(deployment, ports, sorted(units), sorted(read)), executable=True),
+        **read,
+    }
+
+
+def folder(deployment: Deployment) -> str:
+    """Where ``install.sh`` puts what the services read."""
+    return f"/opt/llmopt/{deployment.name}"
+
+
+def unit_name(deployment: Deployment) -> str:
+    return f"llmopt-{deployment.name}"
+
+
+def user(deployment: Deployment) -> str:
+    """A system user's name: at most 31 characters, and none of another deployment."""
+    name = unit_name(deployment)
+    if len(name) <= 31:
+        return name
+    from llmopt.core.domain import stable_hash
+
+    return f"{name[:22].rstrip('-')}-{stable_hash(name, 8)}"
+
+
+def settings(deployment: Deployment) -> str:
+    return f"/etc/{unit_name(deployment)}/settings.env"
+
+
+def places(deployment: Deployment) -> shell.Places:
+    """The journal takes the log of requests; what is secret lies in /etc, for whoever installs to put there."""
+    own = f"/etc/{unit_name(deployment)}"
+    return shell.Places(
+        access_log="syslog:server=unix:/dev/log,nohostname,tag=llmopt_gateway",
+        certificate=(f"{own}/tls.crt", f"{own}/tls.key"),
+        webhook_file=f"{own}/alert_webhook_url",
+    )
+
+
+def units_of(deployment: Deployment, ports: Ports) -> Iterator[tuple[str, str]]:
+    name = unit_name(deployment)
+    yield f"{name}@.service", engine_unit(deployment)
+    for program in shell.programs_of(deployment, ports):
+        if not program.name.startswith("engine_"):
+            yield f"{name}-{program.name}.service", program_unit(deployment, program)
+    yield f"{name}.target", target_unit(deployment)
+
+
+def engine_unit(deployment: Deployment) -> str:
+    launch = instance(deployment)
+    return render(
+        "engine.service",
+        title=deployment.evidence.label,
+        description=deployment.evidence.label,
+        name=unit_name(deployment),
+        user=user(deployment),
+        folder=folder(deployment),
+        cache=unit_name(deployment),
+        settings=settings(deployment),
+        environment=launch.environment,
+        command=command_line(with_port(one, other) for one, other in zip(*both(deployment), strict=True)),
+        ready_s=round(deployment.ready_timeout_s),
+        memory_bytes=deployment.memory_limit_bytes,
+        gpus=deployment.engine.gpus,
+    )
+
+
+def instance(deployment: Deployment) -> Launch:
+    """Raises UsageError for an engine whose files or environment name the port: a template has one of them for all."""
+    one, other = (deployment.engine.native(HOST, port) for port in (ONE, OTHER))
+    if one.files:
+        raise UsageError(
+            f"{deployment.engine.title} reads options from a file of each replica, which a template unit has not",
+            hint="--target shell, or compose",
+        )
+    if one.environment != other.environment or len(one.argv) != len(other.argv):
+        raise UsageError(f"the command of {deployment.engine.title} depends on its port", hint="--target shell")
+    return one
+
+
+def both(deployment: Deployment) -> tuple[Sequence[str], Sequence[str]]:
+    return deployment.engine.native(HOST, ONE).argv, deployment.engine.native(HOST, OTHER).argv
+
+
+def with_port(one: str, other: str) -> str:
+    """A word of ``ExecStart=`` with ``%i`` where the words for two ports differ."""
+    if one == other:
+        return systemd_word(one)
+    parts = one.split(str(ONE))
+    if str(OTHER).join(parts) != other:
+        raise UsageError(f"the command has {one!r} for one port and {other!r} for another", hint="--target shell")
+    return '"' + "%i".join(systemd_word(part)[1:-1] for part in parts) + '"'
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Quoted words as ``ExecStart=`` takes them: in the program's own path ``$`` stands for itself (systemd.service(5))."""
+    program, *others = words
+    return " ".join([program.replace("$$", "$"), *others])
+
+
+def program_unit(deployment: Deployment, program: shell.Program) -> str:
+    name = unit_name(deployment)
+    state = f"{name}-{program.name}"
+    words = placed(program, folder(deployment), f"/var/lib/{state}")
+    reload = "/bin/kill -HUP $MAINPID" if program.name in ("gateway", "prometheus", "alertmanager") else ""
+    return render(
+        "program.service",
+        title=deployment.evidence.label,
+        description=f"{program.name} of {deployment.name}",
+        unit=name,
+        user=user(deployment),
+        folder=folder(deployment),
+        settings=settings(deployment),
+        command=command_line(map(systemd_word, words)),
+        reload=reload,
+        state=state,
+        stop_signal=STOPS.get(program.name, "SIGTERM"),
+        low_port=program.name == "gateway" and program.port < LOWEST_FREE_PORT,
+    )
+
+
+def placed(program: shell.Program, read: str, written: str) -> list[str]:
+    """The words of run.sh, with what is written in the service's own folder: the one that is read from is root's."""
+    if program.name == "gateway":
+        return ["nginx", "-e", "stderr", "-p", written, "-c", f"{read}/nginx.conf"]
+    return [w.replace("=run/", f"={written}/") if w.startswith("--storage") else w for w in program.words]
+
+
+def target_unit(deployment: Deployment) -> str:
+    return f"[Unit]\nDescription=all of {deployment.name}, written by llmopt\n\n[Install]\nWantedBy=multi-user.target\n"
+
+
+def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Sequence[str]) -> str:
+    name, gpus = unit_name(deployment), deployment.engine.gpus
+    instances = [f"{name}@{port}.service" for port in ports.engines]
+    instances += [unit for unit in units if unit.endswith(".service") and "@" not in unit]
+    launch = deployment.engine.native(HOST, ONE)
+    program = launch.argv[0] if PurePosixPath(launch.argv[0]).is_absolute() else None
+    return render(
+        "install.sh",
+        title=deployment.evidence.label,
+        name=name,
+        user=user(deployment),
+        folder=folder(deployment),
+        settings=settings(deployment),
+        units=units,
+        instances=instances,
+        files=read,
+        places=[place for place in (program, deployment.engine.artifact) if place],
+        tools=["systemctl", "runuser", *shell.tools(deployment)[1:]],
+        gpus=[(port, ",".join(str(n * gpus + i) for i in range(gpus))) for n, port in enumerate(ports.engines)]
+        if gpus
+        else [],
+        url=shell.url(deployment),
+    )
+
+
+TARGET = Target(
+    name="systemd",
+    title="services of systemd on one machine",
+    refusal=local.refusal,
+    files=files,
+    start=lambda deployment: ("sudo", "./install.sh"),
+    url=shell.url,
+)

@@ -1,0 +1,66 @@
+#!/bin/sh
+# Installs {{ title | line }} as services of systemd.  What it does, all of it:
+#
+#   1. makes the system user {{ user }}, who may log in nowhere
+#   2. copies this folder's files to {{ folder | line }} (root's, readable)
+#   3. copies the units to /etc/systemd/system
+{% if gpus %}
+#   4. gives each replica GPUs of its own: /etc/{{ name }}/PORT.env
+{% endif %}
+#   5. enables and starts {{ name }}.target
+#
+# ./install.sh --dry-run prints the commands instead;  ./install.sh --remove takes all of it away but {{ settings }}.
+set -eu
+cd -- "$(dirname -- "$0")"
+DO=
+case ${1:-} in
+  --dry-run) DO=echo ;;
+  --remove|'') ;;
+  *) echo "usage: ./install.sh [--dry-run|--remove]" >&2; exit 2 ;;
+esac
+if [ -z "$DO" ] && [ "$(id -u)" -ne 0 ]; then
+  echo "error: only root may install services (./install.sh --dry-run shows what would be done)" >&2
+  exit 1
+fi
+
+FOLDER={{ folder | sh }}
+UNITS={{ units | join(" ") | sh }}
+INSTANCES={{ instances | join(" ") | sh }}
+
+if [ "${1:-}" = --remove ]; then
+  systemctl disable --now {{ name }}.target $INSTANCES || true
+  for unit in $UNITS; do rm -f "/etc/systemd/system/$unit"; done
+  systemctl daemon-reload
+  rm -rf "$FOLDER"
+  exit
+fi
+
+for tool in {% for tool in tools %}{{ tool | sh }} {% endfor %}; do
+  command -v "$tool" >/dev/null || { echo "error: $tool is not on the PATH" >&2; [ -n "$DO" ] || exit 1; }
+done
+id {{ user }} >/dev/null 2>&1 || $DO useradd --system --no-create-home --shell /usr/sbin/nologin {{ user }}
+$DO install -d -m 0755 "$FOLDER" /etc/{{ name }}
+for path in {% for path in files %}{{ path | sh }} {% endfor %}; do
+  case $path in */*) $DO install -d -m 0755 "$FOLDER/$(dirname -- "$path")" ;; esac
+  $DO install -m 0644 -- "$path" "$FOLDER/$path"
+done
+# The engine's words name these places, and its user must be able to read them.
+if [ -z "$DO" ]; then
+  for place in {% for place in places %}{{ place | sh }} {% endfor %}; do
+    runuser -u {{ user }} -- test -r "$place" || {
+      echo "error: {{ user }} may not read $place: put it where every user may, or let the group in (setfacl -m u:{{ user }}:rX)" >&2
+      exit 1
+    }
+  done
+fi
+for unit in $UNITS; do $DO install -m 0644 -- "units/$unit" "/etc/systemd/system/$unit"; done
+{% for number, gpus_of in gpus %}
+{% if loop.first %}
+write_gpus() { printf 'CUDA_VISIBLE_DEVICES=%s\n' "$2" > "/etc/{{ name }}/$1.env"; }
+{% endif %}
+$DO write_gpus {{ number }} {{ gpus_of | sh }}
+{% endfor %}
+$DO systemctl daemon-reload
+$DO systemctl enable $INSTANCES {{ name }}.target
+$DO systemctl restart $INSTANCES {{ name }}.target
+[ -n "$DO" ] || echo "started: systemctl status '{{ name }}*'; {{ url | line }}"

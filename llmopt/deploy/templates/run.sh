@@ -1,0 +1,214 @@
+#!/bin/sh
+# {{ title | line }}: {{ replicas }} replica{{ "" if replicas == 1 else "s" }} behind nginx, on this machine, without root.
+#
+#   ./run.sh          start all of it; Ctrl-C or SIGTERM stops all of it
+#   ./run.sh status   what runs, what answers
+#   ./run.sh stop     stop what another ./run.sh started
+#
+# A program that ends is started again, after 1, 2, 4 … 60 seconds while it does not last.  Logs are in logs/.
+set -u
+cd -- "$(dirname -- "$0")" || exit 1
+umask 077
+# Secrets and settings of your own: NAME=value lines, as in .env.example.
+if [ -f .env ]; then
+  set -a
+  . ./.env
+  set +a
+fi
+
+GATEWAY={{ gateway | sh }}
+READY_S={{ ready_s }}
+ENGINES={{ engines | join(" ") | sh }}
+OTHERS={{ others | join(" ") | sh }}
+
+# Becomes the program of that name.  The words are those that were measured; only the port differs.
+become() {
+  case $1 in
+{% for program in programs %}
+    {{ program.name }})
+{% for file in program.files %}
+      mkdir -p {{ file.folder | sh }} && printf %s {{ file.text | sh }} > {{ file.path | sh }} || exit 1
+{% endfor %}
+      exec $GROUP {% for word in program.words %}{{ word | sh }}{{ "" if loop.last else " " }}{% endfor %} ;;
+{% endfor %}
+  esac
+}
+
+port_of() {
+  case $1 in
+{% for program in programs %}
+    {{ program.name }}) echo {{ program.port }} ;;
+{% endfor %}
+  esac
+}
+
+asked_port_of() {  # of nginx that of its own status: the other may want TLS, or a domain's name
+  case $1 in
+    gateway) echo {{ status_port }} ;;
+    *) port_of "$1" ;;
+  esac
+}
+
+path_of() {  # what tells that it is alive
+  case $1 in
+{% for program in programs %}
+    {{ program.name }}) echo {{ program.path | sh }} ;;
+{% endfor %}
+  esac
+}
+
+say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
+fail() { say "error: $*"; exit 1; }
+alive() { [ -s "run/$1.pid" ] && kill -0 "$(cat "run/$1.pid")" 2>/dev/null; }
+ask() { [ -z "$(path_of "$1")" ] && return 0; curl -sf --noproxy '*' -o /dev/null -m 5 "http://127.0.0.1:$(asked_port_of "$1")$(path_of "$1")"; }
+
+# Ready is a real completion: an engine may say that it is healthy and die of its first request.
+completes() {
+  curl -sf --noproxy '*' -o /dev/null -m 60 -H 'Content-Type: application/json' -d @completion.json \
+    "http://127.0.0.1:$(port_of "$1")/v1/completions"
+}
+
+start() {
+  become "$1" >>"logs/$1.log" 2>&1 </dev/null &
+  echo $! >"run/$1.pid"
+  date +%s >"run/$1.since"
+}
+
+# A signal interrupts wait, and not sleep.
+nap() {
+  sleep "$1" &
+  wait $! 2>/dev/null
+}
+
+# Of the whole group: engines have processes of their own.
+signal_all() {
+  for name in $2; do
+    [ -s "run/$name.pid" ] && kill -"$1" -- "-$(cat "run/$name.pid")" 2>/dev/null
+  done
+  return 0
+}
+
+gone() {
+  for name in $1; do
+    [ -s "run/$name.pid" ] && kill -0 -- "-$(cat "run/$name.pid")" 2>/dev/null && return 1
+  done
+  return 0
+}
+
+end_of() {  # SECONDS NAMES: waits until they are gone, then kills
+  left=$(($1 * 5))
+  while ! gone "$2" && [ "$left" -gt 0 ]; do
+    sleep 0.2
+    left=$((left - 1))
+  done
+  gone "$2" || signal_all KILL "$2"
+}
+
+stop_all() {
+  trap '' INT TERM HUP
+  trap - EXIT
+  say "stopping"
+  signal_all QUIT gateway  # nginx lets go of nobody whom it is answering
+  end_of {{ drain_s }} gateway
+  signal_all TERM "$OTHERS $ENGINES"
+  end_of {{ stop_s }} "$OTHERS $ENGINES"
+  rm -f run/*.pid run/*.since run/*.pause
+}
+
+# Starts again what ended, later each time it did not last a minute.
+again() {
+  pause=$(cat "run/$1.pause" 2>/dev/null || echo 1)
+  lasted=$(($(date +%s) - $(cat "run/$1.since")))
+  [ "$lasted" -gt 60 ] && pause=1
+  [ "$lasted" -lt "$pause" ] && return 0
+  next=$((pause * 2))
+  [ "$next" -gt 60 ] && next=60
+  echo "$next" >"run/$1.pause"
+  say "$1 ended after $lasted s and is started again (logs/$1.log)"
+  signal_all KILL "$1"  # what it left behind would keep its port
+  start "$1"
+}
+
+wait_ready() {
+  deadline=$(($(date +%s) + READY_S))
+  until ask "$1" && completes "$1"; do
+    alive "$1" || { tail -n 20 "logs/$1.log" >&2; fail "$1 ended before it was ready: the end of logs/$1.log is above"; }
+    [ "$(date +%s)" -lt "$deadline" ] || fail "$1 was not ready after $READY_S s: logs/$1.log"
+    nap 0.2
+  done
+  say "$1 answers on port $(port_of "$1")"
+}
+
+status() {
+  worst=0
+  for name in $ENGINES $OTHERS gateway; do
+    if alive "$name" && ask "$name"; then
+      echo "$name: answers on port $(port_of "$name")"
+    elif alive "$name"; then
+      echo "$name: runs, and does not answer on port $(port_of "$name")"
+      worst=1
+    else
+      echo "$name: does not run"
+      worst=1
+    fi
+  done
+  return $worst
+}
+
+mkdir -p logs run/nginx || exit 1
+case ${1:-start} in
+  status) status; exit ;;
+  stop)
+    alive supervisor || { echo "nothing runs" >&2; exit 1; }
+    supervisor=$(cat run/supervisor.pid)
+    kill -TERM "$supervisor"
+    while kill -0 "$supervisor" 2>/dev/null; do sleep 0.2; done
+    exit ;;
+  start) ;;
+  *) echo "usage: ./run.sh [start|status|stop]" >&2; exit 2 ;;
+esac
+
+for tool in {% for tool in tools %}{{ tool | sh }} {% endfor %}; do
+  command -v "$tool" >/dev/null || fail "$tool is not on the PATH: install it (Debian: {{ packages | line }})"
+done
+for name in {% for program in optional %}{{ program.name }} {% endfor %}; do
+  case $name in
+{% for program in optional %}
+    {{ program.name }}) tool={{ program.words[0] | sh }} ;;
+{% endfor %}
+  esac
+  command -v "$tool" >/dev/null && continue
+  say "$name is left out: $tool is not on the PATH"
+  OTHERS=$(printf '%s\n' $OTHERS | grep -vx "$name" | tr '\n' ' ')
+done
+alive supervisor && fail "another ./run.sh runs here, as process $(cat run/supervisor.pid)"
+# Each program leads a group of its own, so that all of it can be stopped; where the kernel can be told to, it ends with us.
+GROUP=setsid
+setpriv --pdeathsig TERM true 2>/dev/null && GROUP="setsid setpriv --pdeathsig TERM"
+rm -f run/*.pid run/*.since run/*.pause
+[ -n "${ALERT_WEBHOOK_URL:-}" ] && printf %s "$ALERT_WEBHOOK_URL" >run/alert_webhook_url
+echo $$ >run/supervisor.pid
+trap 'stop_all; exit 0' INT TERM HUP
+trap 'stop_all' EXIT
+
+for name in $ENGINES; do start "$name"; done
+for name in $ENGINES; do wait_ready "$name"; done
+for name in $OTHERS; do start "$name"; done
+{% if through_litellm %}
+wait_ready litellm
+{% endif %}
+start gateway
+tries=50
+until ask gateway; do
+  alive gateway || { tail -n 5 logs/gateway.log >&2; fail "nginx did not start: logs/gateway.log"; }
+  [ "$tries" -gt 0 ] || fail "nginx does not answer on port $GATEWAY: logs/gateway.log"
+  tries=$((tries - 1))
+  nap 0.1
+done
+say "ready: {{ url | line }}"
+while :; do
+  for name in $ENGINES $OTHERS gateway; do
+    alive "$name" || again "$name"
+  done
+  nap 1
+done

@@ -1,0 +1,268 @@
+"""``llmopt deploy``: from a recommendation to a written, checked and booted folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import llmopt
+from llmopt import deploy as targets
+from llmopt.core.domain import Case, Workload
+from llmopt.core.errors import LlmoptError, MissingEnvironment, ServerError, UsageError
+from llmopt.deploy import Target
+from llmopt.deploy.capacity import capacity
+from llmopt.deploy.plan import Deployment, Engine, Evidence, File, Wishes
+from llmopt.deploy.templates import render
+from llmopt.deploy.writing import ROLLBACK, SCHEMA, former_of, is_unchanged, require_unedited, rollback_script, write
+from llmopt.pipeline.deploy_engine import Subject, engine_of, subject_of
+from llmopt.pipeline.deploy_source import Asked, Chosen, evidence_of, read_source
+from llmopt.pipeline.hosting import Place, hosted
+from llmopt.pipeline.measuring import now, without_secret_arguments
+from llmopt.pipeline.reporter import Reporter
+from llmopt.report.deployment import readme
+from llmopt.serve.process import require_device
+
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+ONE_MACHINE = ("shell", "systemd", "compose")
+README, VERIFY = "README.md", "verify.sh"
+REPLICAS = 2  # one may be lost, or updated, while the other answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asked for; ``wishes`` without a name takes one from the label."""
+
+    source: str
+    asked: Asked
+    wishes: Wishes
+    out: Path
+    artifact: Path | None = None
+    force: bool = False
+    boot: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is known before anything is started or written."""
+
+    subject: Subject
+    deployment: Deployment
+    target: Target
+    ties: tuple[str, ...]
+
+
+def plan(request: Request) -> Plan:
+    """Raises LlmoptError for evidence that does not carry a deployment, UsageError for what the target cannot run."""
+    target = targets.target(request.wishes.target)
+    chosen = read_source(request.source, request.asked)
+    evidence = evidence_of(chosen, request.asked)
+    require_evidence(evidence, force=request.force)
+    subject = subject_of(chosen, artifact=request.artifact)
+    machine_gpus = len(chosen.machine.get("gpus") or ())
+    engine, doubts = engine_of(subject, folder=request.out.resolve(), gpus_of_machine=machine_gpus)
+    wishes = completed(request.wishes, evidence, engine, machine_gpus)
+    deployment = Deployment(
+        engine=engine,
+        evidence=evidence,
+        wishes=wishes,
+        capacity=capacity(evidence, wishes, shared_machine=wishes.target in ONE_MACHINE),
+        llmopt_version=llmopt.__version__,
+    )
+    doubts = (*subject.doubts, *(doubts if wishes.target not in ("shell", "systemd") else ()))
+    deployment = replace(deployment, doubts=(*doubts, *doubts_of(deployment, chosen, machine_gpus)))
+    if reason := target.refusal(deployment):
+        raise UsageError(f"{wishes.target} cannot run {evidence.label}: {reason}", hint=others(deployment))
+    return Plan(subject=subject, deployment=deployment, target=target, ties=chosen.ties)
+
+
+def require_evidence(evidence: Evidence, *, force: bool) -> None:
+    if evidence.forced and not force:
+        raise LlmoptError(
+            f"{evidence.label} is not deployed: {'; '.join(evidence.forced)}",
+            hint="measure it (llmopt bench, llmopt tune), or --force, which writes this into the README",
+        )
+
+
+def completed(wishes: Wishes, evidence: Evidence, engine: Engine, machine_gpus: int) -> Wishes:
+    """With a name, and a number of replicas where neither that nor a load was given. Raises UsageError."""
+    if wishes.name and not LABEL.fullmatch(wishes.name):
+        raise UsageError(
+            f"--name {wishes.name!r} is no name of a service",
+            hint="lower-case letters, digits and -, at most 40, as in a domain",
+        )
+    if wishes.replicas is not None and wishes.load_rps is not None:
+        raise UsageError("--replicas and --load are two ways to say one thing", hint="one of them")
+    few = wishes.target in ONE_MACHINE and engine.gpus and machine_gpus < REPLICAS * engine.gpus
+    usual = (1 if few else REPLICAS) if wishes.load_rps is None else None
+    return replace(wishes, name=wishes.name or name_of(evidence.label), replicas=wishes.replicas or usual)
+
+
+def name_of(label: str) -> str:
+    """``gguf-q4_k_m on llamacpp`` → ``gguf-q4-k-m-on-llamacpp``."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower())[:40].strip("-") or "llm"
+
+
+def doubts_of(deployment: Deployment, chosen: Chosen, machine_gpus: int) -> list[str]:
+    evidence, engine = deployment.evidence, deployment.engine
+    found = [f"its runs are {evidence.verdict}: {r['message']}" for r in chosen.row["verdict"].get("reasons", ())]
+    if evidence.evidence == "interpolated":
+        found.append("its figures are interpolated between loads that were measured")
+    wanted = engine.gpus * deployment.replicas
+    if deployment.wishes.target in ONE_MACHINE and wanted > machine_gpus:
+        found.append(
+            f"{deployment.replicas} replicas want {wanted} GPUs, and the machine that measured has {machine_gpus}"
+        )
+    cores = chosen.machine.get("logical_cores")
+    if deployment.wishes.target in ONE_MACHINE and not engine.gpus and engine.threads and cores:
+        busy = engine.threads * deployment.replicas
+        if busy > cores:
+            found.append(
+                f"{deployment.replicas} replicas compute with {busy} threads, and the machine that measured has {cores} cores"
+            )
+    return found
+
+
+def others(deployment: Deployment) -> str:
+    """Targets that can run it."""
+    able = [name for name in targets.TARGETS if targets.target(name).refusal(deployment) is None]
+    return f"--target {' or '.join(able)}" if able else "another row: --rank N"
+
+
+# --- files and document ---------------------------------------------------------------------------------------------
+
+
+def document_of(made: Plan, *, boot: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``deployment.json`` without its files and its date: the whole evidence, and what was done with it."""
+    deployment = made.deployment
+    wishes, engine = deployment.wishes, deployment.engine
+    return {
+        "schema": SCHEMA,
+        "name": deployment.name,
+        **asdict(deployment.evidence),
+        "ties": list(made.ties),
+        "engine": engine_document(engine),
+        "capacity": asdict(deployment.capacity),
+        "wishes": asdict(wishes),
+        "url": made.target.url(deployment),
+        "start": list(made.target.start(deployment)),
+        "targets": [wishes.target],
+        "memory_limit_bytes": deployment.memory_limit_bytes,
+        "doubts": list(deployment.doubts),
+        "boot": dict(boot),
+        "checks": [dict(check) for check in checks],
+        "llmopt_version": deployment.llmopt_version,
+    }
+
+
+def engine_document(engine: Engine) -> dict[str, Any]:
+    native = engine.native("127.0.0.1", 8000)
+    return {
+        "backend": engine.backend,
+        "title": engine.title,
+        "version": engine.version,
+        "model": engine.model,
+        "argv": without_secret_arguments(native.argv),
+        "environment": dict(native.environment),
+        "image": None if engine.image is None else engine.image.name,
+        "artifact": engine.artifact,
+        "artifact_bytes": engine.artifact_bytes,
+        "gpus": engine.gpus,
+        "threads": engine.threads,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_model_len": engine.max_model_len,
+        "health_path": engine.health_path,
+        "metrics_path": engine.metrics_path,
+    }
+
+
+def files_of(made: Plan) -> dict[str, File]:
+    """Of the target, and what every target has."""
+    return {**made.target.files(made.deployment), VERIFY: File(text=render("verify.sh"), executable=True)}
+
+
+def told(files: Mapping[str, File], document: Mapping[str, Any]) -> dict[str, File]:
+    """The files that tell of the others: the page of the deployment, and the way back."""
+    return {
+        README: File(text=readme(document, sorted({*files, README, ROLLBACK}))),
+        ROLLBACK: rollback_script((*files, README)),
+    }
+
+
+def dry(request: Request) -> dict[str, Any]:
+    """What would be written, without starting or writing anything."""
+    made = plan(request)
+    files = files_of(made)
+    document = document_of(made, boot={"status": "skipped", "why": "--dry-run starts nothing"}, checks=())
+    every = {**files, **told(files, document)}
+    sizes = {path: len(file.text.encode()) for path, file in sorted(every.items())}
+    return {**document, "files": sizes, "folder": str(request.out), "status": "dry-run"}
+
+
+def deploy(request: Request, report: Reporter) -> dict[str, Any]:
+    """Write, check and boot it; the document, with ``status`` written or unchanged. Raises LlmoptError."""
+    made = plan(request)
+    files = files_of(made)
+    former = former_of(request.out)
+    before = former.document if former else {}
+    known = {"boot": before.get("boot") or {}, "checks": before.get("checks") or ()}
+    same = {**files, **told(files, document_of(made, **known))}
+    require_unedited(request.out.resolve(), former, same)
+    if (
+        former
+        and is_unchanged(request.out, former, same)
+        and (known["boot"].get("status") == "booted" or not request.boot)
+    ):
+        return {**before, "folder": str(request.out), "status": "unchanged"}
+    boot = smoke_boot(made, report) if request.boot else {"status": "skipped", "why": "--no-boot"}
+
+    def complete(staged: Path) -> tuple[dict[str, File], dict[str, Any]]:
+        checks = checked(staged, request)
+        document = document_of(made, boot=boot, checks=checks)
+        return told(files, document), document | {"created_at": now()}
+
+    written = write(request.out, files, complete)
+    return {**written, "folder": str(request.out), "status": "written"}
+
+
+def checked(staged: Path, request: Request) -> list[dict[str, Any]]:
+    """What the programs that are here say of the files. Raises LlmoptError where one refuses them."""
+    from llmopt.deploy.checks import check
+
+    found = [asdict(one) for one in check(staged, request.wishes.target)]
+    failed = [f"{one['name']}: {one['why']}" for one in found if one["status"] == "failed"]
+    if failed and not request.force:
+        raise LlmoptError(
+            f"what would be written does not pass: {'; '.join(failed)}",
+            hint="this is a defect of llmopt, or a program that is too old; --force writes it all the same",
+        )
+    return found
+
+
+def smoke_boot(made: Plan, report: Reporter) -> dict[str, Any]:
+    """Start the measured command here, have one completion answered, stop it; or why not. Raises ServerError."""
+    subject = made.subject
+    name = subject.backend.name
+    if subject.environment is None:
+        return {"status": "skipped", "why": f"{name} is not installed here"}
+    case = Case(artifact=subject.artifact, serve=subject.options, workload=Workload())
+    try:
+        require_device(subject.backend)
+    except ServerError as error:
+        return {"status": "skipped", "why": error.message}
+    try:
+        with hosted(case, Place(), report) as server:
+            return {
+                "status": "booted",
+                "seconds": round(server.load_s, 1),
+                "argv": without_secret_arguments(server.command.argv),
+            }
+    except (UsageError, MissingEnvironment) as error:
+        return {"status": "skipped", "why": error.message}
+    except ServerError as error:
+        raise ServerError(
+            f"the engine does not boot, so nothing was written: {error.message}",
+            hint=f"{error.hint}; or --no-boot writes it untried" if error.hint else "--no-boot writes it untried",
+        ) from error
