@@ -11,6 +11,8 @@ import yaml
 
 # Text that this library reads as text and Go's (kubectl, Helm, Prometheus) as a number: 1e3, 0o17, 12_000.
 NUMBER_ELSEWHERE = re.compile(r"[-+]?(0[xob][\da-f_]+|\.?\d[\d_.]*(e[-+]?\d+)?)", re.IGNORECASE)
+# Breaks of a line for this library, and for Go's only sometimes: escaped, they are read alike.
+BREAKS_ELSEWHERE = re.compile("[\x85\u2028\u2029]")
 
 
 class Dumper(yaml.SafeDumper):
@@ -25,6 +27,7 @@ class Dumper(yaml.SafeDumper):
 
 def text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     style = "|" if "\n" in text else "'" if NUMBER_ELSEWHERE.fullmatch(text) else None
+    style = '"' if BREAKS_ELSEWHERE.search(text) else style
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

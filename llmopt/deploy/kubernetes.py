@@ -30,7 +30,7 @@ from llmopt.deploy.kubernetes_network import (
     network_policy,
     service,
 )
-from llmopt.deploy.kubernetes_objects import labels, metadata
+from llmopt.deploy.kubernetes_objects import labels, lost, metadata
 from llmopt.deploy.kubernetes_scaling import adapter_rules, pod_autoscaler, scaled_object, signal
 from llmopt.deploy.plan import Deployment, File
 from llmopt.deploy.templates import render
@@ -62,6 +62,8 @@ def refusal(deployment: Deployment) -> str | None:
         )
     if wishes.cache is not None:
         return f"--cache {wishes.cache} goes with --gateway litellm, which is written for compose alone"
+    if (word := lost(deployment)) is not None:
+        return f"{word!r} has a character that kubectl and Helm lose: rename what is called so"
     return None
 
 

@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmopt.core.escaping import one_line
 from llmopt.deploy.plan import Deployment
 
 GIB = 1024**3
 MIB = 1024**2
 USER_ID = 1000  # of the processes; the volumes' group is the same
 CLIENT_LABEL = "llmopt/client-of"
+# What kubectl (kustomize 5.5) and Helm (4) lose or break off at when they read their own YAML back.
+LOST = re.compile("[\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 NO_LABEL = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -46,7 +49,7 @@ def metadata(deployment: Deployment, suffix: str = "", *, component: str = "engi
 
 
 def evidence(deployment: Deployment) -> dict[str, str]:
-    """What is known of the configuration, where ``kubectl describe`` shows it; annotations take any text."""
+    """What is known of the configuration, where ``kubectl describe`` shows it: each a line."""
     known = deployment.evidence
     figures = {name: figure.value for name, figure in known.figures.items() if figure.value is not None}
     told = {
@@ -61,7 +64,7 @@ def evidence(deployment: Deployment) -> dict[str, str]:
         "llmopt/version": deployment.llmopt_version,
     }
     forced = {"llmopt/forced": "; ".join(known.forced)} if known.forced else {}
-    return {name: text for name, text in (told | forced).items() if text}
+    return {name: one_line(text) for name, text in (told | forced).items() if text}
 
 
 def literal(word: str) -> str:
@@ -79,6 +82,16 @@ def literals(words: Iterable[str]) -> list[str]:
 
 def variables(environment: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": literal(value)} for name, value in sorted(environment.items())]
+
+
+def lost(deployment: Deployment) -> str | None:
+    """The first word of the engine's that would not reach it as it is."""
+    inside = deployment.engine.inside
+    if inside is None:
+        return None
+    named = (*inside.environment.items(), *inside.files.items(), *deployment.engine.mounts)
+    words = (deployment.engine.model, *inside.argv, *(word for pair in named for word in pair))
+    return next((word for word in words if LOST.search(word)), None)
 
 
 def quantity(size: int, unit: int = MIB) -> str:

@@ -21,7 +21,7 @@ copy() { # PLACE NAME: a folder or a file here, to that name in the volume; link
     if [ -d "$1" ]; then
         inside mkdir -p "/volume/$2"
         tar -C "$1" -chf - . | inside tar -C "/volume/$2" -xf - --no-same-owner
-        here=$(cd "$1" && sums)
+        here=$(cd -- "$1" && sums)
         there=$(inside sh -c "cd \"/volume/$2\" && find -L . -type f -exec sha256sum {} +" | LC_ALL=C sort)
     else
         inside sh -c "cat > \"/volume/$2\"" < "$1"

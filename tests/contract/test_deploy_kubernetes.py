@@ -1,0 +1,175 @@
+"""What kubectl, Helm, promtool and Kubernetes' own schemas say of the manifests and the chart."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmopt.deploy import kubernetes
+from llmopt.deploy.kubernetes_objects import LOST
+from llmopt.deploy.plan import Deployment, Launch
+from tests.unit.deploy import hostile
+from tests.unit.deploy.make import deployment, engine
+
+KUBERNETES = "1.34"
+OWN_KINDS = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # of operators: Kubernetes has no schema of them
+READABLE = [word for word in hostile.WORDS if not LOST.search(word)]
+NASTY = Launch(
+    argv=("serve", *READABLE),
+    environment={f"V{i}": word for i, word in enumerate(READABLE)},
+    files={"/llmopt/a b.json": '{"x": "{{ .Values.image }} $(HOME)"}\n', "/llmopt/b": "\n\n  two\n lines"},
+)
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all": {"wishes": {"domain": "llm.example.com", "tls": True, "monitoring": True}},
+    "keda": {"wishes": {"autoscaler": "keda", "scrape_s": 0.5}},
+    "no scaling": {"wishes": {"autoscaler": "none"}},
+    "processors": {"engine": {"gpus": 0, "threads": 4, "version": None}, "evidence": {"peak_memory_bytes": None}},
+    "own entry point": {"engine": {"image": replace(engine().image, entrypoint=None, probe="curl")}},  # type: ignore[type-var]
+    "beside": {"engine": {"mounts": (("/srv/draft", "/llmopt/draft"),), "metrics_path": None}},
+    "hostile": {
+        "engine": {"inside": NASTY, "model": "a \"b' $(HOME) {{ .Values.image }} \n#"},
+        "evidence": {"label": "{{ .Release.Name }}: '\n$(X)", "source": "\x7f\x01\u2028 é"},
+    },
+}
+
+
+def asked(case: str) -> Deployment:
+    changes = copy.deepcopy(CASES[case])
+    changes.setdefault("wishes", {}).setdefault("monitoring", False)
+    changes["wishes"]["target"] = "kubernetes"
+    return deployment(**changes)
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(case: str, tmp_path: Path) -> Path:
+    for name, file in kubernetes.files(asked(case)).items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file.text, encoding="utf-8")
+    return tmp_path
+
+
+def kustomized(folder: Path) -> list[dict[str, Any]]:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not here")
+    told = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    return list(yaml.safe_load_all(told.stdout))
+
+
+def rendered(folder: Path, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not here")
+    made = helm.Chart.load(str(folder / "chart")).render(values, name="release", namespace="tiny")
+    texts = [text for path, text in sorted(made.items()) if not path.endswith("NOTES.txt")]
+    return [found for text in texts for found in yaml.safe_load_all(text) if found]
+
+
+def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Without what the two differ in by their nature: Helm puts the namespace in itself, and keeps what took long to fill."""
+    found = {}
+    for made in copy.deepcopy(objects):
+        about = made["metadata"]
+        about.pop("namespace", None)
+        about.get("annotations", {}).pop("helm.sh/resource-policy", None)
+        if not about.get("annotations"):
+            about.pop("annotations", None)
+        found[made["kind"], about["name"]] = made
+    return found
+
+
+def test_the_chart_renders_the_very_manifests(folder: Path) -> None:
+    plain, made = by_name(kustomized(folder)), by_name(rendered(folder))
+    assert plain.pop(("Namespace", "tiny"))
+    test = made.pop(("Pod", "tiny-test"))
+    assert made == plain
+    assert "http://tiny:8000/v1/completions" in test["spec"]["containers"][0]["command"]
+
+
+def test_every_object_is_what_kubernetes_takes(folder: Path) -> None:
+    checker = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not here")
+    loader = yaml.safe_load((folder / "manifests/model-loader.yaml").read_text())
+    for made in (*kustomized(folder), *rendered(folder), loader):
+        if made["kind"] not in OWN_KINDS:
+            checker.validate(made, KUBERNETES, strict=True)
+
+
+def test_kubectl_reads_the_words_that_were_written(case: str, folder: Path) -> None:
+    written = yaml.safe_load((folder / "manifests/deployment.yaml").read_text())
+    read = by_name(kustomized(folder))["Deployment", "tiny"]
+    assert read["spec"]["template"] == written["spec"]["template"]
+
+
+def test_the_autoscaler_owns_the_number_of_replicas(case: str, folder: Path) -> None:
+    spec = by_name(kustomized(folder))["Deployment", "tiny"]["spec"]
+    assert ("replicas" in spec) == (case == "no scaling")
+
+
+def test_helm_finds_nothing_to_say(folder: Path) -> None:
+    helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not here")
+    report = helm.lint(str(folder / "chart"), strict=True, namespace="tiny", kube_version=f"v{KUBERNETES}.0")
+    assert [m["error"] for m in report["messages"] if m["severity"] > 1] == report["errors"] == []
+
+
+@pytest.mark.parametrize("case", ["all"])
+def test_prometheus_takes_the_rules(folder: Path, tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not here")
+    rule = yaml.safe_load((folder / "components/monitoring/prometheusrule.yaml").read_text())
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps(rule["spec"]))
+    told = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+@pytest.mark.parametrize("case", ["plain"])
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"image": {"tag": "latest"}}, "tag"),
+        ({"replicas": "two"}, "replicas"),
+        ({"autoscaling": {"kind": "vpa"}}, "kind"),
+        ({"ingress": {"enabled": True}}, "host"),
+    ],
+)
+def test_the_schema_refuses_what_makes_no_sense(folder: Path, values: dict[str, Any], word: str) -> None:
+    helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not here")
+    chart = helm.Chart.load(str(folder / "chart"))
+    with pytest.raises(helm.HelmValuesError, match=word):
+        chart.validate_schema(values)
+
+
+@pytest.mark.parametrize("case", ["plain"])
+def test_one_s_own_claim_takes_the_place_of_the_chart_s(folder: Path) -> None:
+    made = by_name(rendered(folder, {"model": {"existingClaim": "models"}}))
+    assert ("PersistentVolumeClaim", "tiny-model") not in made
+    volumes = made["Deployment", "tiny"]["spec"]["template"]["spec"]["volumes"]
+    assert volumes[0]["persistentVolumeClaim"]["claimName"] == "models"
+
+
+@pytest.mark.parametrize("case", ["plain"])
+def test_without_an_autoscaler_the_chart_says_how_many(folder: Path) -> None:
+    made = by_name(rendered(folder, {"autoscaling": {"kind": "none"}, "replicas": 5}))
+    assert made["Deployment", "tiny"]["spec"]["replicas"] == 5
+
+
+@pytest.mark.parametrize("case", ["keda"])
+def test_keda_asks_for_the_pods_of_the_release(folder: Path) -> None:
+    helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not here")
+    made = helm.Chart.load(str(folder / "chart")).render({"fullnameOverride": ""}, name="other", namespace="there")
+    text = next(text for path, text in made.items() if path.endswith("scaledobject.yaml"))
+    query = yaml.safe_load(text)["spec"]["triggers"][0]["metadata"]["query"]
+    assert 'namespace="there",service="other-metrics"' in query
