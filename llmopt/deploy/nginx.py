@@ -18,7 +18,10 @@ FAIL_TIMEOUT_S = 2
 CONNECT_TIMEOUT_S = 2
 SMALLEST_READ_TIMEOUT_S, LARGEST_READ_TIMEOUT_S = 60, 3600
 BODY_IN_MEMORY = 1024**2
-HOST_NAME = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.)*[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+HOST_NAME = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.)*[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+)
+LITELLM_HEALTH = "/health/liveliness"
 CERTIFICATE, CERTIFICATE_KEY = "/certs/tls.crt", "/certs/tls.key"
 
 
@@ -51,7 +54,7 @@ def nginx_conf(
         server_name=wishes.domain or "_",
         certificate=certificate[0] if wishes.tls else None,
         certificate_key=certificate[1],
-        health_path=deployment.engine.health_path,
+        health_path=LITELLM_HEALTH if wishes.gateway == "litellm" else deployment.engine.health_path,
         fail_timeout_s=FAIL_TIMEOUT_S,
         connect_timeout_s=CONNECT_TIMEOUT_S,
         read_timeout_s=read_timeout_s,
@@ -93,7 +96,11 @@ def read_timeout(deployment: Deployment) -> tuple[int, str]:
     longest = 0.0
     if tpot is not None and deployment.engine.max_model_len:
         longest = (ttft or 0.0) + tpot * deployment.engine.max_model_len
-    why = "the longest answer that fits the context, at the measured p95" if longest > patience else "as long as the measured client waited"
+    why = (
+        "the longest answer that fits the context, at the measured p95"
+        if longest > patience
+        else "as long as the measured client waited"
+    )
     chosen = min(max(patience, longest, SMALLEST_READ_TIMEOUT_S), LARGEST_READ_TIMEOUT_S)
     if chosen in (SMALLEST_READ_TIMEOUT_S, LARGEST_READ_TIMEOUT_S):
         why = "a minute at least, an hour at most"

@@ -1,0 +1,87 @@
+"""LiteLLM's proxy behind nginx: a key, one model name over all replicas, retries, cooldown, and a response cache in Redis.
+
+Option names are those of the version below, read in its source and run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from llmopt.deploy.nginx import read_timeout
+from llmopt.deploy.plan import Deployment
+from llmopt.deploy.templates import render
+
+VERSION = "1.109.1"
+RETRIES = 2
+COOLDOWN_S = 5
+CACHED_S = 3600
+CACHED_CALLS = ["acompletion", "atext_completion"]
+
+
+def litellm_config(deployment: Deployment, *, backends: Sequence[str], redis: str | None) -> dict[str, Any]:
+    """``backends``: the ``/v1`` addresses of the replicas; ``redis``: ``host:port`` of the cache.
+
+    There is no fallback to another model: there is one model here.  What one replica fails at, another is asked.
+    """
+    timeout_s = read_timeout(deployment)[0]
+    return {
+        "model_list": [replica(deployment, number, address, timeout_s) for number, address in enumerate(backends)],
+        "router_settings": {
+            # Requests take as long as their answers: turns would pile them up on the slower replica.
+            "routing_strategy": "least-busy",
+            "num_retries": min(RETRIES, max(1, len(backends) - 1)),
+            "timeout": timeout_s,
+            # One failure takes a replica out for a few seconds, as in nginx.
+            "allowed_fails": 0,
+            "cooldown_time": COOLDOWN_S,
+        },
+        "litellm_settings": {
+            "request_timeout": timeout_s,
+            "drop_params": False,  # an option that the engine lacks is an error, as it is without the proxy
+            "turn_off_message_logging": True,
+            **({"cache": True, "cache_params": cache(deployment, redis)} if redis else {}),
+        },
+        "general_settings": {
+            "master_key": "os.environ/LITELLM_MASTER_KEY",
+            **limits(deployment),
+        },
+    }
+
+
+def replica(deployment: Deployment, number: int, address: str, timeout_s: int) -> dict[str, Any]:
+    """``openai/`` passes /v1/completions and /v1/chat/completions on as they are; the engine itself takes no key."""
+    return {
+        "model_name": deployment.engine.model,
+        "litellm_params": {
+            "model": f"openai/{deployment.engine.model}",
+            "api_base": address,
+            "api_key": "none",
+            "timeout": timeout_s,
+            "stream_timeout": timeout_s,
+        },
+        "model_info": {"id": f"{deployment.name}-{number + 1}"},
+    }
+
+
+def cache(deployment: Deployment, redis: str) -> dict[str, Any]:
+    host, _, port = redis.rpartition(":")
+    return {
+        "type": "redis",
+        "host": host,
+        "port": int(port),
+        "namespace": deployment.name,
+        "ttl": CACHED_S,
+        "supported_call_types": CACHED_CALLS,
+    }
+
+
+def limits(deployment: Deployment) -> dict[str, Any]:
+    """At once, over all: what the replicas were measured with, and as much again that may wait."""
+    measured = deployment.evidence.concurrency or deployment.engine.max_num_seqs
+    return {"global_max_parallel_requests": math.ceil(2 * measured * deployment.replicas)}
+
+
+def litellm_dockerfile() -> str:
+    return render("litellm.Dockerfile", version=VERSION)
