@@ -38,6 +38,9 @@ def alertmanager_config(deployment: Deployment, *, webhook_file: str = WEBHOOK) 
             },
         ],
         "receivers": [
-            {"name": "webhook", "webhook_configs": [{"url_file": webhook_file, "send_resolved": True, "max_alerts": 50}]}
+            {
+                "name": "webhook",
+                "webhook_configs": [{"url_file": webhook_file, "send_resolved": True, "max_alerts": 50}],
+            }
         ],
     }

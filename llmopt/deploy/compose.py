@@ -77,7 +77,11 @@ def engines(deployment: Deployment, made: dict[str, File]) -> dict[str, Any]:
     for name, text in (({"Dockerfile": image.build} | dict(image.context)) if image.build else {}).items():
         made[f"engine/{name}"] = File(text=text)
     made["health.sh"] = File(text=health_script(deployment))
-    mounts = [bind(engine.artifact, MODEL_IN_CONTAINER), bind("./health.sh", HEALTH_INSIDE), *(bind(here, there) for here, there in engine.mounts)]
+    mounts = [
+        bind(engine.artifact, MODEL_IN_CONTAINER),
+        bind("./health.sh", HEALTH_INSIDE),
+        *(bind(here, there) for here, there in engine.mounts),
+    ]
     for number, (path, text) in enumerate(launch.files.items()):
         kept = f"engine/files/{number}-{path.rpartition('/')[2]}"
         made[kept] = File(text=text)
@@ -158,7 +162,11 @@ def own_gpus(deployment: Deployment, number: int) -> dict[str, Any]:
 
 def gpu_words(deployment: Deployment) -> list[str]:
     gpus = deployment.engine.gpus * deployment.replicas
-    return [f"{deployment.replicas} replicas of {deployment.engine.gpus} GPU(s): this machine needs {gpus}."] if gpus else []
+    return (
+        [f"{deployment.replicas} replicas of {deployment.engine.gpus} GPU(s): this machine needs {gpus}."]
+        if gpus
+        else []
+    )
 
 
 def gateway(deployment: Deployment, made: dict[str, File]) -> dict[str, Any]:
@@ -168,7 +176,10 @@ def gateway(deployment: Deployment, made: dict[str, File]) -> dict[str, Any]:
     upstreams = [f"litellm:{LITELLM_PORT}"] if through else addresses(deployment)
     made["nginx/nginx.conf"] = File(
         text=nginx_conf(
-            deployment, upstreams=upstreams, listen=f"0.0.0.0:{GATEWAY_INSIDE}", certificate=(CERTIFICATE, CERTIFICATE_KEY)
+            deployment,
+            upstreams=upstreams,
+            listen=f"0.0.0.0:{GATEWAY_INSIDE}",
+            certificate=(CERTIFICATE, CERTIFICATE_KEY),
         )
     )
     volumes = [bind("./nginx/nginx.conf", "/etc/nginx/nginx.conf")]
@@ -189,7 +200,13 @@ def gateway(deployment: Deployment, made: dict[str, File]) -> dict[str, Any]:
             "networks": ["edge", "proxy" if through else "engines", *(["monitoring"] if wishes.monitoring else [])],
             # It looks names up when it starts, so it starts after them, and again when compose makes one of them anew.
             "depends_on": {name: {"condition": "service_started", "restart": True} for name in before},
-            "healthcheck": {"test": ["CMD", *ask], "interval": "10s", "timeout": "5s", "retries": 3, "start_period": "10s"},
+            "healthcheck": {
+                "test": ["CMD", *ask],
+                "interval": "10s",
+                "timeout": "5s",
+                "retries": 3,
+                "start_period": "10s",
+            },
         }
     }
 

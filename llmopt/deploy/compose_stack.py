@@ -127,7 +127,15 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
     scheme = "https" if deployment.wishes.tls else "http"
     made["canary/Dockerfile"] = File(text=render("canary.Dockerfile", version=deployment.llmopt_version))
     environment = {"HOME": "/tmp"}
-    words = ["llmopt", "watch", "/deployment", "--url", f"{scheme}://gateway:8080/v1", "--tokenizer", MODEL_IN_CONTAINER]
+    words = [
+        "llmopt",
+        "watch",
+        "/deployment",
+        "--url",
+        f"{scheme}://gateway:8080/v1",
+        "--tokenizer",
+        MODEL_IN_CONTAINER,
+    ]
     if deployment.wishes.gateway == "litellm":
         environment["OPENAI_API_KEY"] = "${LITELLM_MASTER_KEY:?set it in .env}"
     return {
@@ -235,7 +243,9 @@ def gpu_exporter() -> dict[str, Any]:
         "cap_add": ["SYS_ADMIN"],
         "tmpfs": ["/tmp:mode=1777", "/run:mode=1777"],
         "networks": ["monitoring"],
-        "deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]}}},
+        "deploy": {
+            "resources": {"reservations": {"devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]}}
+        },
     }
 
 

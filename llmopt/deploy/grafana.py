@@ -51,7 +51,12 @@ def expressions(deployment: Deployment) -> list[str]:
 def panels(deployment: Deployment) -> list[Panel]:
     """Those of which this engine exports at least one line."""
     asked = queries(deployment)
-    made = [*overview(deployment, asked), *latencies(deployment, asked), *engine(deployment, asked), *gpu(deployment, asked)]
+    made = [
+        *overview(deployment, asked),
+        *latencies(deployment, asked),
+        *engine(deployment, asked),
+        *gpu(deployment, asked),
+    ]
     return [panel for panel in made if panel.lines]
 
 
@@ -129,9 +134,7 @@ def gpu(deployment: Deployment, asked: Queries) -> Iterator[Panel]:
     yield Panel(
         title="GPU temperature", unit="celsius", lines={"GPU {{gpu}}": asked.series("DCGM_FI_DEV_GPU_TEMP", "gpu")}
     )
-    yield Panel(
-        title="GPU use", unit="percent", lines={"GPU {{gpu}}": asked.series("DCGM_FI_DEV_GPU_UTIL", "gpu")}
-    )
+    yield Panel(title="GPU use", unit="percent", lines={"GPU {{gpu}}": asked.series("DCGM_FI_DEV_GPU_UTIL", "gpu")})
 
 
 def there(lines: dict[str, str | None]) -> dict[str, str]:

@@ -128,9 +128,7 @@ class Queries:
         count = f"sum(rate({self.series(f'{found}_count')}[]))"
         within = f"sum(rate({self.series(f'{found}_bucket', le_re=le(bound))}[]))"
         exact = "" if math.isclose(bound, slo.bound) else f", the nearest bound to {slo.bound:g} s"
-        return Missed(
-            bad=f"({count} - {within})", total=count, source=f"requests above {bound:g} s in {found}{exact}"
-        )
+        return Missed(bad=f"({count} - {within})", total=count, source=f"requests above {bound:g} s in {found}{exact}")
 
     def nearest_bound(self, slo: Slo) -> float | None:
         """The bound of a bucket of the engine that is at most a quarter away from the SLO's."""

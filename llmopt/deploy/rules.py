@@ -14,7 +14,12 @@ from llmopt.deploy.queries import MIB, PROBE_TIMES, Queries, queries, slo_label
 
 # The multi-window, multi-burn-rate alerts of Google's SRE workbook (chapter 5) for a budget of 30 days: burn rate, long and
 # short window, who is called.  14.4 takes 2 % of the budget in its hour, 6 takes 5 % in its six, 3 and 1 take 10 %.
-BURNS = ((14.4, "1h", "5m", "page"), (6.0, "6h", "30m", "page"), (3.0, "1d", "2h", "ticket"), (1.0, "3d", "6h", "ticket"))
+BURNS = (
+    (14.4, "1h", "5m", "page"),
+    (6.0, "6h", "30m", "page"),
+    (3.0, "1d", "2h", "ticket"),
+    (1.0, "3d", "6h", "ticket"),
+)
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 # A wide budget (half of all requests, at p50) cannot burn 14 times as fast as it should: nine misses of ten is the most
 # that is waited for.
