@@ -123,17 +123,20 @@ def words_of_a_loss(evidence: Evidence, wishes: Wishes, replicas: int, each: flo
     left = each * (replicas - 1)
     load = wishes.load_rps if wishes.load_rps is not None else each * replicas
     asked = "the load" if wishes.load_rps is not None else "all that they do together"
-    yield f"one lost: {rps(left)} requests/s are left (calculated: {replicas - 1} × {rps(each)})"
+    kept = [slo.text for slo in evidence.slos if slo.measured is not None and slo.measured <= slo.bound]
+    promise = f", where {' and '.join(kept)} {'was' if len(kept) == 1 else 'were'} measured to hold" if kept else ""
+    yield f"one lost: {rps(left)} requests/s are left (calculated: {replicas - 1} × {rps(each)}){promise}"
     share = load / (replicas - 1)
-    for slo in evidence.slos:
-        yield f"one lost at {asked} ({rps(load)} requests/s, {rps(share)} a replica): {kept_at(slo, evidence, share)}"
+    where = f"one lost at {asked} ({rps(load)} requests/s, {rps(share)} a replica)"
+    for words in dict.fromkeys(kept_at(slo, evidence, share) for slo in evidence.slos):
+        yield f"{where}: {words}"
 
 
 def kept_at(slo: Slo, evidence: Evidence, share: float) -> str:
     """Whether an SLO holds at so many requests per second a replica, in words."""
     read = at_rate(evidence, slo, share)
     if read.value is None:
-        return f"whether {slo.text} holds is unknown: {read.how}"
+        return f"whether the SLOs hold is unknown: {read.how}"
     unit = METRICS[slo.metric].unit
     holds = "holds" if read.value <= slo.bound else "is missed"
     return f"{slo.text} {holds}: {show(read.value, unit)} ({read.how})"

@@ -35,11 +35,11 @@ class FileOf:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Files outside what is written, as the programs name them; nginx looks for the log from its own folder on, and for a
-    certificate beside its configuration.
+    """Files outside what is written, as the programs name them; the log of requests lies in nginx's own folder, and a
+    certificate is looked for beside its configuration.
     """
 
-    access_log: str = "../../logs/access.log"
+    access_log: str = "access.log"
     certificate: tuple[str, str] = ("certs/tls.crt", "certs/tls.key")
     webhook_file: str = "run/alert_webhook_url"
 
@@ -204,7 +204,7 @@ def monitoring_documents(deployment: Deployment, ports: Ports, places: Places) -
         "prometheus.yml": File(text=yaml_text(config)),
         "rules.yml": File(text=yaml_text(rules(deployment))),
         "alertmanager.yml": File(text=yaml_text(alertmanager_config(deployment, webhook_file=places.webhook_file))),
-        "grafana-dashboard.json": File(text=json_text(dashboard(deployment))),
+        "grafana/llmopt.json": File(text=json_text(dashboard(deployment))),
     }
 
 
@@ -213,9 +213,9 @@ def completion(deployment: Deployment) -> str:
     return json_text({"model": deployment.engine.model, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
 
 
-def settings(deployment: Deployment) -> str:
-    """``.env.example``: what is a secret, or of this place alone; values are left empty."""
-    lines = ["# Copy to .env, which is read by run.sh and kept out of everything that llmopt writes."]
+def settings(deployment: Deployment, place: str = ".env, which run.sh reads,") -> str:
+    """What is a secret, or of this place alone; values are left empty."""
+    lines = [f"# Copy to {place} and fill in; llmopt neither writes nor reads it."]
     if deployment.wishes.gateway == "litellm":
         lines += ["# The key that clients of the gateway show, at least 20 random characters.", "LITELLM_MASTER_KEY="]
     if deployment.wishes.monitoring:

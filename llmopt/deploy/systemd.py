@@ -27,6 +27,9 @@ def files(deployment: Deployment) -> Mapping[str, File]:
     read = {
         "completion.json": File(text=shell.completion(deployment)),
         "wait-ready.sh": File(text=render("wait-ready.sh"), executable=True),
+        "settings.env.example": File(
+            text=shell.settings(deployment, f"{settings(deployment)}, which root alone may read,")
+        ),
         **shell.documents(deployment, ports, places(deployment)),
     }
     units = dict(units_of(deployment, ports))
@@ -85,7 +88,7 @@ def engine_unit(deployment: Deployment) -> str:
         "engine.service",
         title=deployment.evidence.label,
         description=deployment.evidence.label,
-        name=unit_name(deployment),
+        unit=unit_name(deployment),
         user=user(deployment),
         folder=folder(deployment),
         cache=unit_name(deployment),
@@ -172,14 +175,15 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
     return render(
         "install.sh",
         title=deployment.evidence.label,
-        name=name,
+        unit=name,
         user=user(deployment),
         folder=folder(deployment),
         settings=settings(deployment),
         units=units,
         instances=instances,
-        files=read,
+        files=[*(path for path in read if not path.endswith(".example")), "README.md", "deployment.json"],
         places=[place for place in (program, deployment.engine.artifact) if place],
+        optional=[(p.words[0], f"{name}-{p.name}.service") for p in shell.programs_of(deployment, ports) if p.optional],
         tools=["systemctl", "runuser", *shell.tools(deployment)[1:]],
         gpus=[(port, ",".join(str(n * gpus + i) for i in range(gpus))) for n, port in enumerate(ports.engines)]
         if gpus

@@ -58,7 +58,12 @@ def shell_word(value: Any) -> str:
 
 def systemd_word(value: Any) -> str:
     """One word of ``ExecStart=`` or ``Environment=``, quoted."""
-    return '"' + "".join(OF_SYSTEMD.get(c, c) for c in without_nul(str(value))) + '"'
+    return '"' + "".join(OF_SYSTEMD.get(c) or unseen(c) for c in without_nul(str(value))) + '"'
+
+
+def unseen(character: str) -> str:
+    """A control character as systemd's ``\\x01``; every other as it is."""
+    return f"\\x{ord(character):02x}" if character < " " or character == "\x7f" else character
 
 
 def systemd_text(value: Any) -> str:

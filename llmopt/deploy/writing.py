@@ -148,7 +148,7 @@ def write(
             whole = {**document, "files": {path: digest(every[path].text.encode()) for path in sorted(every)}}
             put(staged, DOCUMENT, File(text=json_text(whole)))
             with disk_errors(folder):
-                swap(staged, folder, former, every)
+                swap(staged, folder, former, every, tells=frozenset(more))
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return whole
@@ -170,13 +170,18 @@ def put(staged: Path, path: str, file: File) -> None:
     (staged / path).chmod(0o755 if file.executable else 0o644)
 
 
-def swap(staged: Path, folder: Path, former: Former | None, files: Mapping[str, File]) -> None:
-    """First what was there is kept, then every file takes its place, the document last: whatever cuts this short, all of it is there."""
+def swap(
+    staged: Path, folder: Path, former: Former | None, files: Mapping[str, File], *, tells: frozenset[str]
+) -> None:
+    """First what was there is kept, then every file takes its place, the document last: whatever cuts this short, all of it is there.
+
+    ``tells``: files that only tell of the others; where nothing but they change, ``previous/`` stays what it was.
+    """
     staged.chmod(0o755)
     if not folder.exists():
         staged.rename(folder)
         return
-    if former is not None:
+    if former is not None and not alike(former, files, tells):
         keep_previous(staged, folder, former)
     for path in sorted(files):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +192,13 @@ def swap(staged: Path, folder: Path, former: Former | None, files: Mapping[str, 
             (folder / path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty: something of somebody else's lies beside it
                 (folder / path).parent.rmdir()
+
+
+def alike(former: Former, files: Mapping[str, File], tells: frozenset[str]) -> bool:
+    core = {path: file for path, file in files.items() if path not in tells}
+    return set(former.files) - tells == set(core) and all(
+        former.files[path] == digest(file.text.encode()) for path, file in core.items()
+    )
 
 
 def keep_previous(staged: Path, folder: Path, former: Former) -> None:

@@ -22,10 +22,10 @@ from llmopt.core.store import read_run
 from llmopt.core.units import bound_that_holds
 from llmopt.deploy.plan import Evidence, Figure, Slo
 from llmopt.pipeline import ranking
+from llmopt.pipeline.remembered import STATE
 from llmopt.recommend.constraints import make_goal
 from llmopt.report.saved import saved_document
 
-TUNE_STATE = "tune.json"
 OF_SLOS = ("ttft", "tpot")  # what twice the measured is promised of where nobody gave an SLO
 PERCENTILES = ("p95", "p90", "p50")  # the highest of which there were samples enough
 SLACK = 2.0
@@ -66,7 +66,7 @@ def read_source(text: str, asked: Asked) -> Chosen:
     if path.is_dir():
         results = (
             path / "results"
-            if (path / TUNE_STATE).exists() or (not has_records(path) and (path / "results").is_dir())
+            if (path / STATE).exists() or (not has_records(path) and (path / "results").is_dir())
             else path
         )
         return of_runs(text, read_store(results).table, asked, results)
@@ -286,10 +286,13 @@ def split(name: str) -> tuple[str | None, str | None]:
 
 
 def slos_of(chosen: Chosen, asked: Asked) -> tuple[Slo, ...]:
-    """Those that were asked for now, else the goal's limits on latencies, else twice what was measured."""
-    limits = [parse_limit(text) for text in asked.slos] if asked.slos else chosen.limits
-    found = tuple(slo for limit in limits if not limit.default and (slo := slo_of(limit, chosen.row["metrics"])))
-    return found or ours(chosen.row["metrics"])
+    """Those that were asked for now, else the goal's limits on latencies, else those that its runs were judged by, else ours."""
+    metrics = chosen.row["metrics"]
+    judged = [parse_limit(text, bare_distribution=True) for text in chosen.workload.get("slos") or ()]
+    for limits in ([parse_limit(text) for text in asked.slos], chosen.limits, judged):
+        if found := tuple(slo for limit in limits if not limit.default and (slo := slo_of(limit, metrics))):
+            return found
+    return ours(metrics)
 
 
 def slo_of(limit: Limit, metrics: dict[str, Any]) -> Slo | None:

@@ -207,20 +207,19 @@ def deploy(request: Request, report: Reporter) -> dict[str, Any]:
     files = files_of(made)
     former = former_of(request.out)
     before = former.document if former else {}
-    known = {"boot": before.get("boot") or {}, "checks": before.get("checks") or ()}
-    same = {**files, **told(files, document_of(made, **known))}
+    boot, checks = before.get("boot") or {}, before.get("checks") or ()
+    same = {**files, **told(files, document_of(made, boot=boot, checks=checks))}
     require_unedited(request.out.resolve(), former, same)
-    if (
-        former
-        and is_unchanged(request.out, former, same)
-        and (known["boot"].get("status") == "booted" or not request.boot)
-    ):
+    unchanged = is_unchanged(request.out, former, same)
+    if not (unchanged and (boot.get("status") == "booted" or not request.boot)):
+        tried = smoke_boot(made, report) if request.boot else {"status": "skipped", "why": "--no-boot"}
+        unchanged = unchanged and tried == boot
+        boot = tried
+    if unchanged:
         return {**before, "folder": str(request.out), "status": "unchanged"}
-    boot = smoke_boot(made, report) if request.boot else {"status": "skipped", "why": "--no-boot"}
 
     def complete(staged: Path) -> tuple[dict[str, File], dict[str, Any]]:
-        checks = checked(staged, request)
-        document = document_of(made, boot=boot, checks=checks)
+        document = document_of(made, boot=boot, checks=checked(staged, request))
         return told(files, document), document | {"created_at": now()}
 
     written = write(request.out, files, complete)

@@ -11,10 +11,12 @@ from rich.console import Console
 
 from llmopt.core.escaping import markdown_text, one_line
 from llmopt.core.metrics import METRICS, parse_metric
+from llmopt.core.run_record import QUALITY
 from llmopt.core.units import show
 from llmopt.report.table import hardware_words, workload_line
 from llmopt.report.terminal import print_lines, say, stdout_console
 
+WITHOUT_LOAD = ("load_s", *QUALITY)
 # What a file of the folder is for, by its name or the folder that it is in.
 PURPOSES = {
     "README.md": "this page",
@@ -76,7 +78,8 @@ def why(document: Mapping[str, Any]) -> Iterator[str]:
         f" at {markdown_text(document['load'])} ({markdown_text(workload_line(document['workload']))}); verdict {document['verdict']}."
     )
     yield ""
-    yield from (f"- {markdown_text(reason)}" for reason in document["reasons"])
+    # Doubts have a part of their own.
+    yield from (f"- {markdown_text(reason)}" for reason in document["reasons"] if not reason.startswith("doubt: "))
     if document["ties"]:
         yield f"- it ties with {markdown_text(', '.join(document['ties']))}: the measurements do not tell them apart"
     yield ""
@@ -92,10 +95,10 @@ def figures(document: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "| figure | value | 95 % interval | evidence |"
     yield "|---|---:|---|---|"
-    at = markdown_text(document["load"])
+    at = f" at {markdown_text(document['load'])}"
     for name, figure in document["figures"].items():
-        value = amount(name, figure["value"])
-        yield f"| {name} | {value} | {interval(name, figure)} | {figure['evidence']} at {at} |"
+        value, where = amount(name, figure["value"]), "" if name in WITHOUT_LOAD else at
+        yield f"| {name} | {value} | {interval(name, figure)} | {figure['evidence']}{where} |"
     if (peak := document["peak_memory_bytes"]) is not None:
         limit = show(document["memory_limit_bytes"], "bytes")
         yield f"| memory limit of a replica | {limit} |  | a quarter and 256 MiB above the measured peak of {show(peak, 'bytes')} |"

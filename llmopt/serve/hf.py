@@ -109,7 +109,9 @@ def facts(lines: Sequence[str]) -> EngineFacts:
 SHIMS = ("hf_server.py", "hf_engine.py", "hf_counters.py", "hf_memory.py", "hf_news.py", "hf_static.py")
 IMAGE = Recipe(
     template="hf.Dockerfile",
-    packages=("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "starlette", "uvicorn", "jinja2"),
+    packages=(
+        "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "starlette", "uvicorn", "jinja2",
+    ),
     of_format={
         "compressed-tensors": ("compressed-tensors",),
         "bitsandbytes": ("bitsandbytes",),
@@ -118,7 +120,7 @@ IMAGE = Recipe(
         "auto-round": ("auto-round",),
     },
     files={name: SERVER.with_name(name) for name in SHIMS},
-)
+)  # fmt: skip
 HISTOGRAMS = ("time_to_first_token", "inter_token_latency", "request_queue_time", "request_prefill_time", "request_decode_time",
               "e2e_request_latency")  # fmt: skip
 

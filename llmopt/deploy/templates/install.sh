@@ -5,9 +5,9 @@
 #   2. copies this folder's files to {{ folder | line }} (root's, readable)
 #   3. copies the units to /etc/systemd/system
 {% if gpus %}
-#   4. gives each replica GPUs of its own: /etc/{{ name }}/PORT.env
+#      and gives each replica GPUs of its own: /etc/{{ unit }}/PORT.env
 {% endif %}
-#   5. enables and starts {{ name }}.target
+#   4. enables and starts {{ unit }}.target
 #
 # ./install.sh --dry-run prints the commands instead;  ./install.sh --remove takes all of it away but {{ settings }}.
 set -eu
@@ -23,23 +23,30 @@ if [ -z "$DO" ] && [ "$(id -u)" -ne 0 ]; then
   exit 1
 fi
 
+# What is secret, or of this place alone: {{ settings }}, as in settings.env.example; it is never touched here.
 FOLDER={{ folder | sh }}
 UNITS={{ units | join(" ") | sh }}
 INSTANCES={{ instances | join(" ") | sh }}
 
 if [ "${1:-}" = --remove ]; then
-  systemctl disable --now {{ name }}.target $INSTANCES || true
-  for unit in $UNITS; do rm -f "/etc/systemd/system/$unit"; done
+  systemctl disable --now {{ unit }}.target $INSTANCES || true
+  for file in $UNITS; do rm -f "/etc/systemd/system/$file"; done
   systemctl daemon-reload
   rm -rf "$FOLDER"
   exit
 fi
 
+{% for tool, service in optional %}
+command -v {{ tool | sh }} >/dev/null || {
+  echo "{{ service }} is left out: {{ tool }} is not on the PATH" >&2
+  INSTANCES=$(printf '%s\n' $INSTANCES | grep -vx {{ service | sh }} | tr '\n' ' ')
+}
+{% endfor %}
 for tool in {% for tool in tools %}{{ tool | sh }} {% endfor %}; do
   command -v "$tool" >/dev/null || { echo "error: $tool is not on the PATH" >&2; [ -n "$DO" ] || exit 1; }
 done
 id {{ user }} >/dev/null 2>&1 || $DO useradd --system --no-create-home --shell /usr/sbin/nologin {{ user }}
-$DO install -d -m 0755 "$FOLDER" /etc/{{ name }}
+$DO install -d -m 0755 "$FOLDER" /etc/{{ unit }}
 for path in {% for path in files %}{{ path | sh }} {% endfor %}; do
   case $path in */*) $DO install -d -m 0755 "$FOLDER/$(dirname -- "$path")" ;; esac
   $DO install -m 0644 -- "$path" "$FOLDER/$path"
@@ -53,14 +60,14 @@ if [ -z "$DO" ]; then
     }
   done
 fi
-for unit in $UNITS; do $DO install -m 0644 -- "units/$unit" "/etc/systemd/system/$unit"; done
+for file in $UNITS; do $DO install -m 0644 -- "units/$file" "/etc/systemd/system/$file"; done
 {% for number, gpus_of in gpus %}
 {% if loop.first %}
-write_gpus() { printf 'CUDA_VISIBLE_DEVICES=%s\n' "$2" > "/etc/{{ name }}/$1.env"; }
+write_gpus() { printf 'CUDA_VISIBLE_DEVICES=%s\n' "$2" > "/etc/{{ unit }}/$1.env"; }
 {% endif %}
 $DO write_gpus {{ number }} {{ gpus_of | sh }}
 {% endfor %}
 $DO systemctl daemon-reload
-$DO systemctl enable $INSTANCES {{ name }}.target
-$DO systemctl restart $INSTANCES {{ name }}.target
-[ -n "$DO" ] || echo "started: systemctl status '{{ name }}*'; {{ url | line }}"
+$DO systemctl enable $INSTANCES {{ unit }}.target
+$DO systemctl restart $INSTANCES {{ unit }}.target
+[ -n "$DO" ] || echo "started: systemctl status '{{ unit }}*'; {{ url | line }}"

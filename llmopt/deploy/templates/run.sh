@@ -181,6 +181,14 @@ for name in {% for program in optional %}{{ program.name }} {% endfor %}; do
   say "$name is left out: $tool is not on the PATH"
   OTHERS=$(printf '%s\n' $OTHERS | grep -vx "$name" | tr '\n' ' ')
 done
+case " $OTHERS " in
+  *" alertmanager "*)
+    # Before 0.26 it knows no file for the address of a webhook, and ends at once.
+    command -v amtool >/dev/null && ! told=$(amtool check-config alertmanager.yml 2>&1) && {
+      say "alertmanager is left out: it does not take alertmanager.yml: $(printf '%s\n' "$told" | tail -n 1)"
+      OTHERS=$(printf '%s\n' $OTHERS | grep -vx alertmanager | tr '\n' ' ')
+    } ;;
+esac
 alive supervisor && fail "another ./run.sh runs here, as process $(cat run/supervisor.pid)"
 # Each program leads a group of its own, so that all of it can be stopped; where the kernel can be told to, it ends with us.
 GROUP=setsid
