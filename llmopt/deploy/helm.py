@@ -36,8 +36,9 @@ from llmopt.deploy.kubernetes_network import (
     ingress_annotations,
 )
 from llmopt.deploy.kubernetes_objects import GIB, evidence, label_value, quantity
-from llmopt.deploy.kubernetes_scaling import PROMETHEUS, behavior, bounds, query, signal, target
+from llmopt.deploy.kubernetes_scaling import PROMETHEUS, behavior, query, signal, target
 from llmopt.deploy.plan import ENGINE_PORT, Deployment, File
+from llmopt.deploy.scaling import bounds
 
 FOLDER = Path(__file__).parent / "templates" / "helm"
 CHART_VERSION = "0.1.0"

@@ -15,10 +15,10 @@ from typing import Any
 from llmopt.deploy.kubernetes_network import MONITORING_NAMESPACE
 from llmopt.deploy.kubernetes_objects import metadata
 from llmopt.deploy.plan import Deployment
+from llmopt.deploy.scaling import bounds
 
 METRIC = {"gauge": "llmopt_requests_in_flight", "rate": "llmopt_requests_per_second"}
 OF_THE_MEASURED_RATE = 0.8
-AT_MOST = 2  # times the replicas of the plan: a bill that runs away is an incident too
 PROMETHEUS = f"http://prometheus-operated.{MONITORING_NAMESPACE}.svc:9090"
 LONGEST_PERIOD_S = 1800  # that Kubernetes takes
 DOWN_AFTER_S = 300
@@ -54,10 +54,6 @@ def signal(deployment: Deployment) -> Signal | None:
     if "e2e_time" in names and rate:
         return Signal(kind="rate", series=(f"{names['e2e_time']}_count",), per_pod=OF_THE_MEASURED_RATE * rate)
     return None
-
-
-def bounds(deployment: Deployment) -> tuple[int, int]:
-    return deployment.replicas, AT_MOST * deployment.replicas
 
 
 def behavior(deployment: Deployment) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from llmopt.pipeline.measuring import version_of
 from llmopt.serve import FILES_IN_CONTAINER, Backend, LaunchContext, Recipe
 from llmopt.serve.container import EVERY_ADDRESS, carried
 from llmopt.serve.options import require_known
+from llmopt.serve.vllm_arguments import whole_arguments
 
 BLOTTED = "***"  # in the place of a secret that a record does not hold
 SHM = re.compile(r"(\d+)g")
 GIB = 1 << 30
+EMBEDDED = ("vllm", "rayserve")  # what Ray Serve LLM runs inside itself
 # Of vLLM on processors: a container gets its cores from whoever runs it, and the numbers of those that measured are others'.
 THREADS_ELSEWHERE = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -189,6 +191,7 @@ def engine_of(subject: Subject, *, folder: Path, gpus_of_machine: int) -> tuple[
         max_num_seqs=subject.options.max_num_seqs,
         max_model_len=subject.options.max_model_len,
         mounts=mounts,
+        arguments=whole_arguments(subject.options) if backend.name in EMBEDDED else None,
     )
     return engine, doubts
 

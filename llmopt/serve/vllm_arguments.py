@@ -37,3 +37,11 @@ def engine_arguments(options: ServeOptions) -> dict[str, Any]:
     if options.limit_mm_per_prompt:
         found["limit_mm_per_prompt"] = json.loads(limit_images(options.limit_mm_per_prompt)[1])
     return found
+
+
+def whole_arguments(options: ServeOptions) -> dict[str, Any] | None:
+    """The same, or ``None`` where some of what was asked for is a word of the command line alone. Raises UsageError.
+
+    Threads are in the environment, wherever the engine runs.
+    """
+    return engine_arguments(options) if options.asked.keys() <= {*FLAGS, "threads"} else None

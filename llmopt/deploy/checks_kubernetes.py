@@ -1,0 +1,106 @@
+"""Manifests and chart, by kubectl, Helm, promtool and Kubernetes' own schemas; ``checks.py`` calls it. No cluster is asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmopt.deploy.checks import Check, Checks, by_program, last, run, skipped
+
+VERSION = "1.34"  # of the schemas; what is written here is older than that, and still there in 1.37
+# Of operators, which bring their own schemas into a cluster.
+OWN_KINDS = ("PrometheusRule", "ServiceMonitor", "ScaledObject")
+Object = dict[str, Any]
+
+
+def check(folder: Path) -> Checks:
+    plain, rendered = list(manifests(folder)), None
+    name = "kubectl kustomize"
+    if not shutil.which("kubectl"):
+        yield skipped(name, "kubectl is not here")
+    else:
+        end, told = run(["kubectl", "kustomize", "."], folder=folder)
+        yield Check(name=name, status="failed" if end else "passed", why=last(told) if end else "")
+        plain = plain if end else list(yaml.safe_load_all(told))
+    yield from schemas("manifests", plain)
+    yield from rules(plain)
+    name = "helm template chart"
+    try:
+        rendered = helm_template(folder, plain)
+    except RuntimeError as error:
+        yield Check(name=name, status="failed", why=last(str(error)))
+    if rendered is not None:
+        yield Check(name=name, status="passed", why=f"{len(rendered)} objects")
+        yield from schemas("chart", rendered)
+    elif not shutil.which("helm") and importlib.util.find_spec("helm_python") is None:
+        yield skipped(name, "neither helm nor the package helm-python-sdk is here")
+
+
+def manifests(folder: Path) -> Iterator[Object]:
+    for path in (*sorted(folder.glob("manifests/*.yaml")), *sorted(folder.glob("components/*/*.yaml"))):
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "kind" in found and found["kind"] not in ("Kustomization", "Component"):
+            yield found
+
+
+def schemas(what: str, objects: list[Object]) -> Checks:
+    """Strictly: a field that Kubernetes does not know is an error, which an API server would pass over in silence."""
+    name = f"schemas of Kubernetes {VERSION}: {what}"
+    unknown = sorted({o["kind"] for o in objects} & set(OWN_KINDS))
+    if unknown:
+        yield skipped(f"schemas of operators: {what}", f"Kubernetes has none of {', '.join(unknown)}")
+    if importlib.util.find_spec("kubernetes_validate") is None:
+        yield skipped(name, "the package kubernetes-validate is not here (pip install kubernetes-validate)")
+        return
+    import kubernetes_validate
+
+    faults = []
+    for found in objects:
+        if found["kind"] in OWN_KINDS:
+            continue
+        try:
+            kubernetes_validate.validate(found, VERSION, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            where = ".".join(map(str, error.absolute_path))
+            faults.append(f"{found['kind']} {found['metadata']['name']}: {where}: {error.message}")
+        except kubernetes_validate.SchemaNotFoundError as error:
+            faults.append(error.message)
+    yield Check(name=name, status="failed" if faults else "passed", why="; ".join(faults)[:500])
+
+
+def rules(objects: list[Object]) -> Checks:
+    for found in objects:
+        if found["kind"] == "PrometheusRule":
+            with tempfile.TemporaryDirectory(prefix="llmopt-rules-") as scratch:
+                (Path(scratch) / "rules.yml").write_text(json.dumps(found["spec"]), encoding="utf-8")
+                yield by_program(
+                    "promtool check rules PrometheusRule", ["promtool", "check", "rules", "rules.yml"], folder=scratch
+                )
+
+
+def helm_template(folder: Path, plain: list[Object]) -> list[Object] | None:
+    """What the chart renders; ``None`` where nothing here can. Raises RuntimeError with Helm's words."""
+    name = next((o["metadata"]["name"] for o in plain if o["kind"] == "Namespace"), "release")
+    if shutil.which("helm"):
+        end, told = run(["helm", "template", name, "chart", "--namespace", name], folder=folder)
+        if end:
+            raise RuntimeError(told)
+        texts = [told]
+    elif importlib.util.find_spec("helm_python") is not None:
+        import helm_python
+
+        try:
+            made = helm_python.Chart.load(str(folder / "chart")).render(name=name, namespace=name)
+        except helm_python.HelmError as error:
+            raise RuntimeError(str(error)) from error
+        texts = [text for path, text in made.items() if not path.endswith("NOTES.txt")]
+    else:
+        return None
+    return [found for text in texts for found in yaml.safe_load_all(text) if found]
