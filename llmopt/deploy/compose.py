@@ -184,7 +184,7 @@ def gateway(deployment: Deployment, made: dict[str, File]) -> dict[str, Any]:
     )
     volumes = [bind("./nginx/nginx.conf", "/etc/nginx/nginx.conf")]
     if wishes.tls:
-        volumes.append(bind("${TLS_FOLDER:?set it in .env}", CERTIFICATE.rpartition("/")[0]))
+        volumes.append(bind("${TLS_FOLDER:?set it in .env}", CERTIFICATE.rpartition("/")[0], variable=True))
     scheme = "https" if wishes.tls else "http"
     ask = ["wget", "-q", "-O", "/dev/null", "--no-check-certificate", f"{scheme}://127.0.0.1:{GATEWAY_INSIDE}/healthz"]
     before = ["litellm"] if through else [replica(number) for number in range(deployment.replicas)]

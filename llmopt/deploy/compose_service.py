@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmopt.deploy.templates import without_nul
+
 
 def published(inside: int, port: int, *, everywhere: bool = False) -> dict[str, Any]:
     return {
@@ -27,9 +29,12 @@ def hardened() -> dict[str, Any]:
     }
 
 
-def bind(here: str, there: str) -> dict[str, Any]:
-    """Read-only; a path that is not there is an error, and not a folder that Docker makes as root."""
-    source = here if here.startswith("${") else escaped(here)
+def bind(here: str, there: str, *, variable: bool = False) -> dict[str, Any]:
+    """Read-only; a path that is not there is an error, and not a folder that Docker makes as root.
+
+    ``variable``: ``here`` is one of ``.env``, to be put in by compose.
+    """
+    source = here if variable else escaped(here)
     return {
         "type": "bind",
         "source": source,
@@ -41,4 +46,4 @@ def bind(here: str, there: str) -> dict[str, Any]:
 
 def escaped(text: str) -> str:
     """As compose reads it: ``$`` begins the name of a variable, ``$$`` is one ``$``."""
-    return text.replace("$", "$$")
+    return without_nul(text).replace("$", "$$")

@@ -1,0 +1,298 @@
+"""What is written is what the real programs read, and do: nginx, promtool, amtool."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from llmopt.deploy.alertmanager import alertmanager_config
+from llmopt.deploy.checks import Check, check
+from llmopt.deploy.compose import files
+from llmopt.deploy.documents import yaml_text
+from llmopt.deploy.plan import Slo
+from llmopt.deploy.rules import rules
+from llmopt.serve import scripted
+from llmopt.serve.process import DIRECT, HOST, free_port
+from tests.programs import Answer, ask, gateway, require
+from tests.unit.deploy.make import deployment
+
+STREAM = {"model": "scripted?ttft_ms=20&tpot_ms=50", "prompt": "x", "max_tokens": 8, "stream": True}
+SHORT = {"model": "scripted?ttft_ms=1&tpot_ms=1", "prompt": "x", "max_tokens": 2}
+EVERYTHING = {"gateway": "litellm", "cache": "redis", "monitoring": True, "tls": True, "domain": "llm.example.org"}
+
+
+def host_port(base_url: str) -> str:
+    return urlsplit(base_url).netloc
+
+
+def completions(url: str, body: dict[str, Any], **more: Any) -> Answer:
+    return ask(f"{url}/v1/completions", body, **more)
+
+
+def one(checks: list[Check], begins: str) -> Check:
+    (found,) = [c for c in checks if c.name.startswith(begins)]
+    if found.status == "skipped":
+        pytest.skip(found.why)
+    return found
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
+    """Of everything that compose can be asked for."""
+    folder = tmp_path_factory.mktemp("compose")
+    for path, file in files(deployment(wishes=EVERYTHING)).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(file.text)
+    return check(folder, "compose")
+
+
+@pytest.mark.parametrize(
+    "program", ["nginx -t", "promtool check config", "promtool check rules", "queries of", "amtool", "compose spec", "sh -n"]
+)
+def test_real_programs_take_what_is_written(checked: list[Check], program: str) -> None:
+    found = one(checked, program)
+    assert found.status == "passed", found.why
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nginx.conf", "events {}\nhttp { server { listen 127.0.0.1:1; no_such_directive on; } }\n"),
+        ("rules.yml", "groups: [{name: a, rules: [{record: b, expr: 'sum('}]}]\n"),
+        ("prometheus.yml", "global: {scrape_interval: soon}\n"),
+        ("alertmanager.yml", "route: {receiver: nobody}\n"),
+        ("llmopt.json", json.dumps({"panels": [{"targets": [{"expr": "rate(x[5m]"}]}]})),
+    ],
+)
+def test_what_a_program_would_refuse_fails(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    (found,) = check(tmp_path, "compose")
+    if found.status == "skipped":
+        pytest.skip(found.why)
+    assert found.status == "failed"
+    assert found.why
+
+
+# nginx ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with scripted.running() as url:
+        yield url
+
+
+def test_chunks_of_a_stream_arrive_one_by_one(tmp_path: Path, server: str) -> None:
+    with gateway(tmp_path, deployment(), [host_port(server)]) as url:
+        answer = completions(url, STREAM)
+    assert answer.status == 200
+    # Seven pauses of 50 ms between eight tokens: held back, they would come in a read or two at the end.
+    assert len(answer.arrived_s) >= 8
+    assert answer.arrived_s[-1] > 0.3
+
+
+def test_a_dead_replica_costs_nobody_an_answer(tmp_path: Path, server: str) -> None:
+    dead = f"{HOST}:{free_port(None)}"
+    with gateway(tmp_path, deployment(), [dead, host_port(server)]) as url:
+        assert {completions(url, SHORT).status for _ in range(10)} == {200}
+
+
+def test_a_replica_that_hangs_up_without_an_answer_is_asked_again_elsewhere(tmp_path: Path, server: str) -> None:
+    with listening(lambda connection: connection.recv(65536)) as (bad, asked):
+        with gateway(tmp_path, deployment(), [bad, host_port(server)]) as url:
+            assert {completions(url, SHORT).status for _ in range(4)} == {200}
+        assert asked
+
+
+def test_a_slow_answer_is_not_asked_for_twice(tmp_path: Path) -> None:
+    def quick(text: str) -> str:
+        text = re.sub(r"proxy_read_timeout \d\d+s", "proxy_read_timeout 2s", text)
+        return re.sub(r"proxy_next_upstream_timeout \d+s", "proxy_next_upstream_timeout 1s", text)
+
+    waited = threading.Event()
+    with (
+        listening(lambda connection: waited.wait(20)) as (one, first),
+        listening(lambda connection: waited.wait(20)) as (two, second),
+        gateway(tmp_path, deployment(), [one, two], edit=quick) as url,
+    ):
+        assert completions(url, SHORT).status == 504
+        waited.set()
+        assert len(first) + len(second) == 1
+
+
+def test_a_client_that_asks_too_much_is_told_when_to_come_back(tmp_path: Path, server: str) -> None:
+    few = {"rate_limit_rps": 1.0}
+    with gateway(tmp_path, deployment(wishes=few, evidence={"concurrency": 2}), [host_port(server)]) as url:
+        answers = [completions(url, SHORT) for _ in range(6)]
+    assert [a.status for a in answers].count(200) == 3  # one, and a burst of two
+    assert answers[-1].status == 429
+    assert answers[-1].headers["Retry-After"] == "1"
+    assert json.loads(answers[-1].body)["error"]["type"] == "rate_limit_error"
+
+
+def test_a_body_beyond_the_limit_is_refused(tmp_path: Path, server: str) -> None:
+    with gateway(tmp_path, deployment(wishes={"max_body_bytes": 1000}), [host_port(server)]) as url:
+        assert completions(url, SHORT | {"prompt": "x" * 2000}).status == 413
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/scripted/log", "/", "/v1"])
+def test_only_the_api_is_reached_from_outside(tmp_path: Path, server: str, path: str) -> None:
+    with gateway(tmp_path, deployment(), [host_port(server)]) as url:
+        assert ask(url + path, {}).status == 404
+
+
+def test_ready_is_what_an_engine_says(tmp_path: Path) -> None:
+    with gateway(tmp_path, deployment(), [f"{HOST}:{free_port(None)}"]) as url:
+        assert ask(f"{url}/readyz", {}).status == 502
+        assert ask(f"{url}/healthz", {}).status == 200
+
+
+def test_the_log_is_json_with_times_and_without_secrets(tmp_path: Path, server: str) -> None:
+    with gateway(tmp_path, deployment(), [host_port(server)]) as url:
+        completions(url, SHORT | {"prompt": "a secret"}, headers={"Authorization": "Bearer hush"})
+    (line,) = (tmp_path / "access.log").read_text().splitlines()
+    assert json.loads(line)["status"] == "200"
+    assert float(json.loads(line)["header_s"]) >= 0
+    assert "hush" not in line
+    assert "secret" not in line
+
+
+@contextlib.contextmanager
+def listening(serve: Any) -> Iterator[tuple[str, list[int]]]:
+    """A replica that takes requests and closes after ``serve``, and how many it took."""
+    asked: list[int] = []
+    listener = socket.create_server((HOST, 0))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                asked.append(1)
+                with connection:
+                    serve(connection)
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"{HOST}:{listener.getsockname()[1]}", asked
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(20)
+
+
+# Prometheus ----------------------------------------------------------------------------------------------------------
+
+P95 = Slo(text="ttft_p95<500ms", metric="ttft", share=0.95, bound=0.5, measured=0.4)
+CANARY_ONLY = {"metrics_path": None, "gpus": 0}
+NAME = "vllm:time_to_first_token_seconds"
+
+
+def promtool(folder: Path, made: Any, series: dict[str, str], *, at: str, expected: list[dict[str, Any]], name: str) -> None:
+    """``promtool test rules``: whether ``name`` fires at that time, given a sample a minute of each series."""
+    require("promtool")
+    (folder / "rules.yml").write_text(yaml_text(rules(made)))
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": one, "values": values} for one, values in series.items()],
+        "alert_rule_test": [{"eval_time": at, "alertname": name, "exp_alerts": expected}],
+    }
+    (folder / "test.yml").write_text(yaml_text({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [case]}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def labels_of(made: Any, name: str, **which: str) -> dict[str, Any]:
+    """Labels and annotations of a rule whose annotations expand nothing but a number that the test gives."""
+    found = [r for g in rules(made)["groups"] for r in g["rules"] if r.get("alert") == name]
+    (rule,) = [r for r in found if which.items() <= r["labels"].items()]
+    return {"labels": dict(rule["labels"]), "annotations": dict(rule["annotations"])}
+
+
+def with_value(fired: dict[str, Any], text: str) -> dict[str, Any]:
+    said = {k: re.sub(r"\{\{ \$value[^}]*\}\}", text, v) for k, v in fired["annotations"].items()}
+    return {"exp_labels": fired["labels"], "exp_annotations": said}
+
+
+def test_a_budget_that_burns_calls_somebody(tmp_path: Path) -> None:
+    made = deployment(evidence={"slos": (P95,)})
+    # Of 100 requests a minute one in ten is in time.
+    series = {f'{NAME}_count{{job="engine"}}': "0+100x90", f'{NAME}_bucket{{job="engine",le="0.5"}}': "0+10x90"}
+    fired = [labels_of(made, "SloBurn", window=w) for w in ("1h", "6h", "1d", "3d")]
+    promtool(tmp_path, made, series, at="80m", expected=[with_value(f, "90%") for f in fired], name="SloBurn")
+
+
+def test_a_healthy_series_calls_nobody(tmp_path: Path) -> None:
+    made = deployment(evidence={"slos": (P95,)})
+    series = {f'{NAME}_count{{job="engine"}}': "0+100x90", f'{NAME}_bucket{{job="engine",le="0.5"}}': "0+96x90"}
+    promtool(tmp_path, made, series, at="80m", expected=[], name="SloBurn")
+
+
+def test_a_burn_that_is_over_calls_nobody_any_more(tmp_path: Path) -> None:
+    made = deployment(evidence={"slos": (P95,)})
+    counts = {f'{NAME}_count{{job="engine"}}': "0+100x180", f'{NAME}_bucket{{job="engine",le="0.5"}}': "0+10x60 700+100x119"}
+    pages = [labels_of(made, "SloBurn", window=w) for w in ("3d", "1d")]
+    require("promtool")
+    # Half an hour later the short windows are clean, and of the tickets' windows only the six hours still remember.
+    promtool(tmp_path, made, counts, at="110m", expected=[with_value(f, "49.54%") for f in pages], name="SloBurn")
+
+
+def test_the_canary_burns_a_budget_too(tmp_path: Path) -> None:
+    made = deployment(evidence={"slos": (P95,)}, engine=CANARY_ONLY)
+    series = {
+        'llmopt_probe_slo_requests_total{job="canary",slo="ttft_p95"}': "0+4x90",
+        'llmopt_probe_slo_missed_total{job="canary",slo="ttft_p95"}': "0+4x90",
+    }
+    fired = [labels_of(made, "SloBurn", window=w) for w in ("1h", "6h", "1d", "3d")]
+    promtool(tmp_path, made, series, at="80m", expected=[with_value(f, "100%") for f in fired], name="SloBurn")
+
+
+def test_nobody_asking_is_no_burn(tmp_path: Path) -> None:
+    made = deployment(evidence={"slos": (P95,)})
+    series = {f'{NAME}_count{{job="engine"}}': "5x90", f'{NAME}_bucket{{job="engine",le="0.5"}}': "1x90"}
+    promtool(tmp_path, made, series, at="80m", expected=[], name="SloBurn")
+
+
+def test_a_lost_replica_is_told_by_its_name(tmp_path: Path) -> None:
+    made = deployment()
+    fired = labels_of(made, "InstanceDown")
+    alert = {
+        "exp_labels": fired["labels"] | {"instance": "a:1", "job": "engine"},
+        "exp_annotations": fired["annotations"] | {"summary": "a:1 does not answer"},
+    }
+    series = {'up{job="engine",instance="a:1"}': "1x5 0x10", 'up{job="engine",instance="b:1"}': "1x20"}
+    promtool(tmp_path, made, series, at="10m", expected=[alert], name="InstanceDown")
+
+
+@pytest.mark.parametrize(("waiting", "fires"), [(17, True), (16, False)])
+def test_a_queue_longer_than_measured_is_told(tmp_path: Path, waiting: int, fires: bool) -> None:
+    made = deployment()
+    fired = labels_of(made, "QueueGrowing")
+    alert = {
+        "exp_labels": fired["labels"] | {"instance": "a:1", "job": "engine"},
+        "exp_annotations": fired["annotations"] | {"summary": f"{waiting} requests wait at a:1"},
+    }
+    series = {'vllm:num_requests_waiting{job="engine",instance="a:1"}': f"{waiting}x20"}
+    promtool(tmp_path, made, series, at="10m", expected=[alert] if fires else [], name="QueueGrowing")
+
+
+def test_alerts_go_where_the_file_says(tmp_path: Path) -> None:
+    (tmp_path / "alertmanager.yml").write_text(yaml_text(alertmanager_config(deployment())))
+    assert one(check(tmp_path, "compose"), "amtool").status == "passed"
+
+
+def test_the_gateway_is_ready_as_soon_as_one_engine_is(tmp_path: Path, server: str) -> None:
+    with gateway(tmp_path, deployment(), [host_port(server)]) as url, DIRECT.open(f"{url}/readyz", timeout=5) as answer:
+        assert answer.status == 200

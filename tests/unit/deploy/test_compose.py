@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+
+from llmopt.deploy.checks import interpolated, own_sources
+from llmopt.deploy.compose import files, refusal, url
+from llmopt.deploy.plan import Image, Launch
+from tests.unit.deploy import hostile
+from tests.unit.deploy.make import deployment
+
+EVERYTHING = {"gateway": "litellm", "cache": "redis", "monitoring": True}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """As compose sees it once it has put the variables in."""
+    found: dict[str, Any] = interpolated(yaml.safe_load(files(deployment(**changes))["compose.yaml"].text))
+    return found
+
+
+def service(name: str, **changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = document(**changes)["services"][name]
+    return found
+
+
+@given(hostile.words)
+@settings(deadline=None)
+def test_the_command_line_is_the_measured_one(argv: list[str]) -> None:
+    engine = {"inside": Launch(argv=tuple(argv)), "image": Image(name="x:1")}
+    assert service("engine-1", engine=engine)["command"] == argv
+
+
+@given(hostile.word, hostile.word)
+@settings(deadline=None)
+def test_variables_and_the_folder_of_the_model_are_the_measured_ones(value: str, name: str) -> None:
+    engine = {"inside": Launch(argv=("x",), environment={"A": value}), "artifact": f"/srv/{name}"}
+    made = service("engine-1", engine=engine)
+    assert made["environment"]["A"] == value
+    assert made["volumes"][0]["source"] == f"/srv/{name}"
+
+
+@given(hostile.word)
+@settings(deadline=None)
+def test_the_name_of_the_model_is_the_measured_one(name: str) -> None:
+    (row,) = yaml.safe_load(
+        files(deployment(engine={"model": name}, capacity={"replicas": 1}, wishes=EVERYTHING))["litellm/config.yaml"].text
+    )["model_list"]
+    assert row["model_name"] == name
+
+
+def test_an_image_without_its_own_entry_point_gets_the_words_as_entry_point() -> None:
+    made = service("engine-1", engine={"inside": Launch(argv=("a", "b"))})
+    assert made["entrypoint"] == ["a", "b"]
+
+
+def test_every_replica_has_gpus_of_its_own() -> None:
+    made = document(engine={"gpus": 2})["services"]
+    devices = [made[f"engine-{n}"]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for n in (1, 2)]
+    assert devices == [["0", "1"], ["2", "3"]]
+
+
+def test_the_measured_memory_limits_a_replica_on_processors() -> None:
+    made = service("engine-1", engine={"gpus": 0}, evidence={"peak_memory_bytes": 2**30})
+    assert made["deploy"]["resources"]["limits"]["memory"] == str(int(2**30 * 1.25) + 2**28)
+
+
+def test_every_container_is_read_only_and_without_privileges() -> None:
+    for name, made in document(wishes=EVERYTHING)["services"].items():
+        assert made["read_only"], name
+        assert made["cap_drop"] == ["ALL"], name
+        assert made["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_engines_are_on_no_network_that_leads_outside() -> None:
+    made = document(wishes=EVERYTHING)
+    assert made["services"]["engine-1"]["networks"] == ["engines"]
+    assert made["networks"]["engines"] == {"internal": True}
+    assert "ports" not in made["services"]["engine-1"]
+
+
+def test_only_a_domain_opens_the_gateway_to_others() -> None:
+    assert service("gateway")["ports"][0]["host_ip"] == "127.0.0.1"
+    assert "host_ip" not in service("gateway", wishes={"domain": "llm.example.org"})["ports"][0]
+
+
+def test_no_secret_is_in_any_file() -> None:
+    made = files(deployment(wishes=EVERYTHING | {"tls": True}))
+    assert [line for line in made[".env.example"].text.splitlines() if "=" in line and not line.endswith("=")] == []
+    assert "${LITELLM_MASTER_KEY:?" in made["compose.yaml"].text
+
+
+@pytest.mark.parametrize("wishes", [{}, EVERYTHING, {"tls": True}, {"monitoring": False}])
+def test_every_file_that_is_mounted_is_written(wishes: dict[str, Any]) -> None:
+    made = files(deployment(wishes=wishes))
+    for source in own_sources(yaml.safe_load(made["compose.yaml"].text)):
+        assert any(f"./{path}" == source or f"./{path}".startswith(f"{source}/") for path in made), source
+
+
+def test_files_of_the_engine_are_mounted_where_it_reads_them() -> None:
+    made = files(deployment(engine={"inside": Launch(argv=("x",), files={"/llmopt/options.yaml": "a: 1\n"})}))
+    assert made["engine/files/0-options.yaml"].text == "a: 1\n"
+    mounts = yaml.safe_load(made["compose.yaml"].text)["services"]["engine-1"]["volumes"]
+    assert ("./engine/files/0-options.yaml", "/llmopt/options.yaml") in [(m["source"], m["target"]) for m in mounts]
+
+
+def test_without_an_image_there_is_no_compose() -> None:
+    assert refusal(deployment(engine={"image": None})) == "there is no image of vLLM that llmopt knows"
+
+
+def test_a_cache_needs_litellm() -> None:
+    assert "--gateway litellm" in str(refusal(deployment(wishes={"cache": "redis"})))
+
+
+def test_the_address_is_that_of_the_gateway() -> None:
+    assert url(deployment(wishes={"port": 9000})) == "http://127.0.0.1:9000/v1"

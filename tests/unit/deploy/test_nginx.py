@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from llmopt.core.errors import UsageError
+from llmopt.deploy.nginx import nginx_conf
+from llmopt.deploy.plan import Figure
+from tests.unit.deploy import hostile
+from tests.unit.deploy.make import deployment
+
+REPLICAS = ("127.0.0.1:8101", "127.0.0.1:8102")
+
+
+def conf(**changes: Any) -> str:
+    return nginx_conf(deployment(**changes), upstreams=REPLICAS)
+
+
+def directive(text: str, name: str) -> list[str]:
+    """The parameters of a directive, wherever it stands."""
+    return re.findall(rf"^\s*{name} ([^;]*);", text, re.MULTILINE)
+
+
+def test_every_replica_is_one_upstream_and_the_least_busy_is_asked() -> None:
+    text = conf()
+    assert [words.split()[0] for words in directive(text, "server")] == list(REPLICAS)
+    assert "least_conn;" in text
+
+
+def test_streams_are_not_held_back() -> None:
+    assert "off" in directive(conf(), "proxy_buffering")
+
+
+def test_the_rate_is_twice_the_measured_capacity_unless_another_is_asked_for() -> None:
+    assert "rate=20r/s" in conf()
+    assert "rate=90r/m" in conf(wishes={"rate_limit_rps": 1.5})
+
+
+def test_the_burst_is_the_measured_concurrency() -> None:
+    assert directive(conf(), "limit_req") == ["zone=clients burst=16 nodelay"]
+
+
+def test_without_a_measured_capacity_nobody_is_limited() -> None:
+    assert "limit_req" not in conf(capacity={"total_rps": None})
+
+
+def test_a_slow_answer_is_never_asked_for_twice() -> None:
+    text = conf()
+    read = max(int(t.removesuffix("s")) for t in directive(text, "proxy_read_timeout"))
+    retry = max(int(t.removesuffix("s")) for t in directive(text, "proxy_next_upstream_timeout"))
+    assert retry < read
+
+
+def test_an_error_of_the_engine_is_not_passed_on_to_the_next() -> None:
+    assert "http_500" not in directive(conf(), "proxy_next_upstream")[-1]
+
+
+def test_the_longest_answer_that_fits_the_context_is_waited_for() -> None:
+    slow = {"tpot_p95": Figure(value=0.1, unit="s"), "ttft_p95": Figure(value=0.4, unit="s")}
+    assert "411s" in directive(conf(evidence={"figures": slow}), "proxy_read_timeout")
+
+
+def test_tls_only_where_it_is_asked_for() -> None:
+    assert not directive(conf(), "ssl_certificate")
+    text = conf(wishes={"tls": True, "domain": "llm.example.org"})
+    assert directive(text, "ssl_certificate") == ["/certs/tls.crt"]
+    assert "llm.example.org" in directive(text, "server_name")
+
+
+@given(hostile.word)
+def test_a_domain_is_a_host_name_or_refused(name: str) -> None:
+    if re.fullmatch(r"[a-zA-Z0-9.-]+", name, re.ASCII):
+        return
+    with pytest.raises(UsageError, match="no host name"):
+        conf(wishes={"domain": name})
+
+
+def test_a_path_with_a_dollar_is_refused_for_nginx_would_expand_it() -> None:
+    with pytest.raises(UsageError, match="nginx would expand"):
+        nginx_conf(deployment(), upstreams=REPLICAS, access_log="/srv/$HOME/access.log")
+
+
+def test_the_log_has_no_header_of_a_client() -> None:
+    text = conf()
+    assert "$http_" not in text
+    assert "$request_body" not in text
