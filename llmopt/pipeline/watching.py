@@ -24,6 +24,7 @@ from llmopt.core.errors import ServerError, UsageError
 from llmopt.core.files import read_text
 from llmopt.core.metric_table import METRICS
 from llmopt.deploy.plan import Slo
+from llmopt.deploy.queries import slo_label
 from llmopt.pipeline.measuring import check_url, new_run_id, without_secrets
 from llmopt.pipeline.verifying import Promise, workload_of
 
@@ -71,8 +72,8 @@ class Canary:
         for outcome in ("ok", "failed"):
             self.requests.labels(outcome=outcome)  # a counter that is not there yet has no rate
         for slo in slos:
-            self.asked.labels(slo=slo_name(slo))
-            self.missed.labels(slo=slo_name(slo))
+            self.asked.labels(slo=slo_label(slo))
+            self.missed.labels(slo=slo_label(slo))
 
     def take(self, trace: RequestTrace | None) -> None:
         """One probe; ``None`` where no connection was had."""
@@ -88,14 +89,9 @@ class Canary:
             found = value(trace, slo.metric) if good else None
             if good and found is None:
                 continue  # a TPOT of one token: nothing was asked of it
-            self.asked.labels(slo=slo_name(slo)).inc()
+            self.asked.labels(slo=slo_label(slo)).inc()
             if found is None or not kept(slo, found):
-                self.missed.labels(slo=slo_name(slo)).inc()
-
-
-def slo_name(slo: Slo) -> str:
-    """``ttft_p95``: the label under which alerts ask for it."""
-    return f"{slo.metric}_p{round(slo.share * 100)}"
+                self.missed.labels(slo=slo_label(slo)).inc()
 
 
 def kept(slo: Slo, found: float) -> bool:
