@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ class Panel:
     single: bool = False
 
 
-def dashboard(deployment: Deployment) -> dict[str, Any]:
-    """What Grafana imports, or finds in the folder that ``provisioning`` names."""
+def dashboard(deployment: Deployment, *, jobs: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What Grafana imports, or finds in the folder that ``provisioning`` names. ``jobs``: as in ``queries.Queries``."""
     return {
         "uid": deployment.name,
         "title": f"{deployment.name}: {deployment.engine.title}",
@@ -39,7 +39,7 @@ def dashboard(deployment: Deployment) -> dict[str, Any]:
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "templating": {"list": []},
-        "panels": [drawn(panel, number) for number, panel in enumerate(panels(deployment))],
+        "panels": [drawn(panel, number) for number, panel in enumerate(panels(deployment, jobs))],
     }
 
 
@@ -48,9 +48,9 @@ def expressions(deployment: Deployment) -> list[str]:
     return [expression for panel in panels(deployment) for expression in panel.lines.values()]
 
 
-def panels(deployment: Deployment) -> list[Panel]:
+def panels(deployment: Deployment, jobs: Mapping[str, str] | None = None) -> list[Panel]:
     """Those of which this engine exports at least one line."""
-    asked = queries(deployment)
+    asked = queries(deployment, jobs)
     made = [
         *overview(deployment, asked),
         *latencies(deployment, asked),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.deploy.documents import yaml_text
+from llmopt.deploy.kubernetes_canary import EVERY_S, RESOURCES
 from llmopt.deploy.kubernetes_engine import (
     POD_SECURITY,
     SECURITY,
@@ -28,7 +29,7 @@ from llmopt.deploy.kubernetes_engine import (
     tolerations,
     words,
 )
-from llmopt.deploy.kubernetes_monitoring import rule_groups
+from llmopt.deploy.kubernetes_monitoring import dashboard_text, interval, rule_groups
 from llmopt.deploy.kubernetes_network import (
     INGRESS_CLASS,
     INGRESS_NAMESPACE,
@@ -37,7 +38,7 @@ from llmopt.deploy.kubernetes_network import (
 )
 from llmopt.deploy.kubernetes_objects import GIB, evidence, label_value, quantity
 from llmopt.deploy.kubernetes_scaling import PROMETHEUS, behavior, query, signal, target
-from llmopt.deploy.plan import ENGINE_PORT, Deployment, File
+from llmopt.deploy.plan import CANARY_PORT, ENGINE_PORT, Deployment, File
 from llmopt.deploy.scaling import bounds
 
 FOLDER = Path(__file__).parent / "templates" / "helm"
@@ -116,6 +117,13 @@ def values(deployment: Deployment) -> dict[str, Any]:
         },
         "metrics": {"path": deployment.engine.metrics_path or ""},
         "monitoring": monitoring_values(deployment),
+        "canary": {
+            "image": "",
+            "deployment": "",
+            "port": CANARY_PORT,
+            "every": str(EVERY_S),
+            "resources": RESOURCES,
+        },
         "podSecurityContext": POD_SECURITY,
         "securityContext": SECURITY,
         "affinity": affinity(deployment),
@@ -158,9 +166,10 @@ def autoscaling_values(deployment: Deployment) -> dict[str, Any]:
 
 
 def monitoring_values(deployment: Deployment) -> dict[str, Any]:
-    groups = rule_groups(deployment) if deployment.wishes.monitoring else []
-    interval = f"{round(deployment.wishes.scrape_s * 1000)}ms"
-    return {"enabled": deployment.wishes.monitoring, "interval": interval, "groups": groups}
+    told: dict[str, Any] = {"groups": [], "dashboard": ""}
+    if deployment.wishes.monitoring:
+        told = {"groups": rule_groups(deployment), "dashboard": dashboard_text(deployment)}
+    return {"enabled": deployment.wishes.monitoring, "interval": interval(deployment), **told}
 
 
 # What stands above each of the values; a value without one explains itself.
@@ -177,7 +186,8 @@ COMMENTS: Mapping[str, str] = {
     "autoscaling": "kind: hpa (needs prometheus-adapter), keda, or none. averageValue and threshold are what was measured.",
     "ingress": "Annotations are of ingress-nginx. tls: a Secret NAME-tls with the certificate.",
     "networkPolicy": "Who may ask: the two namespaces, and pods with the label llmopt/client-of: NAME.",
-    "monitoring": "ServiceMonitor and PrometheusRule, for clusters with the Prometheus operator.",
+    "monitoring": "For clusters with the Prometheus operator. Rules and dashboard name the jobs fullnameOverride-engine and -canary.",
+    "canary": "Needs monitoring. Both: --set canary.image=REGISTRY/… --set-file canary.deployment=../deployment.json",
     "evidence": "What is known of this configuration, as annotations of the Deployment.",
 }
 

@@ -6,10 +6,12 @@ metrics, is a component of its own (``components/``), which a line of ``kustomiz
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from llmopt.deploy import Target
+from llmopt.deploy import kubernetes_canary as canary
 from llmopt.deploy.documents import json_text, yaml_text
 from llmopt.deploy.helm import chart
 from llmopt.deploy.kubernetes_engine import (
@@ -22,7 +24,7 @@ from llmopt.deploy.kubernetes_engine import (
     launch_of,
     volume_claim,
 )
-from llmopt.deploy.kubernetes_monitoring import prometheus_rule, service_monitor
+from llmopt.deploy.kubernetes_monitoring import dashboard_map, prometheus_rule, service_monitor
 from llmopt.deploy.kubernetes_network import (
     disruption_budget,
     ingress,
@@ -52,10 +54,15 @@ LOADED_IN_S = 6 * 3600  # then it goes by itself, if nobody took it away
 POD_SECURITY_LEVEL = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 
 
+A_NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")  # of a Service: RFC 1035, no digit at its beginning
+
+
 def refusal(deployment: Deployment) -> str | None:
     engine, wishes = deployment.engine, deployment.wishes
     if engine.image is None or engine.inside is None:
         return f"no image of {engine.title} is known, and a cluster runs nothing else"
+    if not A_NAME.fullmatch(deployment.name):
+        return f"{deployment.name} is no name of a Service, which begins with a letter: --name"
     if wishes.gateway != "nginx":
         return (
             f"--gateway {wishes.gateway} is written for compose alone: in a cluster its own chart is the better source"
@@ -75,10 +82,12 @@ def files(deployment: Deployment) -> Mapping[str, File]:
     written["manifests/kustomization.yaml"] = kustomization("Kustomization", resources=list(base))
     for part, made in parts.items():
         written |= {f"components/{part}/{name}": file for name, file in made.items()}
+    watched = deployment.wishes.monitoring
     written["kustomization.yaml"] = kustomization(
         "Kustomization",
         resources=["manifests"],
         components=[f"components/{part}" for part in parts],
+        configMapGenerator=[canary.described(deployment)] if watched else [],
         head=("all of it; leave a component out where the cluster lacks what its first lines name",),
     )
     written["manifests/fill-model.sh"] = fill_script(deployment)
@@ -109,14 +118,29 @@ def components(deployment: Deployment) -> dict[str, dict[str, File]]:
     """What not every cluster has: component → its files."""
     found: dict[str, dict[str, File]] = {"autoscaling": autoscaling(deployment)}
     if deployment.wishes.monitoring:
-        objects = {"prometheusrule.yaml": prometheus_rule(deployment)}
+        objects = {"prometheusrule.yaml": prometheus_rule(deployment), "dashboard.yaml": dashboard_map(deployment)}
         if deployment.engine.metrics_path:
             objects = {"servicemonitor.yaml": service_monitor(deployment)} | objects
         head = ("needs the Prometheus operator (monitoring.coreos.com); its selectors must admit this namespace",)
+        found["canary"] = canary_component(deployment)
         found["monitoring"] = {name: File(text=yaml_text(made)) for name, made in objects.items()} | {
             "kustomization.yaml": kustomization("Component", resources=list(objects), head=head)
         }
     return found
+
+
+def canary_component(deployment: Deployment) -> dict[str, File]:
+    objects = {
+        "deployment.yaml": canary.canary_deployment(deployment),
+        "service.yaml": canary.canary_service(deployment),
+        "servicemonitor.yaml": canary.canary_monitor(deployment),
+    }
+    head = (
+        f"needs an image {canary.image(deployment)} in a registry (docker build canary/) and its address under images in",
+        "../../kustomization.yaml, and the Prometheus operator; without it the alert CanarySilent fires",
+    )
+    written = {name: File(text=yaml_text(made)) for name, made in objects.items()}
+    return written | {"kustomization.yaml": kustomization("Component", resources=list(objects), head=head)}
 
 
 def autoscaling(deployment: Deployment) -> dict[str, File]:
@@ -191,12 +215,19 @@ def model_loader(deployment: Deployment) -> dict[str, Any]:
 
 
 def image_files(deployment: Deployment) -> dict[str, File]:
-    """What the image is built from, where nobody publishes it; a cluster gets it through a registry."""
+    """What images are built from that nobody publishes; a cluster gets them through a registry."""
     image = image_of(deployment)
-    if image.build is None:
-        return {}
-    beside = {"Dockerfile": image.build, **image.context}
-    return {f"image/{name}": File(text=text) for name, text in beside.items()}
+    own = {} if image.build is None else {"Dockerfile": image.build, **image.context}
+    written = {f"image/{name}": File(text=text) for name, text in own.items()}
+    return written | ({"canary/Dockerfile": canary.dockerfile(deployment)} if deployment.wishes.monitoring else {})
+
+
+def url(deployment: Deployment) -> str:
+    """Through the Ingress, or ``kubectl port-forward service/NAME PORT:8000``."""
+    wishes = deployment.wishes
+    if wishes.domain:
+        return f"http{'s' * wishes.tls}://{wishes.domain}/v1"
+    return f"http://127.0.0.1:{wishes.port}/v1"
 
 
 TARGET = Target(
@@ -205,9 +236,5 @@ TARGET = Target(
     refusal=refusal,
     files=files,
     start=lambda deployment: ("kubectl", "apply", "-k", "."),
-    url=lambda deployment: (
-        f"http{'s' * deployment.wishes.tls}://{deployment.wishes.domain}"
-        if deployment.wishes.domain
-        else f"http://127.0.0.1:{deployment.wishes.port}"
-    ),
+    url=url,
 )

@@ -157,5 +157,5 @@ TARGET = Target(
     refusal=refusal,
     files=files,
     start=lambda deployment: ("serve", "run", CONFIG),
-    url=lambda deployment: f"http://127.0.0.1:{deployment.wishes.port}",
+    url=lambda deployment: f"http://127.0.0.1:{deployment.wishes.port}/v1",
 )

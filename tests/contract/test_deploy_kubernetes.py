@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from llmopt.deploy import kubernetes
+from llmopt.deploy.checks import check
 from llmopt.deploy.kubernetes_objects import LOST
 from llmopt.deploy.plan import Deployment, Launch
 from tests.unit.deploy import hostile
@@ -27,6 +28,8 @@ NASTY = Launch(
     environment={f"V{i}": word for i, word in enumerate(READABLE)},
     files={"/llmopt/a b.json": '{"x": "{{ .Values.image }} $(HOME)"}\n', "/llmopt/b": "\n\n  two\n lines"},
 )
+DESCRIBED = '{"label": "{{ .Release.Name }} $(HOME)"}\n'
+CANARY = {"canary": {"image": f"tiny-canary:{deployment().llmopt_version}", "deployment": DESCRIBED}}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "all": {"wishes": {"domain": "llm.example.com", "tls": True, "monitoring": True}},
@@ -60,6 +63,7 @@ def folder(case: str, tmp_path: Path) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.text, encoding="utf-8")
+    (tmp_path / "deployment.json").write_text(DESCRIBED, encoding="utf-8")
     return tmp_path
 
 
@@ -92,7 +96,7 @@ def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, An
 
 
 def test_the_chart_renders_the_very_manifests(folder: Path) -> None:
-    plain, made = by_name(kustomized(folder)), by_name(rendered(folder))
+    plain, made = by_name(kustomized(folder)), by_name(rendered(folder, CANARY))
     assert plain.pop(("Namespace", "tiny"))
     test = made.pop(("Pod", "tiny-test"))
     assert made == plain
@@ -102,7 +106,7 @@ def test_the_chart_renders_the_very_manifests(folder: Path) -> None:
 def test_every_object_is_what_kubernetes_takes(folder: Path) -> None:
     checker = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not here")
     loader = yaml.safe_load((folder / "manifests/model-loader.yaml").read_text())
-    for made in (*kustomized(folder), *rendered(folder), loader):
+    for made in (*kustomized(folder), *rendered(folder, CANARY), loader):
         if made["kind"] not in OWN_KINDS:
             checker.validate(made, KUBERNETES, strict=True)
 
@@ -173,3 +177,35 @@ def test_keda_asks_for_the_pods_of_the_release(folder: Path) -> None:
     text = next(text for path, text in made.items() if path.endswith("scaledobject.yaml"))
     query = yaml.safe_load(text)["spec"]["triggers"][0]["metadata"]["query"]
     assert 'namespace="there",service="other-metrics"' in query
+
+
+@pytest.mark.parametrize("case", ["all"])
+def test_the_chart_has_no_canary_without_its_image(folder: Path) -> None:
+    assert ("Deployment", "tiny-canary") not in by_name(rendered(folder))
+
+
+@pytest.mark.parametrize("case", ["all", "keda"])
+def test_the_checks_find_no_fault(folder: Path) -> None:
+    (folder / "deployment.json").unlink()  # it is written when they are done
+    found = check(folder, "kubernetes")
+    assert [one for one in found if one.status == "failed"] == []
+    assert {"kubectl kustomize", "helm template chart"} <= {one.name for one in found}
+
+
+@pytest.mark.parametrize("case", ["plain"])
+@pytest.mark.parametrize(
+    ("path", "old", "new", "name"),
+    [
+        ("manifests/deployment.yaml", "replicas: 2", "replicsa: 2", "schemas of Kubernetes"),
+        ("manifests/kustomization.yaml", "service.yaml", "no-such.yaml", "kubectl kustomize"),
+        ("chart/templates/service.yaml", "{{ include", "{{ inclde", "helm template chart"),
+    ],
+)
+def test_the_checks_find_a_fault(folder: Path, path: str, old: str, new: str, name: str) -> None:
+    file = folder / path
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    found = [one for one in check(folder, "kubernetes") if one.name.startswith(name)]
+    if all(one.status == "skipped" for one in found):
+        pytest.skip(found[0].why)
+    assert "failed" in [one.status for one in found]

@@ -204,7 +204,7 @@ def test_without_gauges_answers_a_second_are_counted_against_a_share_of_the_meas
 def test_nothing_to_scale_by_scales_nothing(changes: dict[str, Any]) -> None:
     made = documents(deployment(**changes))
     assert not [path for path in made if "autoscaling" in path]
-    assert made["kustomization.yaml"]["components"] == ["components/monitoring"]
+    assert made["kustomization.yaml"]["components"] == ["components/canary", "components/monitoring"]
 
 
 def test_scaling_stays_between_the_plan_and_twice_the_plan() -> None:
@@ -301,6 +301,7 @@ def test_no_secret_is_written() -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
+        ({"wishes": {"name": "7b"}}, "7b"),
         ({"engine": {"image": None}}, "image"),
         ({"engine": {"inside": None}}, "image"),
         ({"wishes": {"gateway": "litellm"}}, "litellm"),
@@ -359,3 +360,12 @@ def test_a_model_that_is_not_there_is_an_error_of_one_line(tmp_path: Path) -> No
     )  # fmt: skip
     assert told.returncode == 1
     assert told.stderr == "error: there is no /no/such: name a copy of the model, ./fill-model.sh FOLDER\n"
+
+
+def test_the_canary_is_let_in_and_is_scraped_under_its_own_name() -> None:
+    made = documents(deployment(wishes={"monitoring": True}))
+    spec = made["components/canary/deployment.yaml"]["spec"]["template"]
+    assert spec["metadata"]["labels"]["llmopt/client-of"] == "tiny"
+    label = made["components/canary/service.yaml"]["metadata"]["labels"]["llmopt/scrape"]
+    assert made["components/canary/servicemonitor.yaml"]["spec"]["selector"]["matchLabels"]["llmopt/scrape"] == label
+    assert label in json.dumps(made["components/monitoring/prometheusrule.yaml"])

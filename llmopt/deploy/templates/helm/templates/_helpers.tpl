@@ -39,3 +39,13 @@ app.kubernetes.io/version: {{ . | quote }}
 {{- define "engine.query" -}}
 {{ .Values.autoscaling.keda.query | replace "$(NAMESPACE)" .Release.Namespace | replace "$(SERVICE)" (printf "%s-metrics" (include "engine.name" .)) }}
 {{- end -}}
+
+{{- define "canary.selector" -}}
+app.kubernetes.io/name: {{ include "engine.name" . | quote }}
+app.kubernetes.io/component: canary
+{{- end -}}
+
+{{- define "canary.labels" -}}
+{{ include "canary.selector" . }}
+app.kubernetes.io/part-of: {{ include "engine.name" . | quote }}
+{{- end -}}
