@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup engines demo gate test check docs format clean
+.PHONY: setup engines programs demo gate test check docs format clean
 
 setup: $(READY)
 
@@ -22,6 +22,10 @@ engines: setup
 	$(BIN)/llmopt env create vllm
 	$(BIN)/llmopt env create llamacpp --build
 	$(BIN)/llmopt env create eval
+
+# Debian's nginx, Prometheus, Alertmanager and Redis, where this machine lets us: tests of deployments skip without them.
+programs:
+	tools/install_programs.sh
 
 demo: setup
 	$(BIN)/llmopt demo

@@ -57,7 +57,8 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
 
 
 @pytest.mark.parametrize(
-    "program", ["nginx -t", "promtool check config", "promtool check rules", "queries of", "amtool", "compose spec", "sh -n"]
+    "program",
+    ["nginx -t", "promtool check config", "promtool check rules", "queries of", "amtool", "compose spec", "sh -n"],
 )
 def test_real_programs_take_what_is_written(checked: list[Check], program: str) -> None:
     found = one(checked, program)
@@ -198,7 +199,9 @@ CANARY_ONLY = {"metrics_path": None, "gpus": 0}
 NAME = "vllm:time_to_first_token_seconds"
 
 
-def promtool(folder: Path, made: Any, series: dict[str, str], *, at: str, expected: list[dict[str, Any]], name: str) -> None:
+def promtool(
+    folder: Path, made: Any, series: dict[str, str], *, at: str, expected: list[dict[str, Any]], name: str
+) -> None:
     """``promtool test rules``: whether ``name`` fires at that time, given a sample a minute of each series."""
     require("promtool")
     (folder / "rules.yml").write_text(yaml_text(rules(made)))
@@ -207,7 +210,9 @@ def promtool(folder: Path, made: Any, series: dict[str, str], *, at: str, expect
         "input_series": [{"series": one, "values": values} for one, values in series.items()],
         "alert_rule_test": [{"eval_time": at, "alertname": name, "exp_alerts": expected}],
     }
-    (folder / "test.yml").write_text(yaml_text({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [case]}))
+    (folder / "test.yml").write_text(
+        yaml_text({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [case]})
+    )
     done = subprocess.run(
         ["promtool", "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True, timeout=60
     )
@@ -242,7 +247,10 @@ def test_a_healthy_series_calls_nobody(tmp_path: Path) -> None:
 
 def test_a_burn_that_is_over_calls_nobody_any_more(tmp_path: Path) -> None:
     made = deployment(evidence={"slos": (P95,)})
-    counts = {f'{NAME}_count{{job="engine"}}': "0+100x180", f'{NAME}_bucket{{job="engine",le="0.5"}}': "0+10x60 700+100x119"}
+    counts = {
+        f'{NAME}_count{{job="engine"}}': "0+100x180",
+        f'{NAME}_bucket{{job="engine",le="0.5"}}': "0+10x60 700+100x119",
+    }
     pages = [labels_of(made, "SloBurn", window=w) for w in ("3d", "1d")]
     require("promtool")
     # Half an hour later the short windows are clean, and of the tickets' windows only the six hours still remember.

@@ -46,7 +46,9 @@ def test_variables_and_the_folder_of_the_model_are_the_measured_ones(value: str,
 @settings(deadline=None)
 def test_the_name_of_the_model_is_the_measured_one(name: str) -> None:
     (row,) = yaml.safe_load(
-        files(deployment(engine={"model": name}, capacity={"replicas": 1}, wishes=EVERYTHING))["litellm/config.yaml"].text
+        files(deployment(engine={"model": name}, capacity={"replicas": 1}, wishes=EVERYTHING))[
+            "litellm/config.yaml"
+        ].text
     )["model_list"]
     assert row["model_name"] == name
 

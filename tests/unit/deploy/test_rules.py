@@ -79,7 +79,10 @@ def test_an_slo_is_counted_by_the_histogram_that_has_its_bound() -> None:
 def test_the_nearest_bound_is_named_where_none_is_the_slo_own() -> None:
     slo = Slo(text="ttft_p95<450ms", metric="ttft", share=0.95, bound=0.45, measured=0.4)
     alert = found("SloBurn", evidence={"slos": (slo,)})[0]
-    assert "above 0.5 s in vllm:time_to_first_token_seconds, the nearest bound to 0.45 s" in alert["annotations"]["threshold"]
+    assert (
+        "above 0.5 s in vllm:time_to_first_token_seconds, the nearest bound to 0.45 s"
+        in alert["annotations"]["threshold"]
+    )
 
 
 @pytest.mark.parametrize("bound", [0.02, 30.0])
@@ -100,7 +103,9 @@ def test_capacity_alerts_need_a_measured_capacity() -> None:
     assert not found("AboveCapacity", capacity={"total_rps": None})
 
 
-@pytest.mark.parametrize(("bound", "labels"), [(0.5, {"0.5"}), (1.0, {"1", "1.0"}), (0.0005, {"0.0005"}), (2.5, {"2.5"})])
+@pytest.mark.parametrize(
+    ("bound", "labels"), [(0.5, {"0.5"}), (1.0, {"1", "1.0"}), (0.0005, {"0.0005"}), (2.5, {"2.5"})]
+)
 def test_a_bound_is_found_however_it_is_written(bound: float, labels: set[str]) -> None:
     assert {form.replace("\\", "") for form in le(bound).split("|")} == labels
 
