@@ -12,7 +12,7 @@ from typing import Any
 
 from llmopt.deploy import Target
 from llmopt.deploy.compose_service import bind, escaped, hardened, published
-from llmopt.deploy.compose_stack import Stack, beside
+from llmopt.deploy.compose_stack import GATEWAY_INSIDE, Stack, beside, gateway_name
 from llmopt.deploy.documents import yaml_text
 from llmopt.deploy.nginx import CERTIFICATE, CERTIFICATE_KEY, nginx_conf, read_timeout
 from llmopt.deploy.plan import (
@@ -30,7 +30,6 @@ from llmopt.deploy.templates import render
 # Runs without root and read-only when it is given a folder for its temporary files (-p).
 NGINX = "nginx:1.28.0-alpine"
 NGINX_USER = "101:101"
-GATEWAY_INSIDE = 8080
 ENGINE_USER = "${LLMOPT_USER:-1000:1000}"
 FIRST_ANSWER_S = 60.0  # transformers took 50 s for its first request on a processor (5.17)
 ANSWERED = "/tmp/answered"
@@ -197,7 +196,11 @@ def gateway(deployment: Deployment, made: dict[str, File]) -> dict[str, Any]:
             "tmpfs": ["/tmp:mode=1777"],
             "volumes": volumes,
             "ports": [published(GATEWAY_INSIDE, wishes.port, everywhere=wishes.domain is not None)],
-            "networks": ["edge", "proxy" if through else "engines", *(["monitoring"] if wishes.monitoring else [])],
+            "networks": {
+                "edge": {},
+                "proxy" if through else "engines": {},
+                **({"monitoring": {"aliases": [gateway_name(deployment)]}} if wishes.monitoring else {}),
+            },
             # It looks names up when it starts, so it starts after them, and again when compose makes one of them anew.
             "depends_on": {name: {"condition": "service_started", "restart": True} for name in before},
             "healthcheck": {

@@ -32,6 +32,7 @@ ALERTMANAGER = "prom/alertmanager:v0.28.1"
 GRAFANA = "grafana/grafana:11.5.2"
 GPU_EXPORTER = "nvcr.io/nvidia/k8s/dcgm-exporter:3.3.9-3.6.1-ubuntu22.04"
 GPU_EXPORTER_PORT = 9400
+GATEWAY_INSIDE = 8080
 CACHE_BYTES = 256 * 1024**2
 KEPT = "15d"  # of what Prometheus has seen: five times the longest window of a rule
 
@@ -124,7 +125,7 @@ def redis() -> dict[str, Any]:
 def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
     """``llmopt watch``, through the gateway, as the deployment's own description tells what was measured."""
     deployment = stack.deployment
-    scheme = "https" if deployment.wishes.tls else "http"
+    scheme, host = "https" if deployment.wishes.tls else "http", gateway_name(deployment)
     made["canary/Dockerfile"] = File(text=render("canary.Dockerfile", version=deployment.llmopt_version))
     environment = {"HOME": "/tmp"}
     words = [
@@ -132,12 +133,12 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
         "watch",
         "/deployment",
         "--url",
-        f"{scheme}://gateway:8080/v1",
+        f"{scheme}://{host}:{GATEWAY_INSIDE}/v1",
         "--tokenizer",
         MODEL_IN_CONTAINER,
     ]
     if deployment.wishes.gateway == "litellm":
-        environment["OPENAI_API_KEY"] = "${LITELLM_MASTER_KEY:?set it in .env}"
+        environment["LLMOPT_API_KEY"] = "${LITELLM_MASTER_KEY:?set it in .env}"
     return {
         "image": f"{deployment.name}-canary",
         "build": {"context": "./canary"},
@@ -153,6 +154,11 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
         "networks": ["monitoring"],
         "depends_on": {"gateway": {"condition": "service_healthy"}},
     }
+
+
+def gateway_name(deployment: Deployment) -> str:
+    """What the canary calls it: by the name in its certificate, where there is one."""
+    return deployment.wishes.domain or "gateway"
 
 
 def prometheus(stack: Stack, replicas: list[str], made: dict[str, File]) -> dict[str, Any]:

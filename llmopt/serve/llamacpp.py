@@ -215,6 +215,8 @@ BACKEND = Backend(
         "prefix_cache_misses": "llamacpp:prompt_tokens_total",
         "running": "llamacpp:requests_processing",
         "waiting": "llamacpp:requests_deferred",
+        "prompt_tokens": "llamacpp:prompt_tokens_total",
+        "generation_tokens": "llamacpp:tokens_predicted_total",
     },
     failures=(
         Failure(pattern=r"couldn't bind HTTP server socket|(?i:address already in use)", cause="the port is taken",

@@ -43,6 +43,7 @@ OF_A_REQUEST = (.3, .5, .8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.
 BOUNDS = {
     "vllm:time_to_first_token_seconds": TO_FIRST_TOKEN,
     "vllm:inter_token_latency_seconds": BETWEEN_TOKENS,
+    "vllm:request_time_per_output_token_seconds": BETWEEN_TOKENS,
     "vllm:request_queue_time_seconds": OF_A_REQUEST,
     "vllm:request_prefill_time_seconds": OF_A_REQUEST,
     "vllm:request_decode_time_seconds": OF_A_REQUEST,
@@ -210,6 +211,11 @@ BACKEND = Backend(
         "kv_cache_usage": "vllm:kv_cache_usage_perc",
         "running": "vllm:num_requests_running",
         "waiting": "vllm:num_requests_waiting",
+        "prompt_tokens": "vllm:prompt_tokens_total",
+        "generation_tokens": "vllm:generation_tokens_total",
+        "requests": "vllm:request_success_total",
+        "http_requests": "http_requests_total",
+        "time_per_output_token": "vllm:request_time_per_output_token_seconds",
     },
     failures=(
         Failure(pattern=r"(?i)address already in use", cause="the port is taken", remedy="name another one: --port"),
