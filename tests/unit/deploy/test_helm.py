@@ -7,27 +7,33 @@ import pytest
 import yaml
 from hypothesis import given
 
-from llmopt.deploy.helm import chart, image_values
+from llmopt.deploy import helm
+from llmopt.deploy.helm import chart, documented, image_values
 from llmopt.deploy.plan import Deployment, Launch
 from tests.unit.deploy import hostile
 from tests.unit.deploy.make import deployment
 
 
 def values(made: Deployment) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(chart(made)["values.yaml"].text)
+    found: dict[str, Any] = yaml.safe_load(documented(helm.values(made)))
     return found
+
+
+def quiet(**engine: Any) -> Deployment:
+    """Without monitoring, whose rules are most of the values."""
+    return deployment(engine=engine, wishes={"monitoring": False})
 
 
 @given(hostile.words, hostile.word)
 def test_the_values_hold_the_measured_words(argv: list[str], value: str) -> None:
-    made = deployment(engine={"inside": Launch(argv=tuple(argv), environment={"A": value}, files={"/f": value})})
+    made = quiet(inside=Launch(argv=tuple(argv), environment={"A": value}, files={"/f": value}))
     engine = values(made)["engine"]
     assert (engine["command"], engine["env"]["A"], engine["files"]) == (argv, value, {"/f": value})
 
 
 @given(hostile.word)
 def test_the_templates_are_the_same_for_everybody(name: str) -> None:
-    usual, other = chart(deployment()), chart(deployment(engine={"model": name}, evidence={"label": name}))
+    usual, other = chart(quiet()), chart(quiet(model=name, artifact=f"/{name}"))
     differing = {path for path in usual if usual[path] != other[path]}
     assert differing <= {"values.yaml"}
 
