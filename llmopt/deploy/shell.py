@@ -87,6 +87,7 @@ def script(deployment: Deployment, ports: Ports, programs: list[Program]) -> str
         tools=tools(deployment),
         packages=" ".join(PACKAGES[t] for t in tools(deployment) if t in PACKAGES),
         through_litellm=deployment.wishes.gateway == "litellm",
+        secrets=["LITELLM_MASTER_KEY"] if deployment.wishes.gateway == "litellm" else [],
         url=url(deployment),
     )
 
@@ -95,7 +96,7 @@ def tools(deployment: Deployment) -> list[str]:
     """Programs without which nothing works."""
     litellm = ["litellm"] if deployment.wishes.gateway == "litellm" else []
     redis = ["redis-server"] if deployment.wishes.cache == "redis" else []
-    return ["setsid", "curl", "nginx", *litellm, *redis]
+    return ["setsid", "flock", "curl", "nginx", *litellm, *redis]
 
 
 def programs_of(deployment: Deployment, ports: Ports) -> Iterator[Program]:

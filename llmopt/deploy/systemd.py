@@ -184,7 +184,7 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         files=[*(path for path in read if not path.endswith(".example")), "README.md", "deployment.json"],
         places=[place for place in (program, deployment.engine.artifact) if place],
         optional=[(p.words[0], f"{name}-{p.name}.service") for p in shell.programs_of(deployment, ports) if p.optional],
-        tools=["systemctl", "runuser", *shell.tools(deployment)[1:]],
+        tools=["systemctl", "runuser", *(tool for tool in shell.tools(deployment) if tool not in ("setsid", "flock"))],
         gpus=[(port, ",".join(str(n * gpus + i) for i in range(gpus))) for n, port in enumerate(ports.engines)]
         if gpus
         else [],

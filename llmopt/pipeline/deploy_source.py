@@ -6,7 +6,7 @@ All of them become one row of a ranking document (``report/document.py``), and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,6 @@ class Chosen:
     ties: tuple[str, ...] = ()
     rejected: bool = False
     record: Measurement | None = None
-    folder: Path | None = field(default=None, repr=False)
 
 
 def read_source(text: str, asked: Asked) -> Chosen:
@@ -128,8 +127,6 @@ def of_name(text: str, asked: Asked) -> Chosen | None:
 
 
 def with_curve(chosen: Chosen, curve: Sequence[dict[str, Any]]) -> Chosen:
-    from dataclasses import replace
-
     return replace(chosen, row={**chosen.row, "curve": list(curve)})
 
 
@@ -180,7 +177,6 @@ def chosen_row(text: str, document: dict[str, Any], row: dict[str, Any], folder:
         ties=tuple(label for label in ties if label != row["label"]),
         rejected="rank" not in row or row["rank"] is None,
         record=record,
-        folder=folder,
     )
 
 

@@ -8,7 +8,6 @@
 # A program that ends is started again, after 1, 2, 4 … 60 seconds while it does not last.  Logs are in logs/.
 set -u
 cd -- "$(dirname -- "$0")" || exit 1
-umask 077
 # Secrets and settings of your own: NAME=value lines, as in .env.example.
 if [ -f .env ]; then
   set -a
@@ -65,18 +64,19 @@ ask() { [ -z "$(path_of "$1")" ] && return 0; curl -sf --noproxy '*' -o /dev/nul
 # Ready is a real completion: an engine may say that it is healthy and die of its first request.
 completes() {
   curl -sf --noproxy '*' -o /dev/null -m 60 -H 'Content-Type: application/json' -d @completion.json \
-    "http://127.0.0.1:$(port_of "$1")/v1/completions"
+    "http://127.0.0.1:$(port_of "$1")/v1/completions" 9>&- &
+  asking=$!
+  wait $asking  # which a signal interrupts, and not a program in the foreground
 }
 
 start() {
-  become "$1" >>"logs/$1.log" 2>&1 </dev/null &
+  become "$1" >>"logs/$1.log" 2>&1 </dev/null 9>&- &
   echo $! >"run/$1.pid"
   date +%s >"run/$1.since"
 }
 
-# A signal interrupts wait, and not sleep.
 nap() {
-  sleep "$1" &
+  sleep "$1" 9>&- &
   wait $! 2>/dev/null
 }
 
@@ -108,11 +108,12 @@ stop_all() {
   trap '' INT TERM HUP
   trap - EXIT
   say "stopping"
+  kill "${asking:-}" 2>/dev/null
   signal_all QUIT gateway  # nginx lets go of nobody whom it is answering
   end_of {{ drain_s }} gateway
   signal_all TERM "$OTHERS $ENGINES"
   end_of {{ stop_s }} "$OTHERS $ENGINES"
-  rm -f run/*.pid run/*.since run/*.pause
+  rm -f run/*.pid run/*.since run/*.pause run/others
 }
 
 # Starts again what ended, later each time it did not last a minute.
@@ -139,8 +140,11 @@ wait_ready() {
   say "$1 answers on port $(port_of "$1")"
 }
 
+running() { ! flock -n run/lock true; }
+
 status() {
   worst=0
+  [ -f run/others ] && OTHERS=$(cat run/others)
   for name in $ENGINES $OTHERS gateway; do
     if alive "$name" && ask "$name"; then
       echo "$name: answers on port $(port_of "$name")"
@@ -159,10 +163,9 @@ mkdir -p logs run/nginx || exit 1
 case ${1:-start} in
   status) status; exit ;;
   stop)
-    alive supervisor || { echo "nothing runs" >&2; exit 1; }
-    supervisor=$(cat run/supervisor.pid)
-    kill -TERM "$supervisor"
-    while kill -0 "$supervisor" 2>/dev/null; do sleep 0.2; done
+    running || { echo "nothing runs" >&2; exit 1; }
+    kill -TERM "$(cat run/supervisor.pid)"
+    while running; do sleep 0.2; done
     exit ;;
   start) ;;
   *) echo "usage: ./run.sh [start|status|stop]" >&2; exit 2 ;;
@@ -189,12 +192,18 @@ case " $OTHERS " in
       OTHERS=$(printf '%s\n' $OTHERS | grep -vx alertmanager | tr '\n' ' ')
     } ;;
 esac
-alive supervisor && fail "another ./run.sh runs here, as process $(cat run/supervisor.pid)"
+# The lock goes with this process, however it ends; what it starts is not given it.
+exec 9>run/lock
+flock -n 9 || fail "another ./run.sh runs here, as process $(cat run/supervisor.pid)"
 # Each program leads a group of its own, so that all of it can be stopped; where the kernel can be told to, it ends with us.
 GROUP=setsid
 setpriv --pdeathsig TERM true 2>/dev/null && GROUP="setsid setpriv --pdeathsig TERM"
 rm -f run/*.pid run/*.since run/*.pause
-[ -n "${ALERT_WEBHOOK_URL:-}" ] && printf %s "$ALERT_WEBHOOK_URL" >run/alert_webhook_url
+{% for secret in secrets %}
+[ -n "${{ "{" }}{{ secret }}:-}" ] || fail "{{ secret }} is empty: copy .env.example to .env and fill it in"
+{% endfor %}
+[ -n "${ALERT_WEBHOOK_URL:-}" ] && (umask 077 && printf %s "$ALERT_WEBHOOK_URL" >run/alert_webhook_url)
+echo "$OTHERS" >run/others
 echo $$ >run/supervisor.pid
 trap 'stop_all; exit 0' INT TERM HUP
 trap 'stop_all' EXIT
