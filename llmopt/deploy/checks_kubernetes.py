@@ -38,8 +38,11 @@ def check(folder: Path) -> Checks:
     except RuntimeError as error:
         yield Check(name=name, status="failed", why=last(str(error)))
     if rendered is not None:
-        yield Check(name=name, status="passed", why=f"{len(rendered)} objects")
-        yield from schemas("chart", rendered)
+        known = {identity(o): essence(o) for o in plain}
+        others = [o for o in rendered if known.get(identity(o)) != essence(o)]
+        same = len(rendered) - len(others)
+        yield Check(name=name, status="passed", why=f"{same} objects as in the manifests, {len(others)} of its own")
+        yield from schemas("what the chart has of its own", others)
     elif not shutil.which("helm") and importlib.util.find_spec("helm_python") is None:
         yield skipped(name, "neither helm nor the package helm-python-sdk is here")
 
@@ -60,6 +63,17 @@ def manifests(folder: Path) -> Iterator[Object]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         if "kind" in found and found["kind"] not in ("Kustomization", "Component"):
             yield found
+
+
+def identity(found: Object) -> tuple[str, str]:
+    return found["kind"], found["metadata"]["name"]
+
+
+def essence(found: Object) -> Object:
+    """Without what Helm writes otherwise: it puts the namespace in itself, and keeps what took long to fill."""
+    about = {name: part for name, part in found["metadata"].items() if name != "namespace"}
+    notes = {k: v for k, v in about.pop("annotations", {}).items() if k != "helm.sh/resource-policy"}
+    return {**found, "metadata": about | ({"annotations": notes} if notes else {})}
 
 
 def schemas(what: str, objects: list[Object]) -> Checks:

@@ -8,7 +8,7 @@ from llmopt.deploy.documents import json_text
 from llmopt.deploy.grafana import dashboard
 from llmopt.deploy.kubernetes_objects import metadata
 from llmopt.deploy.plan import Deployment
-from llmopt.deploy.rules import rules
+from llmopt.deploy.rules import rules, seconds
 
 
 def service_monitor(deployment: Deployment) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def monitor(deployment: Deployment, *, job: str, suffix: str, port: str, path: s
 
 
 def interval(deployment: Deployment) -> str:
-    return f"{round(deployment.wishes.scrape_s * 1000)}ms"
+    return seconds(deployment.wishes.scrape_s)
 
 
 def jobs(deployment: Deployment) -> dict[str, str]:
