@@ -12,6 +12,7 @@ from llmopt.deploy.plan import Image, Launch
 from tests.unit.deploy import hostile
 from tests.unit.deploy.make import deployment
 
+ALONE = {"monitoring": False}
 EVERYTHING = {"gateway": "litellm", "cache": "redis", "monitoring": True}
 
 
@@ -30,14 +31,14 @@ def service(name: str, **changes: Any) -> dict[str, Any]:
 @settings(deadline=None)
 def test_the_command_line_is_the_measured_one(argv: list[str]) -> None:
     engine = {"inside": Launch(argv=tuple(argv)), "image": Image(name="x:1")}
-    assert service("engine-1", engine=engine)["command"] == argv
+    assert service("engine-1", engine=engine, wishes=ALONE)["command"] == argv
 
 
 @given(hostile.word, hostile.word)
 @settings(deadline=None)
 def test_variables_and_the_folder_of_the_model_are_the_measured_ones(value: str, name: str) -> None:
     engine = {"inside": Launch(argv=("x",), environment={"A": value}), "artifact": f"/srv/{name}"}
-    made = service("engine-1", engine=engine)
+    made = service("engine-1", engine=engine, wishes=ALONE)
     assert made["environment"]["A"] == value
     assert made["volumes"][0]["source"] == f"/srv/{name}"
 
