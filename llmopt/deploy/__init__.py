@@ -30,11 +30,15 @@ TARGETS = {
 }
 
 
+Step = tuple[tuple[str, ...], str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """``refusal``: why this target cannot run that deployment, ``None`` when it can; ``files``: path → what is written.
 
-    ``start``: the words with which a person starts it, in the folder; ``url``: where it then answers.
+    ``start``: the words with which a person starts it, in the folder; ``url``: where it then answers.  ``before`` and
+    ``after``: what else it takes until it answers there, each command with what it is for.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Target:
     files: Callable[[Deployment], Mapping[str, File]]
     start: Callable[[Deployment], tuple[str, ...]]
     url: Callable[[Deployment], str]
+    before: Callable[[Deployment], tuple[Step, ...]] = lambda deployment: ()
+    after: Callable[[Deployment], tuple[Step, ...]] = lambda deployment: ()
 
 
 def target(name: str) -> Target:

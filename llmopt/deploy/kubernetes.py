@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llmopt.deploy import Target
+from llmopt.deploy import Step, Target
 from llmopt.deploy import kubernetes_canary as canary
 from llmopt.deploy.documents import json_text, yaml_text
 from llmopt.deploy.helm import chart
@@ -34,7 +34,7 @@ from llmopt.deploy.kubernetes_network import (
 )
 from llmopt.deploy.kubernetes_objects import labels, lost, metadata
 from llmopt.deploy.kubernetes_scaling import adapter_rules, pod_autoscaler, scaled_object, signal
-from llmopt.deploy.plan import Deployment, File
+from llmopt.deploy.plan import ENGINE_PORT, Deployment, File
 from llmopt.deploy.templates import render
 
 HEADS = {
@@ -230,6 +230,23 @@ def url(deployment: Deployment) -> str:
     return f"http://127.0.0.1:{wishes.port}/v1"
 
 
+def before(deployment: Deployment) -> tuple[Step, ...]:
+    fill: Step = (("./manifests/fill-model.sh",), "once: the model into its volume")
+    own = [(image_of(deployment).name, "image")] if image_of(deployment).build is not None else []
+    own += [(canary.image(deployment), "canary")] if deployment.wishes.monitoring else []
+    why = "then push it, and name your registry under images in kustomization.yaml"
+    return (*((("docker", "build", "--tag", name, folder), why) for name, folder in own), fill)
+
+
+def after(deployment: Deployment) -> tuple[Step, ...]:
+    place = ("kubectl", "--namespace", deployment.name)
+    rolled: Step = ((*place, "rollout", "status", f"deployment/{deployment.name}"), "wait until it answers")
+    if deployment.wishes.domain:
+        return (rolled,)
+    ports = f"{deployment.wishes.port}:{ENGINE_PORT}"
+    return (rolled, ((*place, "port-forward", f"service/{deployment.name}", ports), "reach it from here"))
+
+
 TARGET = Target(
     name="kubernetes",
     title="Kubernetes",
@@ -237,4 +254,6 @@ TARGET = Target(
     files=files,
     start=lambda deployment: ("kubectl", "apply", "-k", "."),
     url=url,
+    before=before,
+    after=after,
 )

@@ -157,5 +157,6 @@ TARGET = Target(
     refusal=refusal,
     files=files,
     start=lambda deployment: ("serve", "run", CONFIG),
+    before=lambda deployment: ((("pip", "install", "-r", "requirements.txt"), "where Ray runs, on every node"),),
     url=lambda deployment: f"http://127.0.0.1:{deployment.wishes.port}/v1",
 )

@@ -148,6 +148,8 @@ def document_of(made: Plan, *, boot: Mapping[str, Any], checks: Sequence[Mapping
         "wishes": asdict(wishes),
         "url": made.target.url(deployment),
         "start": list(made.target.start(deployment)),
+        "before": [{"command": list(words), "why": why} for words, why in made.target.before(deployment)],
+        "after": [{"command": list(words), "why": why} for words, why in made.target.after(deployment)],
         "targets": [wishes.target],
         "memory_limit_bytes": deployment.memory_limit_bytes,
         "doubts": list(deployment.doubts),

@@ -31,7 +31,14 @@ PURPOSES = {
     "rules.yml": "recording rules and alerts; burn rates of the SLOs below",
     "alertmanager.yml": "who is told",
     ".env.example": "secrets and settings of your place: copy it to .env",
-    "Dockerfile": "the engine's image",
+    "Dockerfile": "what the engine's image is built from",
+    "canary": "what the canary's image is built from",
+    "components": "what not every cluster has; each says in its kustomization.yaml what it needs",
+    "fill-model.sh": "puts the model into the cluster's volume, and compares checksums",
+    "serve_config.yaml": "the application, for Ray Serve",
+    "app.py": "a replica: the measured engine as a child process",
+    "keeper.py": "ends the engine with all its processes when its replica ends",
+    "segments.py": "of keeper.py",
     "units": "units of systemd",
     "chart": "the same as a Helm chart",
     "manifests": "plain manifests with a kustomization",
@@ -137,8 +144,14 @@ def capacity(document: Mapping[str, Any]) -> Iterator[str]:
 def use(document: Mapping[str, Any]) -> Iterator[str]:
     yield "## Start, check, go back"
     yield ""
+    before, after = (
+        [f"{shlex.join(step['command'])}    # {one_line(step['why'])}" for step in document.get(part, ())]
+        for part in ("before", "after")
+    )
     yield from code_block(
+        *before,
         f"{shlex.join(document['start'])}    # start it",
+        *after,
         "./verify.sh    # measure it: exit status 0 it keeps what is promised above, 3 it does not, 4 cannot be told",
         "./rollback.sh  # put the former configuration back, then start anew",
     )

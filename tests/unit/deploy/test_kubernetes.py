@@ -24,8 +24,9 @@ LLAMACPP_METRICS = {"running": "llamacpp:requests_processing", "waiting": "llama
 
 def documents(made: Deployment) -> dict[str, Any]:
     """Every YAML file, read back."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
     return {
-        path: yaml.safe_load(file.text)
+        path: yaml.load(file.text, Loader=loader)
         for path, file in kubernetes.files(made).items()
         if path.endswith((".yaml", ".yml")) and "templates" not in path
     }
