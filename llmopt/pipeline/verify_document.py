@@ -105,7 +105,9 @@ def notes(promise: Promise, level: Mapping[str, Any]) -> list[str]:
     if evidence.machine.get("fingerprint") not in (None, this_machine().fingerprint):
         found.append("the promise was measured on another machine than the one that asks now")
     found.append("a server behind a URL is not started anew: what its one start decided counts as its own")
-    found += [f"the promise itself is doubtful: {reason}" for reason in (*evidence.reasons, *evidence.forced)]
+    if evidence.verdict != "valid":
+        found.append(f"the runs behind the promise are {evidence.verdict}")
+    found += [f"the promise itself is doubtful: {reason}" for reason in evidence.forced]
     lacking = [m for m in ("ttft_p50", "tpot_p50", "requests_per_s") if m not in evidence.figures]
     if lacking:
         found.append(f"nothing was promised of {', '.join(lacking)}")
