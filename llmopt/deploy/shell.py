@@ -112,12 +112,12 @@ def programs_of(deployment: Deployment, ports: Ports) -> Iterator[Program]:
         )
     if wishes.cache == "redis":
         # An answer that was kept is no data: nothing is written to disk, and the oldest goes first.
-        words = ("redis-server", "--bind", HOST, "--port", str(ports.redis), "--save", "", "--appendonly", "no",
-                 "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")  # fmt: skip
+        kept = ("--save", "", "--appendonly", "no", "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")
+        words = ("redis-server", "--bind", HOST, "--port", str(ports.redis), *kept)
         yield Program(name="redis", words=words, port=ports.redis, path="")
     if wishes.gateway == "litellm":
-        words = ("litellm", "--config", "litellm.yaml", "--host", HOST, "--port", str(ports.litellm))
-        yield Program(name="litellm", words=words, port=ports.litellm, path="/health/liveliness")
+        through = ("litellm", "--config", "litellm.yaml", "--host", HOST, "--port", str(ports.litellm))
+        yield Program(name="litellm", words=through, port=ports.litellm, path="/health/liveliness")
     yield Program(
         name="gateway",
         # What -c names is looked for from -p on.
@@ -196,7 +196,7 @@ def monitoring_documents(deployment: Deployment, ports: Ports, places: Places) -
     from llmopt.deploy.prometheus import prometheus_config
     from llmopt.deploy.rules import rules
 
-    targets = {"canary": (f"{HOST}:{ports.canary}",)}
+    targets: dict[str, tuple[str, ...]] = {"canary": (f"{HOST}:{ports.canary}",)}
     if deployment.engine.metrics_path is not None:
         targets["engine"] = ports.addresses
     alertmanager = f"{HOST}:{ports.alertmanager}"

@@ -28,7 +28,8 @@ PLAIN_IN_NGINX = re.compile(r"[\w./:@-]+", re.ASCII)
 
 def render(name: str, **values: Any) -> str:
     """The template of this name under ``templates/``."""
-    return environment().get_template(name).render(**values)
+    text: str = environment().get_template(name).render(**values)
+    return text
 
 
 @functools.cache
@@ -43,6 +44,7 @@ def environment() -> Environment:
         "sh": shell_word,
         "systemd": systemd_word,
         "nginx": nginx_word,
+        "systemd_value": systemd_value,
         "systemd_text": systemd_text,
         "json": json.dumps,
         "line": one_line,
@@ -57,8 +59,13 @@ def shell_word(value: Any) -> str:
 
 
 def systemd_word(value: Any) -> str:
-    """One word of ``ExecStart=`` or ``Environment=``, quoted."""
+    """One word of ``ExecStart=``, quoted."""
     return '"' + "".join(OF_SYSTEMD.get(c) or unseen(c) for c in without_nul(str(value))) + '"'
+
+
+def systemd_value(value: Any) -> str:
+    """One word of ``Environment=``, or the program of ``ExecStart=``: there ``$`` stands for itself (systemd.exec(5))."""
+    return systemd_word(value).replace("$$", "$")
 
 
 def unseen(character: str) -> str:

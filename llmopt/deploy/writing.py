@@ -66,7 +66,7 @@ def former_of(folder: Path) -> Former | None:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA or not all(
-            PATH.fullmatch(p) and isinstance(s, str) for p, s in document["files"].items()
+            may_be_written(p) and isinstance(s, str) for p, s in document["files"].items()
         ):
             raise ValueError(f"it is of schema {document['schema']!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -160,9 +160,15 @@ def busy(folder: Path) -> None:
 
 def fill(staged: Path, files: Mapping[str, File]) -> None:
     for path, file in files.items():
-        if not PATH.fullmatch(path) or ".." in path.split("/") or path.split("/")[0] in (DOCUMENT, PREVIOUS):
+        if not may_be_written(path):
             raise AssertionError(f"{path!r} is no path that a target may write")
         put(staged, path, file)
+
+
+def may_be_written(path: str) -> bool:
+    """Below the folder, and none of the places that belong to this module."""
+    parts = path.split("/")
+    return bool(PATH.fullmatch(path)) and ".." not in parts and parts[0] not in (DOCUMENT, PREVIOUS)
 
 
 def put(staged: Path, path: str, file: File) -> None:

@@ -17,7 +17,7 @@ from llmopt.core.errors import MissingEnvironment, ModelError, UsageError
 from llmopt.core.files import read_text
 from llmopt.deploy.plan import ENGINE_PORT, Engine, Image, Launch
 from llmopt.deploy.templates import render
-from llmopt.pipeline.deploy_source import Chosen
+from llmopt.pipeline.deploy_source import Chosen, whole
 from llmopt.pipeline.hosting import ELSEWHERE
 from llmopt.pipeline.measuring import version_of
 from llmopt.serve import FILES_IN_CONTAINER, Backend, LaunchContext, Recipe
@@ -52,8 +52,10 @@ class Subject:
 
 def subject_of(chosen: Chosen, *, artifact: Path | None = None) -> Subject:
     """Raises UsageError for what cannot be deployed, ModelError where the weights are gone or have become others."""
-    case = chosen.row["case"]
-    name = case["serve"]["backend"]
+    with whole(chosen.source):
+        case = chosen.row["case"]
+        name, record = case["serve"]["backend"], case["artifact"]
+        version = case["backend"].get("version")
     if name not in serve.BACKENDS or name == "scripted":
         what = {
             "url": "a server that llmopt did not start: its command is not known",
@@ -71,9 +73,8 @@ def subject_of(chosen: Chosen, *, artifact: Path | None = None) -> Subject:
             "the measured command had a secret in it, which its record does not hold",
             hint="measure it without: engines read keys from their environment too",
         )
-    found = opened(case["artifact"], artifact)
+    found = opened(record, artifact)
     environment = environment_of(backend)
-    version = case["backend"].get("version")
     return Subject(
         backend=backend,
         artifact=found,
@@ -95,7 +96,7 @@ def environment_of(backend: Backend) -> Environment | None:
 
 def pinned_options(backend: Backend, case: dict[str, Any], chosen: Chosen) -> ServeOptions:
     """The measured options; threads that were left to llmopt are those that it chose then, on that machine."""
-    known = {
+    known: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v
         for name, v in case["serve"].items()
         if name in ServeOptions.__dataclass_fields__

@@ -5,7 +5,8 @@ All of them become one row of a ranking document (``report/document.py``), and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """One row, ranked or rejected, with what stands around it; ``record`` is the newest run behind it, where it was found."""
+    """One row, ranked or rejected, with what stands around it; ``run_ids`` are the runs of its point, ``record`` the
+    newest of them where it was found.
+    """
 
     source: str
     row: dict[str, Any]
@@ -55,6 +58,7 @@ class Chosen:
     ties: tuple[str, ...] = ()
     rejected: bool = False
     record: Measurement | None = None
+    run_ids: tuple[str, ...] = ()
 
 
 def read_source(text: str, asked: Asked) -> Chosen:
@@ -91,11 +95,18 @@ def of_file(path: Path, text: str, asked: Asked) -> Chosen:
             f"{path} holds the steps of a recipe, none of which is a recommendation",
             hint="llmopt recommend --json > ranking.json",
         )
-    try:
+    with whole(text):
         return of_document(text, document, asked, asked.results)
+
+
+@contextlib.contextmanager
+def whole(source: str) -> Iterator[None]:
+    """A saved ranking may have been cut or edited since: what it lacks is said as its fault. Raises UsageError."""
+    try:
+        yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(
-            f"{path} is no whole ranking: {type(error).__name__} {error}",
+            f"{source} is no whole ranking: {type(error).__name__} {error}",
             hint="make it anew with this version: llmopt recommend --json",
         ) from error
 
@@ -172,11 +183,12 @@ def chosen_row(text: str, document: dict[str, Any], row: dict[str, Any], folder:
         source=text,
         row=row,
         limits=tuple(msgspec.convert(limit, Limit) for limit in document["goal"]["limits"]),
-        machine=document["machine"],
+        machine=msgspec.json.decode(msgspec.json.encode(document["machine"])),
         workload=workload,
         ties=tuple(label for label in ties if label != row["label"]),
         rejected="rank" not in row or row["rank"] is None,
         record=record,
+        run_ids=tuple(run_ids_of(row)),
     )
 
 
@@ -200,7 +212,12 @@ def run_ids_of(row: dict[str, Any]) -> list[str]:
 
 
 def evidence_of(chosen: Chosen, asked: Asked) -> Evidence:
-    """Everything that is known of it. ``forced``: why it is deployed only with --force, a sentence each."""
+    """Everything that is known of it. ``forced``: why it is deployed only with --force, a sentence each. Raises UsageError."""
+    with whole(chosen.source):
+        return known_of(chosen, asked)
+
+
+def known_of(chosen: Chosen, asked: Asked) -> Evidence:
     row, metrics = chosen.row, chosen.row["metrics"]
     # At any load that was measured: a limit from the quiet ones would kill it under the others.
     peaks = [p for m in (metrics, *(point["metrics"] for point in row["curve"])) if (p := number(m, "peak_rss_bytes"))]
@@ -213,7 +230,7 @@ def evidence_of(chosen: Chosen, asked: Asked) -> Evidence:
         reasons=tuple(map(str, row.get("reasons") or row.get("because") or ())),
         evidence=row["evidence"],
         runs=row["runs"],
-        run_ids=tuple(run_ids_of(row)),
+        run_ids=chosen.run_ids,
         machine=chosen.machine,
         workload=chosen.workload,
         load=str(row["point"]["load"]),

@@ -1,0 +1,173 @@
+"""``run.sh``: the measured words whatever they are, ports, and what is left out by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmopt.core.errors import UsageError
+from llmopt.deploy import local, target
+from llmopt.deploy.plan import Deployment, Launch
+from unit.deploy import hostile
+from unit.deploy.make import deployment
+
+
+def of(**changes: Any) -> Deployment:
+    wishes = {"target": "shell", "monitoring": False} | changes.pop("wishes", {})
+    return deployment(wishes=wishes, **changes)
+
+
+def script(made: Deployment) -> str:
+    return target("shell").files(made)["run.sh"].text
+
+
+def become(text: str, name: str, folder: Path) -> bytes:
+    """What the words that run.sh gives a program print: the function of the written script, in the real shell."""
+    start = text.index("become() {")
+    function = text[start : text.index("\n}\n", start) + 3]
+    done = subprocess.run(
+        ["sh", "-c", f"GROUP=\n{function}\nbecome {name}"], capture_output=True, cwd=folder, timeout=20
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# A program that prints the words it was given, and one that prints its environment, a NUL after each.
+def printing(words: list[str], environment: dict[str, str]) -> Any:
+    return lambda host, port: Launch(argv=("printf", "%s\\0", *words), environment=environment)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(words=hostile.words)
+def test_an_engine_gets_the_very_words_that_it_was_measured_with(tmp_path, words):
+    text = script(of(engine={"native": printing(words, {})}))
+    assert become(text, "engine_1", tmp_path).decode() == "".join(f"{word}\0" for word in words)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(value=hostile.word)
+def test_an_engine_gets_the_very_environment(tmp_path, value):
+    launch = Launch(argv=("printenv", "-0", "NAME"), environment={"NAME": value})
+    text = script(of(engine={"native": lambda host, port: launch}))
+    assert become(text, "engine_1", tmp_path).decode() == f"{value}\0"
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    label=hostile.text
+    | st.sampled_from(["'; touch broken; '", "$(touch broken)", "a\n touch broken", "`touch broken`"])
+)
+def test_a_name_is_no_command(tmp_path, label):
+    made = of(evidence={"label": label}, engine={"native": printing([], {})})
+    subprocess.run(["sh", "-c", f"{script(made)}", "run.sh", "help"], cwd=tmp_path, capture_output=True, timeout=20)
+    assert not (tmp_path / "broken").exists()
+
+
+def test_files_that_an_engine_reads_are_written_before_it_starts(tmp_path):
+    place = str(tmp_path / "a folder" / "it's.yaml")
+    launch = Launch(argv=("cat", place), files={place: "{\n'a': \"$HOME\"}\n"})
+    text = script(of(engine={"native": lambda host, port: launch}))
+    assert become(text, "engine_2", tmp_path).decode() == "{\n'a': \"$HOME\"}\n"
+
+
+def test_every_replica_has_a_port_of_its_own_after_the_gateways():
+    text = script(of(capacity={"replicas": 3}, wishes={"port": 9000}))
+    assert [f"engine_{n}) echo {9000 + n} ;;" in text for n in (1, 2, 3)] == [True] * 3
+
+
+def test_no_two_programs_share_a_port():
+    ports = local.ports(of(capacity={"replicas": 5}))
+    every = [
+        ports.gateway,
+        *ports.engines,
+        ports.status,
+        ports.litellm,
+        ports.redis,
+        ports.prometheus,
+        ports.alertmanager,
+        ports.canary,
+    ]
+    assert len(set(every)) == len(every)
+
+
+def test_ports_that_do_not_suffice_are_refused():
+    with pytest.raises(UsageError, match="leaves no ports"):
+        local.ports(of(wishes={"port": 65530}))
+
+
+def test_replicas_on_gpus_have_gpus_of_their_own():
+    made = of(engine={"gpus": 2})
+    assert [local.replica(made, n, 1).environment["CUDA_VISIBLE_DEVICES"] for n in (0, 1)] == ["0,1", "2,3"]
+
+
+def test_without_gpus_nothing_is_said_of_them():
+    assert "CUDA_VISIBLE_DEVICES" not in local.replica(of(engine={"gpus": 0}), 0, 1).environment
+
+
+def test_nobody_but_this_machine_is_answered_until_a_domain_is_named():
+    files = target("shell").files
+    assert "listen 127.0.0.1:8080" in files(of())["nginx.conf"].text
+    assert "listen 0.0.0.0:8080" in files(of(wishes={"domain": "llm.example.org"}))["nginx.conf"].text
+
+
+def test_ready_is_a_completion_of_the_deployed_model():
+    made = target("shell").files(of(engine={"model": 'a "model"\n'}))
+    assert json.loads(made["completion.json"].text)["model"] == 'a "model"\n'
+
+
+def test_monitoring_is_written_where_it_is_asked_for():
+    files = target("shell").files
+    assert "prometheus.yml" not in files(of())
+    assert {"prometheus.yml", "rules.yml", "alertmanager.yml", "grafana/llmopt.json"} <= set(
+        files(of(wishes={"monitoring": True}))
+    )
+
+
+def test_litellm_stands_between_nginx_and_the_engines():
+    made = target("shell").files(of(wishes={"gateway": "litellm"}))
+    ports = local.ports(of())
+    assert f"server 127.0.0.1:{ports.litellm} " in made["nginx.conf"].text
+    assert f"http://127.0.0.1:{ports.engines[0]}/v1" in made["litellm.yaml"].text
+
+
+def test_secrets_are_named_and_have_no_value():
+    text = target("shell").files(of(wishes={"gateway": "litellm"}))[".env.example"].text
+    assert "LITELLM_MASTER_KEY=\n" in text
+
+
+def test_the_script_is_one_for_every_shell(tmp_path):
+    (tmp_path / "run.sh").write_text(script(of(wishes={"monitoring": True, "gateway": "litellm", "cache": "redis"})))
+    assert subprocess.run(["sh", "-n", tmp_path / "run.sh"], capture_output=True).returncode == 0
+
+
+def test_an_unknown_word_is_refused(tmp_path):
+    (tmp_path / "run.sh").write_text(script(of()))
+    done = subprocess.run(["sh", "run.sh", "destroy"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (2, "usage: ./run.sh [start|status|stop]\n")
+
+
+def test_status_of_what_does_not_run_is_1(tmp_path):
+    (tmp_path / "run.sh").write_text(script(of()))
+    done = subprocess.run(["sh", "run.sh", "status"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "gateway: does not run")
+
+
+def test_a_missing_program_is_named_before_anything_starts(tmp_path):
+    (tmp_path / "run.sh").write_text(script(of(wishes={"gateway": "litellm"})))
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for name in ("sh", "dirname", "mkdir", "date", "setsid", "flock", "curl", "nginx", "rm"):
+        (bare / name).symlink_to(f"/bin/{name}" if Path(f"/bin/{name}").exists() else f"/usr/bin/{name}")
+    (bare / "nginx").unlink()
+    (bare / "nginx").symlink_to("/bin/true")
+    done = subprocess.run(
+        ["/bin/sh", "run.sh"], cwd=tmp_path, env={"PATH": str(bare)}, capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 1
+    assert "litellm is not on the PATH" in done.stderr

@@ -1,0 +1,164 @@
+"""Units of systemd: the measured words, a port for each instance, limits and hardening; proved by systemd where it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from llmopt.core.errors import UsageError
+from llmopt.deploy import target
+from llmopt.deploy.checks_systemd import check
+from llmopt.deploy.plan import Deployment, Launch
+from unit.deploy import hostile
+from unit.deploy.make import deployment
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
+ENGINE = "units/llmopt-tiny@.service"
+
+
+def of(**changes: Any) -> Deployment:
+    wishes = {"target": "systemd", "monitoring": False} | changes.pop("wishes", {})
+    return deployment(wishes=wishes, **changes)
+
+
+def files(**changes: Any) -> dict[str, str]:
+    return {path: file.text for path, file in target("systemd").files(of(**changes)).items()}
+
+
+def setting(unit: str, name: str) -> list[str]:
+    return [line.partition("=")[2] for line in unit.split("\n") if line.startswith(f"{name}=")]
+
+
+def parsed(line: str, *, instance: str) -> list[str]:
+    """As systemd 252 reads a command line: quotes and escapes, then specifiers, then variables; of the program without the last."""
+    found = []
+    for place, word in enumerate(re.findall(r'"((?:[^"\\]|\\.)*)"', line, re.DOTALL)):
+        plain = re.sub(r"\\(?:x([0-9a-f]{2})|(.))", lambda m: chr(int(m[1], 16)) if m[1] else ESCAPES[m[2]], word)
+        whole = re.sub(r"%(.)", lambda m: {"%": "%", "i": instance}[m[1]], plain)
+        assert place == 0 or not re.search(r"(?<!\$)(?:\$\$)*\$(?!\$)", whole), f"{whole!r} would be expanded"
+        found.append(whole if place == 0 else whole.replace("$$", "$"))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(words=hostile.words)
+def test_an_engine_gets_the_very_words_that_it_was_measured_with(words):
+    native = lambda host, port: Launch(argv=("/usr/bin/serve", *words, "--port", str(port)))  # noqa: E731
+    unit = files(engine={"native": native})[ENGINE]
+    [line] = setting(unit, "ExecStart")
+    assert parsed(line, instance="8081") == ["/usr/bin/serve", *words, "--port", "8081"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(value=hostile.word)
+def test_an_engine_gets_the_very_environment(value):
+    launch = Launch(argv=("/usr/bin/serve",), environment={"NAME": value})
+    own = next(
+        line
+        for line in setting(files(engine={"native": lambda h, p: launch})[ENGINE], "Environment")
+        if "NAME=" in line
+    )
+    assert own.count("\n") == 0
+    plain = re.sub(r"\\(?:x([0-9a-f]{2})|(.))", lambda m: chr(int(m[1], 16)) if m[1] else ESCAPES[m[2]], own[1:-1])
+    assert plain.replace("%%", "%") == f"NAME={value}"
+
+
+def test_a_program_in_a_strange_place_is_found():
+    native = lambda host, port: Launch(argv=("/opt/my $engines %/serve", str(port)))  # noqa: E731
+    assert (
+        parsed(setting(files(engine={"native": native})[ENGINE], "ExecStart")[0], instance="1")[0]
+        == "/opt/my $engines %/serve"
+    )
+
+
+def test_the_port_may_be_a_part_of_a_word():
+    native = lambda host, port: Launch(argv=("/usr/bin/serve", f"--listen={host}:{port}"))  # noqa: E731
+    assert (
+        parsed(setting(files(engine={"native": native})[ENGINE], "ExecStart")[0], instance="8082")[1]
+        == "--listen=127.0.0.1:8082"
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(label=hostile.word)
+def test_a_name_adds_no_setting(label):
+    unit = files(evidence={"label": label})[ENGINE]
+    assert sorted(re.findall(r"^(\w+)=", unit, re.MULTILINE)) == sorted(
+        re.findall(r"^(\w+)=", files()[ENGINE], re.MULTILINE)
+    )
+
+
+def test_started_is_a_completion():
+    assert setting(files()[ENGINE], "ExecStartPost") == ['/usr/bin/sh "/opt/llmopt/tiny/wait-ready.sh" %i']
+
+
+def test_memory_is_limited_above_what_was_measured():
+    assert setting(files(evidence={"peak_memory_bytes": 2**30})[ENGINE], "MemoryMax") == [
+        str(int(2**30 * 1.25) + 2**28)
+    ]
+
+
+def test_without_a_measured_peak_there_is_no_limit():
+    assert setting(files(evidence={"peak_memory_bytes": None})[ENGINE], "MemoryMax") == []
+
+
+@pytest.mark.parametrize(("gpus", "private"), [(0, ["yes"]), (1, [])])
+def test_devices_are_hidden_where_no_gpu_is_needed(gpus, private):
+    assert setting(files(engine={"gpus": gpus})[ENGINE], "PrivateDevices") == private
+
+
+def test_nobody_is_root():
+    units = [text for path, text in files(wishes={"monitoring": True}).items() if path.endswith(".service")]
+    assert {user for unit in units for user in setting(unit, "User")} == {"llmopt-tiny"}
+    assert all(setting(unit, "NoNewPrivileges") == ["yes"] for unit in units)
+
+
+def test_a_long_name_gives_a_user_that_linux_takes():
+    name = "a" * 40
+    unit = files(wishes={"name": name})[f"units/llmopt-{name}@.service"]
+    assert len(setting(unit, "User")[0]) <= 31
+
+
+def test_an_engine_with_files_for_each_port_is_refused():
+    launch = Launch(argv=("/usr/bin/serve",), files={"/x": "y"})
+    with pytest.raises(UsageError, match="a template unit has not"):
+        files(engine={"native": lambda h, p: launch})
+
+
+def test_installing_can_be_rehearsed(tmp_path):
+    for path, text in files(engine={"gpus": 1}).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    done = subprocess.run(["sh", "install.sh", "--dry-run"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "systemctl restart llmopt-tiny@8081.service llmopt-tiny@8082.service llmopt-tiny-gateway.service" in done.stdout
+    )
+    assert "write_gpus 8082 1" in done.stdout
+
+
+def test_installing_wants_root(tmp_path):
+    (tmp_path / "install.sh").write_text(files()["install.sh"].replace("id -u", "echo 1000"))
+    done = subprocess.run(["sh", "install.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr[:16]) == (1, "error: only root")
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
+@pytest.mark.parametrize("label", ["plain", 'a\'b "c" 100% $HOME \\'])
+def test_systemd_takes_the_units(tmp_path, label):
+    for path, text in files(evidence={"label": label}, engine={"model": label}, wishes={"monitoring": True}).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert [one.status for one in check(tmp_path)] == ["passed"], list(check(tmp_path))
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
+def test_a_unit_that_systemd_does_not_take_is_a_failure(tmp_path):
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units" / "broken.service").write_text("[Service]\nExecStart=relative/path\n")
+    assert [one.status for one in check(tmp_path)] == ["failed"]

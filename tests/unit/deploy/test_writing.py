@@ -1,0 +1,213 @@
+"""A deployment's folder: whole or not there, never over somebody's work, and with a way back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmopt.core.errors import LlmoptError, UsageError
+from llmopt.deploy.plan import File
+from llmopt.deploy.writing import EditedFiles, former_of, is_unchanged, require_unedited, rollback_script, write
+
+
+def files(**texts: str) -> dict[str, File]:
+    return {name.replace("_", "."): File(text=text, executable=name.endswith("_sh")) for name, text in texts.items()}
+
+
+def written(folder: Path, **texts: str) -> Path:
+    made = files(**texts)
+    more = {"README.md": File(text=" ".join(texts.values())), "rollback.sh": rollback_script([*made, "README.md"])}
+    write(folder, made, lambda staged: (more, {"schema": 1, "created_at": "now"}))
+    return folder
+
+
+def there(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_document_names_every_file_with_its_hash(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one", run_sh="echo")
+    named = json.loads((folder / "deployment.json").read_text())["files"]
+    assert set(named) == {"a.txt", "run.sh", "README.md", "rollback.sh"}
+    assert is_unchanged(
+        folder,
+        former_of(folder),
+        {p: File(text=t, executable=p.endswith(".sh")) for p, t in there(folder).items() if p in named},
+    )
+
+
+def test_a_script_may_be_run(tmp_path):
+    folder = written(tmp_path / "out", run_sh="#!/bin/sh\necho hello")
+    assert subprocess.run([folder / "run.sh"], capture_output=True, text=True).stdout == "hello\n"
+
+
+def test_nothing_is_left_beside_the_folder(tmp_path):
+    written(tmp_path / "out", a_txt="one")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_former_files_are_kept(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one", b_txt="gone"), a_txt="two")
+    assert there(folder)["a.txt"] == "two"
+    assert not (folder / "b.txt").exists()
+    assert {p: t for p, t in there(folder).items() if p.endswith("txt")} == {
+        "a.txt": "two",
+        "previous/a.txt": "one",
+        "previous/b.txt": "gone",
+    }
+
+
+def test_only_the_last_one_is_kept(tmp_path):
+    folder = tmp_path / "out"
+    for text in ("one", "two", "three"):
+        written(folder, a_txt=text)
+    assert there(folder)["previous/a.txt"] == "two"
+    assert not (folder / "previous" / "previous").exists()
+
+
+def test_where_only_the_page_changes_the_former_one_stays_what_it_was(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    write(
+        folder,
+        files(a_txt="two"),
+        lambda staged: ({"README.md": File(text="booted"), "rollback.sh": rollback_script([])}, {"schema": 1}),
+    )
+    assert there(folder)["README.md"] == "booted"
+    assert there(folder)["previous/a.txt"] == "one"
+
+
+def test_an_edited_file_is_never_overwritten(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one\n")
+    (folder / "a.txt").write_text("mine\n")
+    with pytest.raises(EditedFiles, match=r"a\.txt was changed by hand") as caught:
+        written(folder, a_txt="two\n")
+    assert there(folder)["a.txt"] == "mine\n"
+    assert "-mine\n+two\n" in caught.value.diff
+
+
+def test_an_edit_that_says_what_would_be_written_is_none(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (folder / "a.txt").write_text("two")
+    assert there(written(folder, a_txt="two"))["a.txt"] == "two"
+
+
+def test_a_file_that_was_removed_comes_back(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (folder / "a.txt").unlink()
+    assert there(written(folder, a_txt="two"))["a.txt"] == "two"
+
+
+def test_a_file_of_somebody_else_is_not_taken(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (folder / "b.txt").write_text("theirs")
+    with pytest.raises(EditedFiles, match=r"b\.txt"):
+        written(folder, a_txt="one", b_txt="ours")
+    assert there(folder)["b.txt"] == "theirs"
+
+
+def test_what_lies_beside_the_files_stays(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (folder / ".env").write_text("KEY=secret")
+    assert there(written(folder, a_txt="two"))[".env"] == "KEY=secret"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(UsageError, match="something else"):
+        written(tmp_path, a_txt="one")
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert there(written(tmp_path / "out", a_txt="one"))["a.txt"] == "one"
+
+
+def test_a_damaged_document_is_refused(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (folder / "deployment.json").write_text("{")
+    with pytest.raises(UsageError, match="no whole document"):
+        written(folder, a_txt="two")
+
+
+def test_a_document_that_names_files_elsewhere_is_refused(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (folder / "deployment.json").write_text(json.dumps({"schema": 1, "files": {"../elsewhere": "0"}}))
+    with pytest.raises(UsageError, match="no whole document"):
+        written(folder, a_txt="two")
+
+
+def test_links_are_not_followed(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="links are not followed"):
+        write(folder, {"sub/a.txt": File(text="x")}, lambda staged: ({}, {"schema": 1}))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_where_a_check_refuses_nothing_is_changed(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    before = there(folder)
+
+    def refuse(staged: Path) -> tuple[dict[str, File], dict[str, object]]:
+        assert (staged / "a.txt").read_text() == "two"
+        raise LlmoptError("nginx does not take it")
+
+    with pytest.raises(LlmoptError, match="nginx"):
+        write(folder, files(a_txt="two"), refuse)
+    assert there(folder) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_same_files_are_unchanged_until_one_differs(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    same = {p: File(text=t, executable=p.endswith(".sh")) for p, t in there(folder).items() if p != "deployment.json"}
+    assert is_unchanged(folder, former_of(folder), same)
+    assert not is_unchanged(folder, former_of(folder), same | {"a.txt": File(text="two")})
+
+
+def test_a_file_that_may_no_longer_be_run_is_a_change(tmp_path):
+    folder = written(tmp_path / "out", run_sh="echo")
+    same = {p: File(text=t, executable=p.endswith(".sh")) for p, t in there(folder).items() if p != "deployment.json"}
+    (folder / "run.sh").chmod(0o644)
+    assert not is_unchanged(folder, former_of(folder), same)
+
+
+# --- the way back ------------------------------------------------------------------------------------------------------
+
+
+def roll_back(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([folder / "rollback.sh"], capture_output=True, text=True, timeout=20)
+
+
+def test_rollback_puts_the_former_files_back_and_can_be_undone(tmp_path):
+    folder = written(tmp_path / "a folder", a_txt="one", old_txt="only then")
+    first = there(folder)
+    written(folder, a_txt="two", new_txt="only now")
+    second = there(folder)
+    assert roll_back(folder).returncode == 0
+    assert {p: t for p, t in there(folder).items() if not p.startswith("previous/")} == first
+    assert roll_back(folder).returncode == 0
+    assert there(folder) == second
+
+
+def test_a_deployment_that_was_rolled_back_can_be_deployed_over(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    roll_back(folder)
+    require_unedited(folder, former_of(folder), files(a_txt="two"))
+
+
+def test_rollback_leaves_what_is_not_ours(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    (folder / ".env").write_text("KEY=secret")
+    roll_back(folder)
+    assert there(folder)[".env"] == "KEY=secret"
+
+
+def test_rollback_without_a_former_one_says_so(tmp_path):
+    done = roll_back(written(tmp_path / "out", a_txt="one"))
+    assert done.returncode == 1
+    assert "nothing to roll back to" in done.stderr
