@@ -169,14 +169,14 @@ def compose(folder: Path, path: Path) -> Checks:
 
 
 def interpolated(value: Any) -> Any:
-    """As compose does before it looks at anything: defaults for variables, a word for those that must be set, ``$`` for ``$$``."""
+    """As compose does before it looks at anything: defaults for variables, a path for those that must be set, ``$`` for ``$$``."""
     if isinstance(value, dict):
         return {key: interpolated(part) for key, part in value.items()}
     if isinstance(value, list):
         return [interpolated(part) for part in value]
     if not isinstance(value, str):
         return value
-    return VARIABLE.sub(lambda m: "$" if m[0] == "$$" else m["default"] if m["default"] is not None else "set", value)
+    return VARIABLE.sub(lambda m: "$" if m[0] == "$$" else m["default"] if m["default"] is not None else "/set", value)
 
 
 def own_sources(document: dict[str, Any]) -> list[str]:

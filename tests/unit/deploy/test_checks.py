@@ -44,7 +44,7 @@ def test_a_dashboard_without_panels_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seen"), [("$$HOME", "$HOME"), ("${A:-b}", "b"), ("${A:?set it}", "set"), ("a $$${A:-}b", "a $b")]
+    ("text", "seen"), [("$$HOME", "$HOME"), ("${A:-b}", "b"), ("${A:?set it}", "/set"), ("a $$${A:-}b", "a $b")]
 )
 def test_variables_are_put_in_as_compose_does(text: str, seen: str) -> None:
     assert interpolated({"a": [text]}) == {"a": [seen]}
