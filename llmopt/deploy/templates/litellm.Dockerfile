@@ -1,5 +1,5 @@
 # LiteLLM's proxy in the version that llmopt was tried with.
 FROM python:3.11-slim
-RUN pip install --no-cache-dir "litellm[proxy]=={{ version }}"
+RUN pip install --no-cache-dir "litellm[proxy]=={{ version }}" "{{ beside }}"
 USER 65534:65534
 ENTRYPOINT ["litellm"]
