@@ -55,9 +55,11 @@ class Engine:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(self.word(text), encoding="utf-8")
         self.keeper = self.start()
+        self.serving = False
         threading.Thread(target=self.hear, daemon=True).start()
         self.session: aiohttp.ClientSession | None = None
         self.wait_until_it_answers()
+        self.serving = True
 
     def word(self, pieces: str | list[str]) -> str:
         return pieces if isinstance(pieces, str) else str(self.port).join(pieces)
@@ -68,7 +70,7 @@ class Engine:
             "own_temporary": True,
             "cleanup": [],
             "files": self.files,
-            "folders": [],
+            "folders": [str(self.log.parent)],
         }
         argv = [self.word(pieces) for pieces in self.settings["command"]]
         own = {name: self.word(pieces) for name, pieces in self.settings["environment"].items()}
@@ -82,10 +84,16 @@ class Engine:
         )
 
     def hear(self) -> None:
-        """What the keeper says is of no use here, but unread it would stop."""
+        """End with the engine: a replica without one would answer errors faster than any other answers, and draw all requests.
+
+        Ray Serve asks for health every few seconds, three times; that a replica is gone it sees at once.
+        """
         assert self.keeper.stdout is not None
         for _ in self.keeper.stdout:
             pass
+        if self.serving:
+            print(f"the engine ended; the end of its log:\n{self.last_lines()}", file=sys.stderr, flush=True)
+            os._exit(1)
 
     def wait_until_it_answers(self) -> None:
         """A real completion: a server may say that it is well long before it can do anything. Raises RuntimeError."""
@@ -112,6 +120,7 @@ class Engine:
         return ""
 
     def stop(self) -> None:
+        self.serving = False
         if self.keeper.stdin is not None:
             with contextlib.suppress(OSError):
                 self.keeper.stdin.close()
@@ -123,20 +132,21 @@ class Engine:
             self.stop()
 
     def client(self) -> aiohttp.ClientSession:
-        """Made in the loop that uses it; no limit of its own, bytes as they come, no proxy of the environment."""
+        """Made in the loop that uses it; no limit of its own, bytes as they come, no proxy of the environment.
+
+        A connection for each request: one that is kept may be closed by the engine in the moment in which it is used again.
+        """
         if self.session is None:
             self.session = aiohttp.ClientSession(
                 f"http://127.0.0.1:{self.port}",
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None, sock_read=self.settings["silence_s"]),
                 auto_decompress=False,
             )
         return self.session
 
     async def check_health(self) -> None:
-        """Raises what it finds; Ray Serve then puts another replica in the place of this one."""
-        if self.keeper.poll() is not None:
-            raise RuntimeError(f"the engine ended; the end of its log:\n{self.last_lines()}")
+        """Raises what it finds, of an engine that hangs; Ray Serve then puts another replica in the place of this one."""
         async with self.client().get(self.settings["health_path"]) as answer:
             answer.raise_for_status()
 
