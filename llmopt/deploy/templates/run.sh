@@ -65,8 +65,8 @@ ask() { [ -z "$(path_of "$1")" ] && return 0; curl -sf --noproxy '*' -o /dev/nul
 completes() {
   curl -sf --noproxy '*' -o /dev/null -m 60 -H 'Content-Type: application/json' -d @completion.json \
     "http://127.0.0.1:$(port_of "$1")/v1/completions" 9>&- &
-  asking=$!
-  wait $asking  # which a signal interrupts, and not a program in the foreground
+  helper=$!
+  wait $helper  # which a signal interrupts, and not a program in the foreground
 }
 
 start() {
@@ -77,20 +77,21 @@ start() {
 
 nap() {
   sleep "$1" 9>&- &
-  wait $! 2>/dev/null
+  helper=$!
+  wait $helper 2>/dev/null
 }
 
-# Of the whole group: engines have processes of their own.
+# Of the whole group: engines have processes of their own.  dash takes -- only after -s.
 signal_all() {
   for name in $2; do
-    [ -s "run/$name.pid" ] && kill -"$1" -- "-$(cat "run/$name.pid")" 2>/dev/null
+    [ -s "run/$name.pid" ] && kill -s "$1" -- "-$(cat "run/$name.pid")" 2>/dev/null
   done
   return 0
 }
 
 gone() {
   for name in $1; do
-    [ -s "run/$name.pid" ] && kill -0 -- "-$(cat "run/$name.pid")" 2>/dev/null && return 1
+    [ -s "run/$name.pid" ] && kill -s 0 -- "-$(cat "run/$name.pid")" 2>/dev/null && return 1
   done
   return 0
 }
@@ -108,7 +109,7 @@ stop_all() {
   trap '' INT TERM HUP
   trap - EXIT
   say "stopping"
-  kill "${asking:-}" 2>/dev/null
+  [ -n "${helper:-}" ] && kill "$helper" 2>/dev/null
   signal_all QUIT gateway  # nginx lets go of nobody whom it is answering
   end_of {{ drain_s }} gateway
   signal_all TERM "$OTHERS $ENGINES"
