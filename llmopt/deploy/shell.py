@@ -63,7 +63,7 @@ def files(deployment: Deployment) -> Mapping[str, File]:
     return {
         "run.sh": File(text=script(deployment, ports, programs), executable=True),
         "completion.json": File(text=completion(deployment)),
-        ".env.example": File(text=settings(deployment)),
+        **({".env.example": File(text=wanted)} if (wanted := settings(deployment)) else {}),
         **documents(deployment, ports, Places()),
     }
 
@@ -215,13 +215,14 @@ def completion(deployment: Deployment) -> str:
 
 
 def settings(deployment: Deployment, place: str = ".env, which run.sh reads,") -> str:
-    """What is a secret, or of this place alone; values are left empty."""
-    lines = [f"# Copy to {place} and fill in; llmopt neither writes nor reads it."]
+    """What is a secret, or of this place alone, with values left empty; empty where there is nothing of the kind."""
+    lines: list[str] = []
     if deployment.wishes.gateway == "litellm":
         lines += ["# The key that clients of the gateway show, at least 20 random characters.", "LITELLM_MASTER_KEY="]
     if deployment.wishes.monitoring:
         lines += ["# Where alerts are posted to; without it they are seen in Prometheus alone.", "ALERT_WEBHOOK_URL="]
-    return "\n".join(lines) + "\n"
+    head = f"# Copy to {place} and fill in; llmopt neither writes nor reads it."
+    return "".join(f"{line}\n" for line in (head, *lines)) if lines else ""
 
 
 def address(deployment: Deployment) -> str:

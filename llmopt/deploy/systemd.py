@@ -27,15 +27,14 @@ def files(deployment: Deployment) -> Mapping[str, File]:
     read = {
         "completion.json": File(text=shell.completion(deployment)),
         "wait-ready.sh": File(text=render("wait-ready.sh"), executable=True),
-        "settings.env.example": File(
-            text=shell.settings(deployment, f"{settings(deployment)}, which root alone may read,")
-        ),
         **shell.documents(deployment, ports, places(deployment)),
     }
     units = dict(units_of(deployment, ports))
+    wanted = shell.settings(deployment, f"{settings(deployment)}, which root alone may read,")
     return {
         **{f"units/{name}": File(text=text) for name, text in units.items()},
         "install.sh": File(text=install(deployment, ports, sorted(units), sorted(read)), executable=True),
+        **({"settings.env.example": File(text=wanted)} if wanted else {}),
         **read,
     }
 
@@ -181,7 +180,7 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         settings=settings(deployment),
         units=units,
         instances=instances,
-        files=[*(path for path in read if not path.endswith(".example")), "README.md", "deployment.json"],
+        files=[*read, "README.md", "deployment.json"],
         places=[place for place in (program, deployment.engine.artifact) if place],
         optional=[(p.words[0], f"{name}-{p.name}.service") for p in shell.programs_of(deployment, ports) if p.optional],
         tools=["systemctl", "runuser", *(tool for tool in shell.tools(deployment) if tool not in ("setsid", "flock"))],

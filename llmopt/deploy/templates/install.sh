@@ -23,7 +23,7 @@ if [ -z "$DO" ] && [ "$(id -u)" -ne 0 ]; then
   exit 1
 fi
 
-# What is secret, or of this place alone: {{ settings }}, as in settings.env.example; it is never touched here.
+# What is secret, or of this place alone: {{ settings }}, which is never touched here.
 FOLDER={{ folder | sh }}
 UNITS={{ units | join(" ") | sh }}
 INSTANCES={{ instances | join(" ") | sh }}
