@@ -59,9 +59,8 @@ def nginx_conf(
         connect_timeout_s=CONNECT_TIMEOUT_S,
         read_timeout_s=read_timeout_s,
         read_why=read_why,
-        tries=max(2, min(3, len(upstreams))),
-        # Of each worker: as many as its replicas were measured with, so that none is opened anew under that load.
-        keepalive=max(16, math.ceil(2 * concurrency(deployment) * len(upstreams))),
+        # Every replica once, and one more for what happened to the first.
+        tries=min(4, len(upstreams) + 1),
         max_body_bytes=wishes.max_body_bytes,
         body_buffer_bytes=min(wishes.max_body_bytes, BODY_IN_MEMORY),
         **rate_limit(deployment),
@@ -83,7 +82,9 @@ def rate_limit(deployment: Deployment) -> dict[str, Any]:
     return {
         "rate": f"{math.ceil(limit)}r/s" if limit >= 10 else f"{max(1, math.ceil(limit * 60))}r/m",
         "rate_why": f"{limit:.3g} requests a second from one address: {why}.",
-        "burst": max(1, math.ceil(concurrency(deployment))),
+        # A second's worth, and all users of all replicas twice: answers of one batch end together, and so do their users
+        # ask again together. A burst of what one replica was measured with refused a fifth of its own benchmark.
+        "burst": max(math.ceil(limit), math.ceil(2 * concurrency(deployment) * deployment.replicas)),
         "retry_after_s": max(1, math.ceil(1 / limit)),
     }
 
