@@ -67,7 +67,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llmopt("quantize", str(demo.MODEL), "--quant", "gguf-q4_k_m", "-o", "my model", cwd=work)
     llmopt("bench", "my model", "-b", "llamacpp", *LOAD, "--max-num-seqs", "2", "--results", "results", cwd=work)
     port = str(free_ports(9))
-    llmopt("deploy", "results", "-o", "stack", "--target", "shell", "--replicas", "2", "--port", port, cwd=work)
+    llmopt(
+        "deploy",
+        "results",
+        "-o",
+        "stack",
+        "--target",
+        "shell",
+        "--replicas",
+        "2",
+        "--port",
+        port,
+        "--rate-limit",
+        "1000",
+        cwd=work,
+    )
     return work / "stack"
 
 
@@ -186,6 +200,13 @@ def test_stop_ends_all_of_it(folder):
         assert not [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
         with pytest.raises(urllib.error.URLError):
             ask(folder)
+
+
+def test_a_port_of_somebody_else_is_not_taken_for_ours(folder):
+    with socket.create_server(("127.0.0.1", document(folder)["wishes"]["port"] + 2)):
+        done = subprocess.run([folder / "run.sh"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "of engine_2 is in use" in done.stderr
 
 
 def test_it_stops_all_of_it_where_the_kernel_is_not_told_to(folder, tmp_path):

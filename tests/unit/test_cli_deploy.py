@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,19 @@ def test_an_engine_that_is_not_here_is_not_booted_and_said(results, monkeypatch)
     done = deploy(results, "-o", results.parent / "out", "--target", "shell")
     assert done.exit_code == 0, done.stderr
     assert document(results)["boot"] == {"status": "skipped", "why": "hf is not installed here"}
+
+
+@pytest.mark.parametrize("target", ["shell", "systemd", "compose", "kubernetes", "rayserve"])
+@pytest.mark.parametrize("name", ['it\'s "a" $HOME `id` %i', "{{ .Values.x }} #: - &a", "-rf", "a\nb", "模型 é"])
+def test_a_model_may_have_any_name(tmp_path, target, name):
+    shutil.copytree(demo.MODEL, tmp_path / name)
+    save_run(tmp_path / "results", measured(artifact=DEMO | {"path": str(tmp_path / name)}), closed_loop())
+    done = deploy(tmp_path / "results", "-o", tmp_path / "out", "--target", target, "--no-boot", "--monitoring")
+    if done.exit_code == 2:  # said in one line, before anything is written
+        assert done.stderr.startswith("error: ")
+        assert not (tmp_path / "out").exists()
+        return
+    assert done.exit_code == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "deployment.json").read_text())
+    assert found["engine"]["model"] == name
+    assert not [check for check in found["checks"] if check["status"] == "failed"]

@@ -5,7 +5,8 @@
 #   ./run.sh status   what runs, what answers
 #   ./run.sh stop     stop what another ./run.sh started
 #
-# A program that ends is started again, after 1, 2, 4 … 60 seconds while it does not last.  Logs are in logs/.
+# A program that ends is started again, after 1, 2, 4 … 60 seconds while it does not last.  Logs are in logs/, requests in
+# run/nginx/access.log.  Nothing here limits memory: units of systemd (--target systemd) do.
 set -u
 cd -- "$(dirname -- "$0")" || exit 1
 # Secrets and settings of your own: NAME=value lines, as in .env.example.
@@ -15,6 +16,7 @@ if [ -f .env ]; then
   set +a
 fi
 
+PATH=$PATH:/usr/sbin:/sbin  # where Debian has nginx, and not everybody looks
 GATEWAY={{ gateway | sh }}
 READY_S={{ ready_s }}
 ENGINES={{ engines | join(" ") | sh }}
@@ -133,7 +135,7 @@ again() {
 
 wait_ready() {
   deadline=$(($(date +%s) + READY_S))
-  until ask "$1" && completes "$1"; do
+  until alive "$1" && ask "$1" && completes "$1"; do
     alive "$1" || { tail -n 20 "logs/$1.log" >&2; fail "$1 ended before it was ready: the end of logs/$1.log is above"; }
     [ "$(date +%s)" -lt "$deadline" ] || fail "$1 was not ready after $READY_S s: logs/$1.log"
     nap 0.2
@@ -209,6 +211,11 @@ echo $$ >run/supervisor.pid
 trap 'stop_all; exit 0' INT TERM HUP
 trap 'stop_all' EXIT
 
+# Somebody else who answers there would be taken for ours.
+for name in $ENGINES $OTHERS gateway; do
+  curl -s --noproxy '*' -o /dev/null -m 2 "http://127.0.0.1:$(port_of "$name")/"
+  [ $? -eq 7 ] || fail "port $(port_of "$name") of $name is in use: llmopt deploy --port takes others"
+done
 for name in $ENGINES; do start "$name"; done
 for name in $ENGINES; do wait_ready "$name"; done
 for name in $OTHERS; do start "$name"; done

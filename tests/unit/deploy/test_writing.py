@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmopt.core.errors import LlmoptError, UsageError
+from llmopt.core.files import locked
 from llmopt.deploy.plan import File
 from llmopt.deploy.writing import EditedFiles, former_of, is_unchanged, require_unedited, rollback_script, write
 
@@ -174,6 +175,24 @@ def test_a_file_that_may_no_longer_be_run_is_a_change(tmp_path):
     same = {p: File(text=t, executable=p.endswith(".sh")) for p, t in there(folder).items() if p != "deployment.json"}
     (folder / "run.sh").chmod(0o644)
     assert not is_unchanged(folder, former_of(folder), same)
+
+
+def test_two_do_not_write_at_once(tmp_path):
+    with locked(tmp_path / ".out.lock", wait=lambda: None), pytest.raises(UsageError, match="another llmopt deploy"):
+        written(tmp_path / "out", a_txt="one")
+
+
+def test_what_a_killed_one_left_beside_it_goes(tmp_path):
+    (tmp_path / ".out.partial-1234").mkdir()
+    written(tmp_path / "out", a_txt="one")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_to_a_folder_is_that_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    written(tmp_path / "link", a_txt="one")
+    assert there(tmp_path / "real")["a.txt"] == "one"
 
 
 # --- the way back ------------------------------------------------------------------------------------------------------
