@@ -116,8 +116,8 @@ def rate_limit(deployment: Deployment) -> int | None:
 
 
 def burst(deployment: Deployment, limit: int) -> int:
-    """As multiple of the limit: the requests that were in flight together when it was measured, in one blow."""
-    return max(1, math.ceil((deployment.evidence.concurrency or limit) / limit))
+    """As multiple of the limit: all users of all replicas twice, for those whose answers end together ask again together."""
+    return max(1, math.ceil(2 * (deployment.evidence.concurrency or limit) * deployment.replicas / limit))
 
 
 def ingress(deployment: Deployment) -> dict[str, Any]:
