@@ -69,6 +69,8 @@ def refusal(deployment: Deployment) -> str | None:
         )
     if wishes.cache is not None:
         return f"--cache {wishes.cache} goes with --gateway litellm, which is written for compose alone"
+    if not wishes.domain and (wishes.tls or wishes.rate_limit_rps is not None):
+        return "--tls and --rate-limit are of the Ingress, which goes with --domain"
     if (word := lost(deployment)) is not None:
         return f"{word!r} has a character that kubectl and Helm lose: rename what is called so"
     return None

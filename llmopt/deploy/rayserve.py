@@ -31,8 +31,16 @@ PORTS = (41113, 52224)
 
 def refusal(deployment: Deployment) -> str | None:
     wishes = deployment.wishes
-    if wishes.gateway != "nginx" or wishes.cache is not None:
-        return "Ray Serve has a proxy of its own: --gateway litellm and --cache are written for compose alone"
+    asked = {
+        "--gateway litellm": wishes.gateway != "nginx",
+        "--cache": wishes.cache is not None,
+        "--tls": wishes.tls,
+        "--rate-limit": wishes.rate_limit_rps is not None,
+    }
+    if there := [name for name, wanted in asked.items() if wanted]:
+        return f"Ray Serve has a proxy of its own, without {' and '.join(there)}"
+    if wishes.monitoring:
+        return "--monitoring asks for metrics that an engine behind Ray Serve does not show; llmopt watch can ask it"
     if deployment.engine.arguments is None:
         try:
             settings(deployment)

@@ -248,11 +248,11 @@ def test_tokens_pass_the_gateway_as_they_come() -> None:
     assert told["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
 
 
-def test_a_client_gets_twice_the_measured_rate_and_the_measured_crowd_at_once() -> None:
+def test_a_client_gets_twice_the_measured_rate_and_all_measured_users_twice_at_once() -> None:
     made = deployment(wishes={"domain": "a.b"}, capacity={"total_rps": 2.0}, evidence={"concurrency": 16})
     told = ingress(made)["metadata"]["annotations"]
     assert told["nginx.ingress.kubernetes.io/limit-rps"] == "4"
-    assert told["nginx.ingress.kubernetes.io/limit-burst-multiplier"] == "4"
+    assert told["nginx.ingress.kubernetes.io/limit-burst-multiplier"] == "16"
 
 
 def test_an_unknown_rate_limits_nobody() -> None:
@@ -314,6 +314,8 @@ def test_no_secret_is_written() -> None:
         ({"engine": {"inside": None}}, "image"),
         ({"wishes": {"gateway": "litellm"}}, "litellm"),
         ({"wishes": {"cache": "redis"}}, "redis"),
+        ({"wishes": {"tls": True}}, "--domain"),
+        ({"wishes": {"rate_limit_rps": 5.0}}, "--domain"),
         ({"engine": {"model": "a\x7fb"}}, "a\\x7fb"),
         ({"engine": {"inside": Launch(argv=("a\x85b",))}}, "lose"),
     ],
@@ -377,3 +379,7 @@ def test_the_canary_is_let_in_and_is_scraped_under_its_own_name() -> None:
     label = made["components/canary/service.yaml"]["metadata"]["labels"]["llmopt/scrape"]
     assert made["components/canary/servicemonitor.yaml"]["spec"]["selector"]["matchLabels"]["llmopt/scrape"] == label
     assert label in json.dumps(made["components/monitoring/prometheusrule.yaml"])
+
+
+def test_a_plain_wish_is_granted() -> None:
+    assert kubernetes.refusal(deployment()) is None

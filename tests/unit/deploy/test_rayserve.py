@@ -55,7 +55,7 @@ def test_a_start_that_is_another_one_on_another_port_is_refused() -> None:
     def native(host: str, port: int) -> Launch:
         return Launch(argv=("x", str(port + 1)))
 
-    made = deployment(engine={"native": native})
+    made = deployment(engine={"native": native}, wishes={"monitoring": False})
     assert "depends on the port" in (rayserve.refusal(made) or "")
 
 
@@ -102,6 +102,19 @@ def test_what_the_application_imports_lies_beside_it() -> None:
         ast.parse(written[name].text)
 
 
-@pytest.mark.parametrize("wishes", [{"gateway": "litellm"}, {"cache": "redis"}])
-def test_another_gateway_is_refused_by_name(wishes: dict[str, Any]) -> None:
-    assert "compose" in (rayserve.refusal(deployment(wishes=wishes)) or "")
+@pytest.mark.parametrize(
+    ("wishes", "word"),
+    [
+        ({"gateway": "litellm"}, "litellm"),
+        ({"cache": "redis"}, "--cache"),
+        ({"tls": True}, "--tls"),
+        ({"rate_limit_rps": 5.0}, "--rate-limit"),
+        ({"monitoring": True}, "llmopt watch"),
+    ],
+)
+def test_what_it_has_not_is_refused_by_name(wishes: dict[str, Any], word: str) -> None:
+    assert word in (rayserve.refusal(deployment(wishes={"monitoring": False, **wishes})) or "")
+
+
+def test_a_plain_wish_is_granted() -> None:
+    assert rayserve.refusal(deployment(wishes={"monitoring": False})) is None
