@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import signal
 
+from hypothesis import HealthCheck, settings
+
+# An example that takes long says that the machine is busy, and nothing of the law that it is an example of.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
+
 
 def pytest_configure() -> None:
     """Whoever starts the tests in the background (nohup, &) ignores signals, and children inherit that: theirs are as usual.
