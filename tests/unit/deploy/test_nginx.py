@@ -26,8 +26,12 @@ def directive(text: str, name: str) -> list[str]:
 
 def test_every_replica_is_one_upstream_and_the_least_busy_is_asked() -> None:
     text = conf()
-    assert [words.split()[0] for words in directive(text, "server")] == list(REPLICAS)
+    assert [w.split()[0] for w in directive(text, "server") if "backup" not in w] == list(REPLICAS)
     assert "least_conn;" in text
+
+
+def test_with_all_of_them_out_every_one_is_asked_nonetheless() -> None:
+    assert [w.split()[0] for w in directive(conf(), "server") if "max_fails=0 backup" in w] == list(REPLICAS)
 
 
 def test_streams_are_not_held_back() -> None:
@@ -39,8 +43,8 @@ def test_the_rate_is_twice_the_measured_capacity_unless_another_is_asked_for() -
     assert "rate=90r/m" in conf(wishes={"rate_limit_rps": 1.5})
 
 
-def test_the_burst_is_the_measured_concurrency() -> None:
-    assert directive(conf(), "limit_req") == ["zone=clients burst=16 nodelay"]
+def test_the_burst_is_all_users_of_all_replicas_twice() -> None:
+    assert directive(conf(), "limit_req") == ["zone=clients burst=64 nodelay"]
 
 
 def test_without_a_measured_capacity_nobody_is_limited() -> None:
