@@ -64,9 +64,8 @@ def refusal(deployment: Deployment) -> str | None:
     if not A_NAME.fullmatch(deployment.name):
         return f"{deployment.name} is no name of a Service, which begins with a letter: --name"
     if wishes.gateway != "nginx":
-        return (
-            f"--gateway {wishes.gateway} is written for compose alone: in a cluster its own chart is the better source"
-        )
+        # It takes a replica out for a while that failed, and behind a Service there is one address for all of them.
+        return f"--gateway {wishes.gateway} is written for compose alone: it must see each replica, and a Service hides them"
     if wishes.cache is not None:
         return f"--cache {wishes.cache} goes with --gateway litellm, which is written for compose alone"
     if not wishes.domain and (wishes.tls or wishes.rate_limit_rps is not None):

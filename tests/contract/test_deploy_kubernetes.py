@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import assume, given, settings
 
 from llmopt.deploy import kubernetes
 from llmopt.deploy.checks import check
 from llmopt.deploy.kubernetes_objects import LOST
+from llmopt.deploy.kubernetes_scaling import adapter_rules, scaled_object, signal
 from llmopt.deploy.plan import Deployment, Launch
 from tests.unit.deploy import hostile
-from tests.unit.deploy.make import deployment, engine
+from tests.unit.deploy.make import VLLM_METRICS, deployment, engine
 
 KUBERNETES = "1.34"
 OWN_KINDS = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # of operators: Kubernetes has no schema of them
@@ -126,6 +128,44 @@ def test_helm_finds_nothing_to_say(folder: Path) -> None:
     helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not here")
     report = helm.lint(str(folder / "chart"), strict=True, namespace="tiny", kube_version=f"v{KUBERNETES}.0")
     assert [m["error"] for m in report["messages"] if m["severity"] > 1] == report["errors"] == []
+
+
+@pytest.mark.parametrize("case", ["plain"])
+def test_helm_hands_on_any_words(folder: Path) -> None:
+    """As Kubernetes reads them: no template, no number, no variable."""
+    helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not here")
+    chart = helm.Chart.load(str(folder / "chart"))
+
+    @settings(max_examples=60, deadline=None)
+    @given(hostile.words, hostile.word)
+    def handed_on(argv: list[str], model: str) -> None:
+        assume(not any(LOST.search(word) for word in (*argv, model)))
+        values = {"engine": {"args": argv, "env": {"A": model}}}
+        text = next(t for path, t in chart.render(values).items() if path.endswith("/templates/deployment.yaml"))
+        (engine,) = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
+        assert engine["args"] == [word.replace("$", "$$") for word in argv]
+        assert {"name": "A", "value": model.replace("$", "$$")} in engine["env"]
+
+    handed_on()
+
+
+@pytest.mark.parametrize("names", [VLLM_METRICS, {"e2e_time": "llmopt_hf:e2e_request_latency_seconds"}])
+def test_prometheus_takes_what_the_autoscalers_ask(names: dict[str, str], tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not here")
+    made = deployment(engine={"metrics": names})
+    chosen = signal(made)
+    assert chosen is not None
+    (rule,) = adapter_rules(chosen)["rules"]["custom"]
+    by_adapter = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'pod=~"tiny-.*"')
+    by_keda = scaled_object(made, chosen)["spec"]["triggers"][0]["metadata"]["query"]
+    asked = [
+        {"record": f"asked:{n}", "expr": text} for n, text in enumerate((by_adapter, by_keda, rule["seriesQuery"]))
+    ]
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps({"groups": [{"name": "asked", "rules": asked}]}))
+    told = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 @pytest.mark.parametrize("case", ["all"])
