@@ -14,6 +14,9 @@ from llmopt.deploy.plan import Deployment, Launch
 
 HOST = "127.0.0.1"
 LAST_PORT = 65535
+# Of replicas that share a machine: the numbers of cores that one was measured on would be those of all the others, too.
+# The number of threads stays (vLLM 0.32 on a CPU takes it from OMP_NUM_THREADS then).
+SHARED = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +56,17 @@ def ports(deployment: Deployment) -> Ports:
     )
 
 
+def native(deployment: Deployment, port: int) -> Launch:
+    """The measured command on this port, beside the other replicas."""
+    launch = deployment.engine.native(HOST, port)
+    if deployment.replicas == 1:
+        return launch
+    return replace(launch, environment={name: SHARED.get(name, value) for name, value in launch.environment.items()})
+
+
 def replica(deployment: Deployment, number: int, port: int) -> Launch:
     """Replica ``number``, from 0: the measured command with GPUs of its own."""
-    launch, gpus = deployment.engine.native(HOST, port), deployment.engine.gpus
+    launch, gpus = native(deployment, port), deployment.engine.gpus
     if not gpus:
         return launch
     own = ",".join(str(number * gpus + i) for i in range(gpus))

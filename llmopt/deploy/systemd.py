@@ -102,7 +102,7 @@ def engine_unit(deployment: Deployment) -> str:
 
 def instance(deployment: Deployment) -> Launch:
     """Raises UsageError for an engine whose files or environment name the port: a template has one of them for all."""
-    one, other = (deployment.engine.native(HOST, port) for port in (ONE, OTHER))
+    one, other = (local.native(deployment, port) for port in (ONE, OTHER))
     if one.files:
         raise UsageError(
             f"{deployment.engine.title} reads options from a file of each replica, which a template unit has not",

@@ -106,6 +106,13 @@ def test_replicas_on_gpus_have_gpus_of_their_own():
     assert [local.replica(made, n, 1).environment["CUDA_VISIBLE_DEVICES"] for n in (0, 1)] == ["0,1", "2,3"]
 
 
+@pytest.mark.parametrize(("replicas", "bound"), [(1, "3"), (2, "nobind")])
+def test_replicas_of_one_machine_are_not_bound_to_the_same_cores(replicas, bound):
+    launch = Launch(argv=("serve",), environment={"VLLM_CPU_OMP_THREADS_BIND": "3", "OMP_NUM_THREADS": "1"})
+    made = of(engine={"native": lambda host, port: launch, "gpus": 0}, capacity={"replicas": replicas})
+    assert local.replica(made, 0, 1).environment == {"VLLM_CPU_OMP_THREADS_BIND": bound, "OMP_NUM_THREADS": "1"}
+
+
 def test_without_gpus_nothing_is_said_of_them():
     assert "CUDA_VISIBLE_DEVICES" not in local.replica(of(engine={"gpus": 0}), 0, 1).environment
 
