@@ -92,7 +92,8 @@ def words_of_one(evidence: Evidence, each: float | None) -> Iterator[str]:
         return
     bounds = "" if rate.low is None or rate.high is None else f" [{rps(rate.low)}, {rps(rate.high)}]"
     which = "its lower end counts" if rate.low is not None else "it has no interval, and counts as it is"
-    yield f"one replica does {rps(rate.value)} requests/s{bounds} at {evidence.load} ({rate.evidence}, {evidence.runs} runs): {which}"
+    runs = f"{evidence.runs} run{'s' * (evidence.runs != 1)}"
+    yield f"one replica does {rps(rate.value)} requests/s{bounds} at {evidence.load} ({rate.evidence}, {runs}): {which}"
 
 
 def words_of_all(

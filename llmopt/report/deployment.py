@@ -70,7 +70,7 @@ def heading(document: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"> {markdown_text(reason)}  " for reason in document["forced"])
         yield ""
     version = f" {engine['version']}" if engine["version"] else " (version unknown)"
-    yield f"{markdown_text(engine['title'] + version)} serves `{code(engine['model'])}` by {document['capacity']['replicas']} replica(s)"
+    yield f"{markdown_text(engine['title'] + version)} serves `{code(engine['model'])}` by {plural(document['capacity']['replicas'], 'replica')}"
     yield f"at {code_span(document['url'])}. Written by llmopt {document['llmopt_version']} for {markdown_text(document['targets'][0])}."
     yield ""
 
@@ -78,10 +78,11 @@ def heading(document: Mapping[str, Any]) -> Iterator[str]:
 def why(document: Mapping[str, Any]) -> Iterator[str]:
     yield "## What is deployed, and why"
     yield ""
+    runs = plural(document["runs"], "run")
     place = f"rank {document['rank']}" if document["rank"] else "not ranked"
     machine = hardware_words({"logical_cores": None, "gpus": [], "cpu": "unknown hardware", **document["machine"]})
     yield (
-        f"From {code_span(document['source'])}, {place}: {document['evidence']} in {document['runs']} run(s) on {markdown_text(machine)},"
+        f"From {code_span(document['source'])}, {place}: {document['evidence']} in {runs} on {markdown_text(machine)},"
         f" at {markdown_text(document['load'])} ({markdown_text(workload_line(document['workload']))}); verdict {document['verdict']}."
     )
     yield ""
@@ -213,7 +214,7 @@ def print_deployment(document: Mapping[str, Any], console: Console | None = None
         "written": f"{folder}: written",
     }
     say(console, f"{heads[status]} ({len(document['files'])} files for {document['targets'][0]})", style="bold")
-    say(console, f"{document['label']}, {document['capacity']['replicas']} replica(s), at {document['url']}")
+    say(console, f"{document['label']}, {plural(document['capacity']['replicas'], 'replica')}, at {document['url']}")
     print_lines(document["capacity"]["words"], console)
     if document["forced"]:
         print_lines([f"against its evidence: {reason}" for reason in document["forced"]], console)
@@ -237,6 +238,10 @@ def interval(name: str, figure: Mapping[str, Any]) -> str:
     if figure["low"] is None or figure["high"] is None:
         return "–"
     return f"{amount(name, figure['low'])} – {amount(name, figure['high'])}"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def code(text: str) -> str:

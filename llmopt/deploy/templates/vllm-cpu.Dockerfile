@@ -1,4 +1,4 @@
-# {{ title | line }}: vLLM's CPU build, of which there is no image by version.
+# {{ title | line }}: the CPU build that was measured, which is a package.
 FROM python:3.11-slim
 RUN apt-get update \
  && apt-get install -y --no-install-recommends {{ system_packages | join(" ") }} \
