@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from llmopt.deploy.nginx import read_timeout
+from llmopt.deploy.nginx import concurrency, read_timeout
 from llmopt.deploy.plan import Deployment
 from llmopt.deploy.templates import render
 
@@ -46,10 +46,7 @@ def litellm_config(deployment: Deployment, *, backends: Sequence[str], redis: st
             "turn_off_message_logging": True,
             **({"cache": True, "cache_params": cache(deployment, redis)} if redis else {}),
         },
-        "general_settings": {
-            "master_key": "os.environ/LITELLM_MASTER_KEY",
-            **limits(deployment),
-        },
+        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
     }
 
 
@@ -63,6 +60,7 @@ def replica(deployment: Deployment, number: int, address: str, timeout_s: int) -
             "api_key": "none",
             "timeout": timeout_s,
             "stream_timeout": timeout_s,
+            "max_parallel_requests": most_at_once(deployment),
         },
         "model_info": {"id": f"{deployment.name}-{number + 1}"},
     }
@@ -80,10 +78,12 @@ def cache(deployment: Deployment, redis: str) -> dict[str, Any]:
     }
 
 
-def limits(deployment: Deployment) -> dict[str, Any]:
-    """At once, over all: what the replicas were measured with, and as much again that may wait."""
-    measured = deployment.evidence.concurrency or deployment.engine.max_num_seqs
-    return {"global_max_parallel_requests": math.ceil(2 * measured * deployment.replicas)}
+def most_at_once(deployment: Deployment) -> int:
+    """Requests on one replica: as many as it was measured with, and as many again that wait; more get a 429 at once.
+
+    It is the one limit that holds without a database: ``rpm`` and ``global_max_parallel_requests`` let all pass (1.106.2).
+    """
+    return math.ceil(2 * concurrency(deployment))
 
 
 def litellm_dockerfile() -> str:

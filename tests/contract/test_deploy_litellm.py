@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     require("redis-server")
     require("nginx")
     folder, port, redis = tmp_path_factory.mktemp("litellm"), free_port(None), free_port(None)
-    made = deployment(engine={"model": "scripted"}, wishes={"gateway": "litellm", "cache": "redis"})
+    made = deployment(
+        engine={"model": "scripted"},
+        evidence={"concurrency": 4},
+        wishes={"gateway": "litellm", "cache": "redis", "rate_limit_rps": 1000.0},
+    )
     with contextlib.ExitStack() as entered:
         server = entered.enter_context(scripted.running("--ttft-ms", "20", "--tpot-ms", "50"))
         backends = (f"http://{HOST}:{free_port(None)}/v1", server)
@@ -78,6 +83,14 @@ def proxy(folder: Path, port: int) -> Iterator[None]:
         alive = f"http://{HOST}:{port}/health/liveliness"
         until(lambda: answers(alive), patience_s=STARTS_WITHIN_S, process=process)
         yield
+
+
+def test_more_at_once_than_the_replicas_can_take_is_refused(stack: Stack) -> None:
+    """Twice the measured concurrency for each replica, of which one is away here."""
+    with ThreadPoolExecutor(40) as crowd:
+        seen = list(crowd.map(lambda n: stack.completion(prompt=f"crowd {n}"), range(40)))
+    assert {a.status for a in seen} == {200, 429}
+    assert any(b"max_parallel_requests" in a.body for a in seen)
 
 
 def test_a_replica_that_is_away_costs_nobody_an_answer(stack: Stack) -> None:

@@ -27,3 +27,7 @@ def test_answers_are_kept_only_where_there_is_a_cache() -> None:
     kept = config("redis:6379")["litellm_settings"]
     assert kept["cache_params"]["host"] == "redis"
     assert kept["cache_params"]["port"] == 6379
+
+
+def test_a_replica_gets_twice_what_it_was_measured_with_and_no_more() -> None:
+    assert {m["litellm_params"]["max_parallel_requests"] for m in config()["model_list"]} == {32}
