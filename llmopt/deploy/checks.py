@@ -89,7 +89,7 @@ def with_certificate(text: str, scratch: Path) -> str:
     """The same with a self-signed certificate of a day, in ``scratch``."""
     key, chain = scratch / "tls.key", scratch / "tls.crt"
     run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
-         "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(chain)])  # fmt: skip
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(chain)])  # fmt: skip
     return CERTIFICATE.sub(lambda m: f"{m[1]}{key if '_key ' in m[1] else chain};", text)
 
 
