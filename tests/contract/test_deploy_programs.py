@@ -136,9 +136,10 @@ def test_a_slow_answer_is_not_asked_for_twice(tmp_path: Path) -> None:
 
 def test_a_client_that_asks_too_much_is_told_when_to_come_back(tmp_path: Path, server: str) -> None:
     few = {"rate_limit_rps": 0.1}
-    with gateway(tmp_path, deployment(wishes=few, evidence={"concurrency": 2}), [host_port(server)]) as url:
-        seen = [completions(url, SHORT) for _ in range(6)]
-    assert [a.status for a in seen].count(200) == 3  # one, and a burst of two
+    made = deployment(wishes=few, evidence={"concurrency": 2}, capacity={"replicas": 1})
+    with gateway(tmp_path, made, [host_port(server)]) as url:
+        seen = [completions(url, SHORT) for _ in range(8)]
+    assert [a.status for a in seen].count(200) == 5  # one, and a burst of twice the users that were measured
     assert seen[-1].status == 429
     assert seen[-1].headers["Retry-After"] == "10"
     assert json.loads(seen[-1].body)["error"]["type"] == "rate_limit_error"
