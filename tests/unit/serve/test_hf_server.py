@@ -30,10 +30,11 @@ class Played:
 
 
 @pytest.fixture
-def ask(monkeypatch):
-    """Posts a body, bytes or what becomes JSON; returns status and document."""
+def ask(monkeypatch, request):
+    """Posts a body, bytes or what becomes JSON; returns status and document. A parameter is the name that it is served by."""
     monkeypatch.setattr(hf_server, "Engine", Played)
-    application = hf_server.application(argparse.Namespace(model=str(demo.MODEL)))
+    named = getattr(request, "param", None)
+    application = hf_server.application(argparse.Namespace(model=str(demo.MODEL), served_model_name=named))
 
     def post(body, path="/v1/completions"):
         sent, came = body if isinstance(body, bytes) else json.dumps(body).encode(), []
@@ -69,6 +70,12 @@ def test_ids_that_are_no_tokens_are_refused(ask, ids):
 def test_the_last_token_of_the_vocabulary_is_one(ask):
     size = json.loads((demo.MODEL / "config.json").read_text())["vocab_size"]
     assert [ask({"prompt": [size - 1]})[0], ask({"prompt": [size]})[0]] == [200, 400]
+
+
+@pytest.mark.parametrize("ask", ["a name"], indirect=True)
+def test_it_may_have_another_name_than_its_folder(ask):
+    assert ask({"model": "a name", "prompt": [1], "max_tokens": 1})[1]["model"] == "a name"
+    assert ask({"model": demo.MODEL.name, "prompt": [1]})[0] == 404
 
 
 def test_another_model_is_not_there(ask):
