@@ -82,7 +82,10 @@ def llm_application(deployment: Deployment) -> dict[str, Any]:
         model["placement_group_config"] = {"bundles": [{"CPU": engine.threads or 1}]}
     if environment := dict(engine.native("127.0.0.1", PORTS[0]).environment):
         model["runtime_env"] = {"env_vars": environment}
-    return {"import_path": "ray.serve.llm:build_openai_app", "args": {"llm_configs": [model]}}
+    # The ingress only passes requests on. It asks for a core of its own, and waits for ever where engines have them all.
+    ingress = {"ray_actor_options": {"num_cpus": 0}}
+    arguments = {"llm_configs": [model], "ingress_deployment_config": ingress}
+    return {"import_path": "ray.serve.llm:build_openai_app", "args": arguments}
 
 
 def engine_application(deployment: Deployment) -> dict[str, Any]:

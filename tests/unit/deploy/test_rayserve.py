@@ -90,6 +90,11 @@ def test_without_a_gpu_ray_s_own_application_asks_for_none() -> None:
     assert made["args"]["llm_configs"][0]["placement_group_config"] == {"bundles": [{"CPU": 3}]}
 
 
+def test_the_ingress_takes_no_core_from_the_engines() -> None:
+    made = application(deployment(engine={"arguments": {}}))
+    assert made["args"]["ingress_deployment_config"]["ray_actor_options"] == {"num_cpus": 0}
+
+
 @pytest.mark.parametrize(("domain", "host"), [(None, "127.0.0.1"), ("llm.example.com", "0.0.0.0")])
 def test_it_listens_beyond_this_machine_only_where_a_name_was_asked_for(domain: str | None, host: str) -> None:
     assert config(deployment(wishes={"domain": domain}))["http_options"]["host"] == host
