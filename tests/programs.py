@@ -56,12 +56,19 @@ def answers(url: str) -> bool:
 
 @contextlib.contextmanager
 def gateway(
-    folder: Path, deployment: Deployment, upstreams: Sequence[str], *, edit: Callable[[str], str] = str
+    folder: Path,
+    deployment: Deployment,
+    upstreams: Sequence[str],
+    *,
+    keys: str | None = None,
+    edit: Callable[[str], str] = str,
 ) -> Iterator[str]:
     """Its address without ``/v1``; ``edit`` changes what only a patient test could wait for."""
     require("nginx")
     port = free_port(None)
-    text = nginx_conf(deployment, upstreams=upstreams, listen=f"{HOST}:{port}", status=None, access_log="access.log")
+    text = nginx_conf(
+        deployment, upstreams=upstreams, listen=f"{HOST}:{port}", status=None, access_log="access.log", keys=keys
+    )
     conf = folder / "nginx.conf"
     conf.write_text(edit(text))
     words = ("nginx", "-e", "stderr", "-p", str(folder), "-c", str(conf))

@@ -23,9 +23,10 @@ from llmopt.core.escaping import one_line
 
 LIMIT_S = 30.0
 PREVIOUS = "previous"  # the folder of the deployment before this one
-# `server NAME:PORT` of an upstream, and the files of a certificate: neither is here where the gateway runs elsewhere.
+# `server NAME:PORT` of an upstream, the files of a certificate and that of the keys: none is here where the gateway runs elsewhere.
 UPSTREAM = re.compile(r"^(\s*server )([\w.-]*[a-zA-Z][\w.-]*)(:\d+ )", re.MULTILINE)
 CERTIFICATE = re.compile(r"^(\s*ssl_certificate(?:_key)? )([^;]+);", re.MULTILINE)
+KEYS = re.compile(r"^\s*include [^;]+;\n", re.MULTILINE)
 URL_FILE_SINCE = (0, 26)
 VARIABLE = re.compile(r"\$\$|\$\{\w+(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
 
@@ -70,7 +71,7 @@ def nginx(folder: Path, path: Path) -> Checks:
         yield skipped(name, "nginx is not here (Debian: nginx-light)")
         return
     with tempfile.TemporaryDirectory(prefix="llmopt-nginx-") as scratch:
-        text = UPSTREAM.sub(r"\g<1>127.0.0.1\g<3>", path.read_text(encoding="utf-8"))
+        text = KEYS.sub("", UPSTREAM.sub(r"\g<1>127.0.0.1\g<3>", path.read_text(encoding="utf-8")))
         if CERTIFICATE.search(text):
             if not shutil.which("openssl"):
                 yield skipped(name, "openssl, which would make a certificate to try it with, is not here")

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmopt.deploy import Target
 from llmopt.deploy.compose_service import bind, escaped, hardened, published
-from llmopt.deploy.compose_stack import GATEWAY_INSIDE, Stack, beside, gateway_name
+from llmopt.deploy.compose_stack import GATEWAY_INSIDE, Stack, asks_for_keys, beside, gateway_name
 from llmopt.deploy.documents import yaml_text
 from llmopt.deploy.nginx import CERTIFICATE, CERTIFICATE_KEY, nginx_conf, read_timeout
 from llmopt.deploy.plan import (
@@ -30,6 +30,7 @@ from llmopt.deploy.templates import render
 # Runs without root and read-only when it is given a folder for its temporary files (-p).
 NGINX = "nginx:1.28.0-alpine"
 NGINX_USER = "101:101"
+KEYS = "/etc/nginx/keys.conf"
 ENGINE_USER = "${LLMOPT_USER:-1000:1000}"
 FIRST_ANSWER_S = 60.0  # transformers took 50 s for its first request on a processor (5.17)
 ANSWERED = "/tmp/answered"
@@ -46,7 +47,7 @@ def files(deployment: Deployment) -> dict[str, File]:
     """``compose.yaml`` and everything that it mounts or builds."""
     stack = Stack(deployment=deployment)
     made: dict[str, File] = {}
-    services = {**engines(deployment, made), **gateway(deployment, made)}
+    services = {**engines(deployment, made), **gateway(stack, made)}
     beside(stack, services, made)
     document: dict[str, Any] = {"name": deployment.name, "services": services, "networks": stack.networks()}
     if stack.volumes:
@@ -168,9 +169,9 @@ def gpu_words(deployment: Deployment) -> list[str]:
     )
 
 
-def gateway(deployment: Deployment, made: dict[str, File]) -> dict[str, Any]:
-    """nginx, on all addresses only where a domain was asked for: without one it is for this machine, and has no other guard."""
-    wishes = deployment.wishes
+def gateway(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
+    """nginx, on all addresses only where a domain was asked for, and then it asks for a key: without one it is for this machine."""
+    deployment, wishes = stack.deployment, stack.deployment.wishes
     through = wishes.gateway == "litellm"
     upstreams = [f"litellm:{LITELLM_PORT}"] if through else addresses(deployment)
     made["nginx/nginx.conf"] = File(
@@ -179,11 +180,15 @@ def gateway(deployment: Deployment, made: dict[str, File]) -> dict[str, Any]:
             upstreams=upstreams,
             listen=f"0.0.0.0:{GATEWAY_INSIDE}",
             certificate=(CERTIFICATE, CERTIFICATE_KEY),
+            keys=KEYS if asks_for_keys(deployment) else None,
         )
     )
     volumes = [bind("./nginx/nginx.conf", "/etc/nginx/nginx.conf")]
     if wishes.tls:
         volumes.append(bind("${TLS_FOLDER:?set it in .env}", CERTIFICATE.rpartition("/")[0], variable=True))
+    if asks_for_keys(deployment):
+        why = 'a file, readable for user 101, with a line for each key that may ask: "Bearer THE-KEY" 1;'
+        volumes.append(bind(stack.required("API_KEYS_FILE", why), KEYS, variable=True))
     scheme = "https" if wishes.tls else "http"
     ask = ["wget", "-q", "-O", "/dev/null", "--no-check-certificate", f"{scheme}://127.0.0.1:{GATEWAY_INSIDE}/healthz"]
     before = ["litellm"] if through else [replica(number) for number in range(deployment.replicas)]

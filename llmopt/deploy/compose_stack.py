@@ -59,6 +59,7 @@ class Stack:
         return {"edge": {}} | {name: {"internal": True} for name in inner}
 
     def environment_example(self) -> str:
+        """What ``.env`` needs, those of the gateway first."""
         if self.deployment.wishes.tls:
             self.wanted["TLS_FOLDER"] = "folder with tls.crt (the chain) and tls.key, readable for user 101"
         return render("env.example", wanted=self.wanted)
@@ -139,6 +140,8 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
     ]
     if deployment.wishes.gateway == "litellm":
         environment["LLMOPT_API_KEY"] = "${LITELLM_MASTER_KEY:?set it in .env}"
+    elif asks_for_keys(deployment):
+        environment["LLMOPT_API_KEY"] = stack.required("CANARY_API_KEY", "one of the keys in that file, for the canary")
     return {
         "image": f"{deployment.name}-canary",
         "build": {"context": "./canary"},
@@ -154,6 +157,11 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
         "networks": ["monitoring"],
         "depends_on": {"gateway": {"condition": "service_healthy"}},
     }
+
+
+def asks_for_keys(deployment: Deployment) -> bool:
+    """nginx does where others can reach it and nobody behind it does."""
+    return deployment.wishes.domain is not None and deployment.wishes.gateway == "nginx"
 
 
 def gateway_name(deployment: Deployment) -> str:

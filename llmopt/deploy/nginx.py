@@ -33,9 +33,11 @@ def nginx_conf(
     status: str | None = "127.0.0.1:8081",
     access_log: str = "/dev/stdout",
     certificate: tuple[str, str] = (CERTIFICATE, CERTIFICATE_KEY),
+    keys: str | None = None,
 ) -> str:
     """``upstreams``, ``listen`` and ``status`` are ``host:port``; ``certificate``: files of the chain and its key, used
-    with ``--tls``. A path that is not absolute is below the folder that nginx is started with (``-p``).
+    with ``--tls``; ``keys``: a file of those who may ask, everybody without it.  A path that is not absolute is below the
+    folder that nginx is started with (``-p``), that of the keys below the configuration's own.
 
     Raises UsageError for a domain that is none.
     """
@@ -54,6 +56,7 @@ def nginx_conf(
         server_name=wishes.domain or "_",
         certificate=certificate[0] if wishes.tls else None,
         certificate_key=certificate[1],
+        keys=keys,
         health_path=LITELLM_HEALTH if wishes.gateway == "litellm" else deployment.engine.health_path,
         fail_timeout_s=FAIL_TIMEOUT_S,
         connect_timeout_s=CONNECT_TIMEOUT_S,

@@ -49,6 +49,12 @@ def one(checks: list[Check], begins: str) -> Check:
     return found
 
 
+@pytest.mark.parametrize("wishes", [{"domain": "llm.example.org"}, {"tls": True, "domain": "llm.example.org"}])
+def test_nginx_takes_what_asks_for_keys(tmp_path: Path, wishes: dict[str, Any]) -> None:
+    (tmp_path / "nginx.conf").write_text(files(deployment(wishes=wishes))["nginx/nginx.conf"].text)
+    assert one(check(tmp_path, "compose"), "nginx").status == "passed"
+
+
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> list[Check]:
     """Of everything that compose can be asked for."""
@@ -182,6 +188,15 @@ def test_with_tls_it_answers_by_the_certificate_that_it_was_given(tmp_path: Path
         with urllib.request.urlopen(f"https://localhost:{port}/v1/models", context=trusted, timeout=5) as answer:
             assert answer.status == 200
             assert "max-age" in answer.headers["Strict-Transport-Security"]
+
+
+def test_with_keys_only_those_are_answered(tmp_path: Path, server: str) -> None:
+    (tmp_path / "keys.conf").write_text('"Bearer sk-one" 1;\n')
+    with gateway(tmp_path, deployment(), [host_port(server)], keys="keys.conf") as url:
+        known = completions(url, SHORT, headers={"Authorization": "Bearer sk-one"})
+        others = [completions(url, SHORT, headers=h) for h in ({}, {"Authorization": "Bearer sk-two"})]
+    assert known.status == 200
+    assert [(a.status, json.loads(a.body)["error"]["code"]) for a in others] == [(401, 401)] * 2
 
 
 def test_nobody_answering_is_said_in_the_form_of_the_api(tmp_path: Path) -> None:

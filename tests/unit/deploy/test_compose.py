@@ -89,6 +89,13 @@ def test_only_a_domain_opens_the_gateway_to_others() -> None:
     assert "host_ip" not in service("gateway", wishes={"domain": "llm.example.org"})["ports"][0]
 
 
+def test_a_gateway_that_others_reach_asks_for_a_key() -> None:
+    made = files(deployment(wishes={"domain": "llm.example.org"}))
+    assert "return 401" in made["nginx/nginx.conf"].text
+    assert {"API_KEYS_FILE=", "CANARY_API_KEY="} <= set(made[".env.example"].text.splitlines())
+    assert "401" not in files(deployment())["nginx/nginx.conf"].text
+
+
 def test_no_secret_is_in_any_file() -> None:
     made = files(deployment(wishes=EVERYTHING | {"tls": True}))
     assert [line for line in made[".env.example"].text.splitlines() if "=" in line and not line.endswith("=")] == []
