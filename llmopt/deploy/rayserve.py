@@ -21,8 +21,8 @@ from llmopt.deploy.scaling import bounds
 from llmopt.deploy.templates import FOLDER, without_nul
 
 CONFIG = "serve_config.yaml"
-# Tried with 2.60.0; ray.serve.llm looks for routes where FastAPI from 0.140 on does not have them (core/versions.toml).
-REQUIREMENTS = {"llm": ("ray[serve,llm]==2.60.0", "fastapi<0.140"), "app": ("ray[serve]==2.60.0", "aiohttp>=3.9")}
+# Tried. ray.serve.llm looks for routes where newer FastAPIs do not have them, and refuses every request (core/versions.toml).
+REQUIREMENTS = {"llm": ("ray[serve,llm]==2.60.0", "fastapi==0.133.0"), "app": ("ray[serve]==2.60.0", "aiohttp>=3.9")}
 GRACE_S = 10
 DOWN_AFTER_S = 300
 # Two ports that share neither first nor last digit: where the words of two starts differ, there is the port.

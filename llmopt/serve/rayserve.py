@@ -1,7 +1,7 @@
 """Ray Serve LLM: vLLM behind Ray's own HTTP proxy, from a configuration file (``serve run``).
 
 Ray 2.60.0 with vLLM's CPU build 0.32.0 served the bundled model here: ready in 72 s, 4 users at 318 tokens/s, nothing left
-after it was stopped.  FastAPI must be older than 0.140: Ray looks for its routes where newer ones do not have them, and every
+after it was stopped.  FastAPI must be older than 0.139: Ray looks for its routes where newer ones do not have them, and every
 request is refused (``core/versions.toml``).  On two cores its own HTTP half takes a core, which the TTFT shows.
 
 Its metrics lie at an address of Ray's agent, not of the server, and are not read.  The proxy answers ``/-/healthz`` before
