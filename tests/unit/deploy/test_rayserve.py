@@ -90,6 +90,17 @@ def test_without_a_gpu_ray_s_own_application_asks_for_none() -> None:
     assert made["args"]["llm_configs"][0]["placement_group_config"] == {"bundles": [{"CPU": 3}]}
 
 
+@pytest.mark.parametrize(("backend", "held_back"), [("vllm", False), ("rayserve", True)])
+def test_tokens_are_held_back_only_where_they_were_when_it_was_measured(backend: str, held_back: bool) -> None:
+    made = application(deployment(engine={"arguments": {}, "backend": backend}))
+    assert ("experimental_configs" not in made["args"]["llm_configs"][0]) == held_back
+
+
+def test_prompts_stay_out_of_ray_s_logs() -> None:
+    (model,) = application(deployment(engine={"arguments": {}}))["args"]["llm_configs"]
+    assert model["runtime_env"]["env_vars"]["RAYLLM_ENABLE_REQUEST_PROMPT_LOGS"] == "0"
+
+
 def test_the_ingress_takes_no_core_from_the_engines() -> None:
     made = application(deployment(engine={"arguments": {}}))
     assert made["args"]["ingress_deployment_config"]["ray_actor_options"] == {"num_cpus": 0}
