@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from llmopt.bench.sweep import requests_for
 from llmopt.core.domain import Measurement, Workload
 from llmopt.core.errors import ServerError, UsageError
@@ -117,9 +119,12 @@ def require_workload(promise: Promise) -> None:
 
 
 def workload_of(document: Mapping[str, Any]) -> Workload:
-    """From a record; fields that it lacks are as they are unasked."""
+    """From a record; fields that it lacks are as they are unasked. Raises UsageError."""
     known = {f.name: document[f.name] for f in fields(Workload) if f.name in document}
-    return Workload(**{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
+    try:
+        return msgspec.convert(known, Workload)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"the promise's workload is none: {error}", hint="deploy or measure it again") from error
 
 
 def times(workload: Workload, replicas: int, shares: Sequence[float]) -> Workload:

@@ -54,18 +54,23 @@ class Canary:
 
         self.slos = slos
         self.registry: CollectorRegistry = CollectorRegistry()
-        about = {"registry": self.registry}
-        Info("llmopt_probe", "Who asks, and for what.", **about).info({"version": llmopt.__version__, "model": model})
-        self.requests = Counter("llmopt_probe_requests", "Probes that ended.", ["outcome"], **about)
-        self.asked = Counter("llmopt_probe_slo_requests", "Probes that an SLO was asked of.", ["slo"], **about)
-        self.missed = Counter(
-            "llmopt_probe_slo_missed", "Probes that missed it, failures among them.", ["slo"], **about
+        Info("llmopt_probe", "Who asks, and for what.", registry=self.registry).info(
+            {"version": llmopt.__version__, "model": model}
         )
-        self.up = Gauge("llmopt_probe_up", "Whether the last probe was answered.", **about)
-        self.last = Gauge("llmopt_probe_last_success_timestamp_seconds", "When one was answered last.", **about)
+        self.requests = Counter("llmopt_probe_requests", "Probes that ended.", ["outcome"], registry=self.registry)
+        self.asked = Counter(
+            "llmopt_probe_slo_requests", "Probes that an SLO was asked of.", ["slo"], registry=self.registry
+        )
+        self.missed = Counter(
+            "llmopt_probe_slo_missed", "Probes that missed it, failures among them.", ["slo"], registry=self.registry
+        )
+        self.up = Gauge("llmopt_probe_up", "Whether the last probe was answered.", registry=self.registry)
+        self.last = Gauge(
+            "llmopt_probe_last_success_timestamp_seconds", "When one was answered last.", registry=self.registry
+        )
         self.times = {
             name: Histogram(
-                f"llmopt_probe_{name}_seconds", METRICS[name].formula, buckets=bounds(name, slos), **about
+                f"llmopt_probe_{name}_seconds", METRICS[name].formula, buckets=bounds(name, slos), registry=self.registry
             )
             for name in LATENCIES
         }  # fmt: skip

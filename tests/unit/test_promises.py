@@ -14,7 +14,7 @@ from llmopt.core.domain import Workload
 from llmopt.core.errors import UsageError
 from llmopt.deploy.plan import Evidence
 from llmopt.pipeline.promises import Wanted, read_promise
-from llmopt.pipeline.verifying import percentile, times
+from llmopt.pipeline.verifying import percentile, times, workload_of
 from unit.deploy.make import evidence
 
 
@@ -95,3 +95,8 @@ def test_evidence_survives_its_document() -> None:
     import msgspec
 
     assert msgspec.convert(json.loads(json.dumps(asdict(made))), Evidence) == made
+
+
+def test_a_workload_that_is_none_is_one_line() -> None:
+    with pytest.raises(UsageError, match="workload is none"):
+        workload_of({"concurrency": "many"})

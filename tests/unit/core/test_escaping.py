@@ -6,11 +6,11 @@ import pytest
 from rich.console import Console
 
 from llmopt.core.domain import Goal
+from llmopt.core.escaping import markdown_text, one_line, spreadsheet_text, visible
 from llmopt.recommend.candidates import comparable
 from llmopt.recommend.rank import recommend
 from llmopt.report.csv_table import csv_of
 from llmopt.report.document import ranking_document
-from llmopt.core.escaping import markdown_text, one_line, spreadsheet_text, visible
 from llmopt.report.markdown import ranking_markdown
 from llmopt.report.progress import Reporter
 from llmopt.report.terminal import print_ranking
