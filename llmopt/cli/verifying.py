@@ -33,6 +33,10 @@ Slos = Annotated[
     list[str] | None,
     endpoint("--slo", help="Instead of those of the recommendation: 'ttft_p95<500ms'; may be repeated."),
 ]
+# Beside the deployment: among other runs they would be the newest, and that is what decides what recommend compares.
+Results = Annotated[
+    Path | None, typer.Option("--results", help="Folder of run records; default: results in the deployment's folder.")
+]
 
 
 @app.command("verify", cls=GroupedCommand)
@@ -58,7 +62,7 @@ def verify_command(
     capacity: Annotated[
         bool, effort("--capacity/--no-capacity", help="Where SLOs are missed, look for the load that still keeps them.")
     ] = True,
-    results: ResultsOption = Path("results"),
+    results: Results = None,
     json: Json = False,
 ) -> None:
     """Measure a deployed endpoint with the workload it was chosen by, and hold it to its SLOs and figures.
@@ -71,9 +75,10 @@ def verify_command(
     from llmopt.pipeline.verifying import Effort, verify
     from llmopt.report.verify import print_verify
 
-    promise = promise_of(where, against, url, model, tokenizer, header, replicas, slo, results)
+    promise = promise_of(where, against, url, model, tokenizer, header, replicas, slo, results or Path("results"))
+    kept_in = results or (Path(where) / "results" if Path(where).is_dir() else Path("results"))
     wanted = Effort(
-        rounds=rounds, confidence=confidence, capacity=capacity, results=results,
+        rounds=rounds, confidence=confidence, capacity=capacity, results=kept_in,
         thresholds=parse_thresholds(metric) if metric else default_thresholds(),
     )  # fmt: skip
     found = document(promise, wanted, verify(promise, wanted, reporter(quiet=json)))

@@ -6,6 +6,7 @@ All of them become one row of a ranking document (``report/document.py``), and t
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from llmopt import serve
 from llmopt.core.domain import Goal, Limit, Measurement
 from llmopt.core.errors import LlmoptError, UsageError
 from llmopt.core.limits import parse_limit
@@ -144,7 +146,19 @@ def with_curve(chosen: Chosen, curve: Sequence[dict[str, Any]]) -> Chosen:
 def of_runs(text: str, runs: RunTable | list[Measurement], asked: Asked, folder: Path) -> Chosen:
     if not len(runs):
         raise LlmoptError(f"there is no run in {text}", hint="measure something first: llmopt bench, or llmopt tune")
+    runs = deployable(runs) if isinstance(runs, RunTable) else runs
     return of_document(text, ranked(runs, asked), asked, folder)
+
+
+def deployable(table: RunTable) -> RunTable:
+    """Without the runs of servers that llmopt did not start: the newest run decides what is compared, and one of those cannot
+    be deployed. All, where there are no others: then it is said why not."""
+    import numpy as np
+
+    backends = [json.loads(words)["serve"]["backend"] for words in table.vocabulary["configuration"]]
+    able = np.array([name in serve.BACKENDS and name != "scripted" for name in backends], bool)
+    rows = np.flatnonzero(able[table.codes["configuration"]])
+    return table.taken(rows, lambda n: table.record(int(rows[n]))) if len(rows) else table
 
 
 def ranked(runs: RunTable | list[Measurement], asked: Asked) -> dict[str, Any]:

@@ -46,6 +46,14 @@ def test_a_folder_of_results_gives_its_first(results):
     assert found(results, results).label.startswith("fast")
 
 
+def test_a_server_that_somebody_else_started_is_passed_over(results):
+    """What verify measures of an endpoint is newer than what the endpoint was made of."""
+    served = curve("their model", u1=(500.0, 0.1))[0]
+    later = {"started_at": "2027-01-01T00:00:00.000+00:00", "serve": {"backend": "url", "url": "http://x"}}
+    save_run(results, replace(served, **later), closed_loop())
+    assert found(results, results).label.startswith("fast")
+
+
 def test_a_saved_ranking_gives_the_same(results, tmp_path):
     one, other = found(ranking(results, tmp_path), results), found(results, results)
     assert replace(one, source="") == replace(other, source="")
