@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
+import pytest
 import yaml
 
+from llmopt import serve
 from llmopt.deploy.grafana import dashboard, expressions, provisioning
+from llmopt.deploy.rules import rules
 from tests.unit.deploy.make import deployment
+
+DESCRIBED = Path(__file__).parents[2] / "logs" / "described"
 
 
 def test_an_slo_is_drawn_as_a_line_at_its_bound() -> None:
@@ -32,3 +39,15 @@ def test_grafana_finds_its_source_and_its_dashboard() -> None:
     panels = json.loads(made["dashboards/llmopt.json"].text)["panels"]
     assert source["url"] == "http://prometheus:9090"
     assert {p["datasource"]["uid"] for p in panels} == {source["uid"]}
+
+
+@pytest.mark.parametrize("page", sorted(DESCRIBED.glob("*.metrics")), ids=lambda page: page.stem)
+def test_every_query_asks_for_what_stands_on_the_page_of_the_engine(page: Path) -> None:
+    """Of the engines that do not run here, as their sources describe it."""
+    backend = serve.backend(page.stem)
+    there = {line.partition("{")[0] for line in page.read_text().splitlines() if line[:1] != "#"}
+    made = deployment(engine={"metrics": backend.metrics, "histogram_bounds": backend.bounds, "gpus": 0})
+    asked = [*expressions(made), *(r["expr"] for g in rules(made)["groups"] for r in g["rules"])]
+    names = {name for expression in asked for name in re.findall(r'([\w:]+)\{job="engine"', expression)} - {"up"}
+    assert names
+    assert names <= there
