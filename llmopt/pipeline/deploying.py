@@ -27,6 +27,7 @@ from llmopt.serve.process import require_device
 
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 ONE_MACHINE = ("shell", "systemd", "compose")
+WITHOUT_IMAGE = ("shell", "systemd", "rayserve")  # they run the engine that is installed
 README, VERIFY = "README.md", "verify.sh"
 REPLICAS = 2  # one may be lost, or updated, while the other answers
 
@@ -71,7 +72,7 @@ def plan(request: Request) -> Plan:
         capacity=capacity(evidence, wishes, shared_machine=wishes.target in ONE_MACHINE),
         llmopt_version=llmopt.__version__,
     )
-    doubts = (*subject.doubts, *(doubts if wishes.target not in ("shell", "systemd") else ()))
+    doubts = (*subject.doubts, *(doubts if wishes.target not in WITHOUT_IMAGE else ()))
     deployment = replace(deployment, doubts=(*doubts, *doubts_of(deployment, chosen, machine_gpus)))
     if reason := target.refusal(deployment):
         raise UsageError(f"{wishes.target} cannot run {evidence.label}: {reason}", hint=others(deployment))
