@@ -12,9 +12,9 @@ from typing import Any
 
 from llmopt.deploy import Target
 from llmopt.deploy.compose_service import bind, escaped, hardened, published
-from llmopt.deploy.compose_stack import GATEWAY_INSIDE, Stack, asks_for_keys, beside, gateway_name
+from llmopt.deploy.compose_stack import GATEWAY_INSIDE, Stack, beside, gateway_name
 from llmopt.deploy.documents import yaml_text
-from llmopt.deploy.nginx import CERTIFICATE, CERTIFICATE_KEY, nginx_conf, read_timeout
+from llmopt.deploy.nginx import CERTIFICATE, CERTIFICATE_KEY, asks_for_keys, nginx_conf, read_timeout
 from llmopt.deploy.plan import (
     ENGINE_PORT,
     LITELLM_PORT,

@@ -10,6 +10,7 @@ from llmopt.deploy.compose_service import bind, hardened, published
 from llmopt.deploy.documents import yaml_text
 from llmopt.deploy.grafana import DASHBOARDS, provisioning
 from llmopt.deploy.litellm import litellm_config, litellm_dockerfile
+from llmopt.deploy.nginx import asks_for_keys
 from llmopt.deploy.plan import (
     ALERTMANAGER_PORT,
     CANARY_PORT,
@@ -157,11 +158,6 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
         "networks": ["monitoring"],
         "depends_on": {"gateway": {"condition": "service_healthy"}},
     }
-
-
-def asks_for_keys(deployment: Deployment) -> bool:
-    """nginx does where others can reach it and nobody behind it does."""
-    return deployment.wishes.domain is not None and deployment.wishes.gateway == "nginx"
 
 
 def gateway_name(deployment: Deployment) -> str:

@@ -70,6 +70,11 @@ def nginx_conf(
     )
 
 
+def asks_for_keys(deployment: Deployment) -> bool:
+    """nginx does where others can reach it and nobody behind it does."""
+    return deployment.wishes.domain is not None and deployment.wishes.gateway == "nginx"
+
+
 def concurrency(deployment: Deployment) -> float:
     """Requests at once on one replica, as measured."""
     return deployment.evidence.concurrency or deployment.engine.max_num_seqs

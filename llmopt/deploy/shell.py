@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from llmopt.deploy import Target, local
 from llmopt.deploy.documents import json_text, yaml_text
 from llmopt.deploy.local import HOST, Ports
+from llmopt.deploy.nginx import asks_for_keys, nginx_conf
 from llmopt.deploy.plan import Deployment, File
 from llmopt.deploy.templates import render
 
@@ -35,12 +36,13 @@ class FileOf:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Files outside what is written, as the programs name them; the log of requests lies in nginx's own folder, and a
-    certificate is looked for beside its configuration.
+    """Files outside what is written, as the programs name them; the log of requests lies in nginx's own folder, a certificate
+    and the keys of those who may ask are looked for beside its configuration.
     """
 
     access_log: str = "access.log"
     certificate: tuple[str, str] = ("certs/tls.crt", "certs/tls.key")
+    keys: str = "keys.conf"
     webhook_file: str = "run/alert_webhook_url"
 
 
@@ -88,6 +90,7 @@ def script(deployment: Deployment, ports: Ports, programs: list[Program]) -> str
         packages=" ".join(PACKAGES[t] for t in tools(deployment) if t in PACKAGES),
         through_litellm=deployment.wishes.gateway == "litellm",
         secrets=["LITELLM_MASTER_KEY"] if deployment.wishes.gateway == "litellm" else [],
+        keys=Places().keys if asks_for_keys(deployment) else None,
         url=url(deployment),
     )
 
@@ -133,7 +136,11 @@ def monitoring(deployment: Deployment, ports: Ports) -> Iterator[Program]:
     """What watches; the stack serves without it, so a program that is not here is left out by name."""
     yield Program(
         name="canary",
-        words=("llmopt", "watch", ".", "--url", f"http://{HOST}:{ports.gateway}/v1", "--port", str(ports.canary)),
+        # A certificate is of the domain, which must lead here then; all else is asked where it is.
+        words=(
+            *("llmopt", "watch", ".", "--port", str(ports.canary)),
+            *("--url", url(deployment) if deployment.wishes.tls else f"http://{HOST}:{ports.gateway}/v1"),
+        ),
         port=ports.canary,
         path="/metrics",
         optional=True,
@@ -162,8 +169,6 @@ def monitoring(deployment: Deployment, ports: Ports) -> Iterator[Program]:
 
 def documents(deployment: Deployment, ports: Ports, places: Places) -> dict[str, File]:
     """The configuration of the programs beside the engine, with the addresses that they have here."""
-    from llmopt.deploy.nginx import nginx_conf
-
     wishes = deployment.wishes
     through = wishes.gateway == "litellm"
     upstreams = (f"{HOST}:{ports.litellm}",) if through else ports.addresses
@@ -176,6 +181,7 @@ def documents(deployment: Deployment, ports: Ports, places: Places) -> dict[str,
                 status=f"{HOST}:{ports.status}",
                 access_log=places.access_log,
                 certificate=places.certificate,
+                keys=places.keys if asks_for_keys(deployment) else None,
             )
         )
     }
@@ -219,6 +225,8 @@ def settings(deployment: Deployment, place: str = ".env, which run.sh reads,") -
     lines: list[str] = []
     if deployment.wishes.gateway == "litellm":
         lines += ["# The key that clients of the gateway show, at least 20 random characters.", "LITELLM_MASTER_KEY="]
+    if asks_for_keys(deployment) and deployment.wishes.monitoring:
+        lines += ["# For the canary: one of the keys that keys.conf lets in.", "LLMOPT_API_KEY="]
     if deployment.wishes.monitoring:
         lines += ["# Where alerts are posted to; without it they are seen in Prometheus alone.", "ALERT_WEBHOOK_URL="]
     head = f"# Copy to {place} and fill in; llmopt neither writes nor reads it."

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from llmopt.core.errors import UsageError
 from llmopt.deploy import Target, local, shell
 from llmopt.deploy.local import HOST, Ports
+from llmopt.deploy.nginx import asks_for_keys
 from llmopt.deploy.plan import Deployment, File, Launch
 from llmopt.deploy.templates import render, systemd_word
 
@@ -68,6 +69,7 @@ def places(deployment: Deployment) -> shell.Places:
     return shell.Places(
         access_log="syslog:server=unix:/dev/log,nohostname,tag=llmopt_gateway",
         certificate=(f"{own}/tls.crt", f"{own}/tls.key"),
+        keys=f"{own}/keys.conf",
         webhook_file=f"{own}/alert_webhook_url",
     )
 
@@ -188,6 +190,7 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         if gpus
         else [],
         url=shell.url(deployment),
+        keys=places(deployment).keys if asks_for_keys(deployment) else None,
     )
 
 

@@ -51,6 +51,12 @@ for path in {% for path in files %}{{ path | sh }} {% endfor %}; do
   case $path in */*) $DO install -d -m 0755 "$FOLDER/$(dirname -- "$path")" ;; esac
   $DO install -m 0644 -- "$path" "$FOLDER/$path"
 done
+{% if keys %}
+if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ keys | sh }}; then
+  echo 'error: {{ keys }} is not there, or {{ user }} may not read it: a line "Bearer THE-KEY" 1; for each key that may ask' >&2
+  exit 1
+fi
+{% endif %}
 # The engine's words name these places, and its user must be able to read them.
 if [ -z "$DO" ]; then
   for place in {% for place in places %}{{ place | sh }} {% endfor %}; do

@@ -178,3 +178,20 @@ def test_a_missing_program_is_named_before_anything_starts(tmp_path):
     )
     assert done.returncode == 1
     assert "litellm is not on the PATH" in done.stderr
+
+
+def test_who_can_be_reached_by_others_asks_for_keys_and_does_not_start_without_them() -> None:
+    open_to_all = target("shell").files(deployment(wishes={"target": "shell", "domain": "llm.example.org"}))
+    assert "include keys.conf;" in open_to_all["nginx.conf"].text
+    assert "[ -s keys.conf ] || fail" in open_to_all["run.sh"].text
+    assert "LLMOPT_API_KEY=" in open_to_all[".env.example"].text
+
+
+def test_who_listens_for_this_machine_alone_asks_nobody_for_a_key() -> None:
+    own = target("shell").files(deployment(wishes={"target": "shell"}))
+    assert "keys.conf" not in own["nginx.conf"].text + own["run.sh"].text
+
+
+def test_the_canary_asks_by_the_name_in_the_certificate() -> None:
+    wishes = {"target": "shell", "domain": "llm.example.org", "tls": True}
+    assert "https://llm.example.org:8080/v1" in target("shell").files(deployment(wishes=wishes))["run.sh"].text

@@ -162,3 +162,9 @@ def test_a_unit_that_systemd_does_not_take_is_a_failure(tmp_path):
     (tmp_path / "units").mkdir()
     (tmp_path / "units" / "broken.service").write_text("[Service]\nExecStart=relative/path\n")
     assert [one.status for one in check(tmp_path)] == ["failed"]
+
+
+def test_who_can_be_reached_by_others_asks_for_keys_of_the_place() -> None:
+    made = target("systemd").files(deployment(wishes={"target": "systemd", "domain": "llm.example.org"}))
+    assert "include /etc/llmopt-tiny/keys.conf;" in made["nginx.conf"].text
+    assert "test -s /etc/llmopt-tiny/keys.conf" in made["install.sh"].text
