@@ -126,7 +126,7 @@ def gpu(deployment: Deployment, asked: Queries) -> Iterator[Panel]:
     """Names of NVIDIA's dcgm-exporter."""
     if not deployment.engine.gpus:
         return
-    peak = deployment.evidence.peak_memory_bytes
+    peak = deployment.evidence.peak_vram_bytes
     yield Panel(
         title="GPU memory", unit="bytes", limit=peak and peak / deployment.engine.gpus,
         lines={"GPU {{gpu}}": f"{asked.series('DCGM_FI_DEV_FB_USED', 'gpu')} * {MIB}"}, words="the line: the measured peak",

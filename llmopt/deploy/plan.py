@@ -118,7 +118,8 @@ class Evidence:
 
     ``figures``: headline metrics by name (``ttft_p95``, ``tps_p50``, ``output_tps``, ``requests_per_s`` …);
     ``curve``: points {level, load, status, saturated, metrics} of the ranking; ``workload``: as measured, whole.
-    ``forced``: why it would have been refused without --force, empty where it would not.
+    ``forced``: why it would have been refused without --force, empty where it would not.  ``peak_memory_bytes`` is main
+    memory of one replica's processes, ``peak_vram_bytes`` that of all its GPUs; each at any load that was measured.
     """
 
     source: str
@@ -141,6 +142,7 @@ class Evidence:
     peak_memory_bytes: int | None
     load_s: float | None
     forced: tuple[str, ...] = ()
+    peak_vram_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,7 @@ def gpu(deployment: Deployment, asked: Queries) -> Iterator[dict[str, Any]]:
     """Names are those of NVIDIA's dcgm-exporter, which tells memory in MiB."""
     if not deployment.engine.gpus:
         return
-    peak = deployment.evidence.peak_memory_bytes
+    peak = deployment.evidence.peak_vram_bytes
     if peak is not None:
         most = peak / deployment.engine.gpus * 1.1
         yield alert(

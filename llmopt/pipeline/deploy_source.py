@@ -233,8 +233,6 @@ def evidence_of(chosen: Chosen, asked: Asked) -> Evidence:
 
 def known_of(chosen: Chosen, asked: Asked) -> Evidence:
     row, metrics = chosen.row, chosen.row["metrics"]
-    # At any load that was measured: a limit from the quiet ones would kill it under the others.
-    peaks = [p for m in (metrics, *(point["metrics"] for point in row["curve"])) if (p := number(m, "peak_rss_bytes"))]
     return Evidence(
         source=chosen.source,
         label=row["label"],
@@ -253,10 +251,18 @@ def known_of(chosen: Chosen, asked: Asked) -> Evidence:
         curve=tuple(row["curve"]),
         quality=row["quality"],
         slos=slos_of(chosen, asked),
-        peak_memory_bytes=int(max(peaks)) if peaks else None,
+        peak_memory_bytes=peak_of(row, "peak_rss_bytes"),
+        peak_vram_bytes=peak_of(row, "peak_vram_bytes"),
         load_s=number(metrics, "load_s"),
         forced=tuple(reasons_to_refuse(chosen)),
     )
+
+
+def peak_of(row: dict[str, Any], name: str) -> int | None:
+    """At any load that was measured: a limit from the quiet ones would kill it under the others."""
+    every = (row["metrics"], *(point["metrics"] for point in row["curve"]))
+    peaks = [peak for metrics in every if (peak := number(metrics, name))]
+    return int(max(peaks)) if peaks else None
 
 
 def reasons_to_refuse(chosen: Chosen) -> list[str]:

@@ -87,6 +87,7 @@ def evidence(**changes: Any) -> Evidence:
             Slo(text="tpot_p95<50ms", metric="tpot", share=0.95, bound=0.05, measured=0.02),
         ),
         peak_memory_bytes=18 * 2**30,
+        peak_vram_bytes=70 * 2**30,
         load_s=60.0,
     )
     return replace(made, **changes)

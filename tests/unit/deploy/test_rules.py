@@ -64,6 +64,13 @@ def test_gpu_alerts_only_where_there_is_one() -> None:
     assert not found("GpuHot", engine={"gpus": 0})
 
 
+def test_memory_of_a_gpu_is_held_to_that_of_the_gpus_and_not_to_main_memory() -> None:
+    evidence = {"peak_memory_bytes": 4 * 2**30, "peak_vram_bytes": 70 * 2**30}
+    [rule] = found("GpuMemoryAboveMeasured", evidence=evidence, engine={"gpus": 2})
+    assert rule["expr"].endswith(f"> {35 * 2**30 * 1.1:.0f}")
+    assert not found("GpuMemoryAboveMeasured", evidence=evidence | {"peak_vram_bytes": None})
+
+
 def test_jobs_can_have_other_names() -> None:
     text = str(rules(deployment(), jobs={"engine": "tiny", "canary": "tiny-canary"}))
     assert 'job="engine"' not in text
