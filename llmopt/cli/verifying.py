@@ -58,7 +58,9 @@ def verify_command(
         ),
     ] = None,
     rounds: Annotated[int, effort("--rounds", min=2, help="Runs of each load.")] = 5,
-    confidence: Annotated[float, effort("--confidence", min=0.5, max=0.9999, help="Of every interval.")] = 0.95,
+    confidence: Annotated[
+        float, effort("--confidence", min=0.5, max=0.9999, help="That one end of an interval holds.")
+    ] = 0.95,
     capacity: Annotated[
         bool, effort("--capacity/--no-capacity", help="Where SLOs are missed, look for the load that still keeps them.")
     ] = True,

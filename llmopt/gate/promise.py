@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmopt.core.student import quantile
@@ -41,7 +41,7 @@ class Promised:
 
 
 def default_thresholds() -> tuple[Threshold, ...]:
-    return parse_thresholds(DEFAULTS)
+    return tuple(replace(threshold, default=True) for threshold in parse_thresholds(DEFAULTS))
 
 
 def sample(promised: Promised, values: Sequence[float], threshold: Threshold, noise: SessionNoise) -> Sample:

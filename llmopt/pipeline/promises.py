@@ -114,7 +114,7 @@ def with_slos(evidence: Evidence, wanted: Wanted) -> Evidence:
         slo = slo_of(limit, {})
         if slo is None:
             raise UsageError(f"--slo {text!r} is no percentile of what a request takes", hint="--slo 'ttft_p95<500ms'")
-        slos.append(replace(slo, measured=figures.get(f"{limit.metric}_{limit.statistic}")))
+        slos.append(replace(slo, measured=figures.get(f"{slo.metric}_p{slo.share * 100:g}")))
     return replace(evidence, slos=tuple(slos))
 
 

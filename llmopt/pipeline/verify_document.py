@@ -45,6 +45,8 @@ def document(promise: Promise, effort: Effort, found: Verified) -> dict[str, Any
 def status_of(level: Mapping[str, Any]) -> tuple[Status, list[str]]:
     """The worst row decides, and all rows of its kind are named."""
     slos, metrics = level["slos"], level["metrics"]
+    if level["problem"]:
+        return "regression", [f"after {len(level['runs'])} run(s) it answered no more: {level['problem']}"]
     worse = [f"{row['text']} is missed: {slo_words(row)}" for row in slos if row["status"] == "missed"]
     if level["failures_status"] == "regression":
         worse.append(f"{level['failed']} of {level['requests']} requests failed")
@@ -57,6 +59,7 @@ def status_of(level: Mapping[str, Any]) -> tuple[Status, list[str]]:
     unsure += [
         f"{m['name']} {m['change']:+.0%}, too little is known of it" for m in metrics if m["status"] == "inconclusive"
     ]
+    unsure += [f"{name} was not told by every run" for name in level["left_out"]]
     unsure += level["invalid"]
     if not slos and not metrics:
         unsure.append("nothing was promised that can be measured here")
@@ -92,7 +95,9 @@ def capacity_left(promise: Promise, levels: Verified) -> dict[str, Any] | None:
                 "words": words,
             }
     least = levels[-1]
-    if least["slo_status"] == "unclear" or len(levels) < promise.replicas:
+    if least["problem"]:
+        words = f"not known: at {least['load']} it answered no more"
+    elif least["slo_status"] == "unclear" or len(levels) < promise.replicas:
         words = f"not known: at {least['load']} the SLOs are {least['slo_status']}"
     else:
         words = f"none: even {least['load']}, what one replica was promised for, misses the SLOs"

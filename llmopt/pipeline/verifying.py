@@ -97,6 +97,7 @@ def percentile(distribution: Mapping[str, Any] | None, share: float) -> float | 
 def verify(promise: Promise, effort: Effort, report: Reporter) -> Verified:
     """Measure and judge, the load of all replicas first. Raises ServerError where nothing answers, Interrupted."""
     require_workload(promise)
+    require_promised(promise, effort.thresholds)
     subject = url_subject(
         promise.url, promise.model, results=effort.results, tokenizer=promise.tokenizer, headers=promise.headers
     )
@@ -115,6 +116,16 @@ def require_workload(promise: Promise) -> None:
         if (path := workload.get(name)) and not Path(str(path)).exists():
             raise UsageError(
                 f"the promise was measured with {path}, which is not here", hint="bring it to the same place"
+            )
+
+
+def require_promised(promise: Promise, thresholds: Sequence[Threshold]) -> None:
+    """Raises UsageError for a metric that somebody named and of which nothing was promised: it would be judged by nothing."""
+    figures = promise.evidence.figures
+    for threshold in thresholds:
+        if not threshold.default and threshold.name not in figures:
+            raise UsageError(
+                f"nothing was promised of {threshold.name}", hint=f"--metric with one of {', '.join(figures) or 'none'}"
             )
 
 
@@ -183,6 +194,7 @@ def judge(level: Level, promise: Promise, effort: Effort) -> dict[str, Any]:
         "slo_status": worst,
         "slos": [slo_row(slo, found) for slo, found in slos],
         "metrics": [metric_row(change) for change in changes],
+        "left_out": left_out(changes, effort.thresholds),
         "requests_per_s": sum(rates) / len(rates) if rates else None,
         "invalid": list(level.invalid),
         "problem": level.problem or None,
@@ -246,6 +258,12 @@ def changes_of(level: Level, promise: Promise, effort: Effort) -> list[Change]:
         shown[threshold.name] = (promised.value, math.exp(math.fsum(map(math.log, known)) / len(known)))
         kept.append(threshold)
     return decide(samples, shown, kept, 1 - effort.confidence) if kept else []
+
+
+def left_out(changes: Sequence[Change], thresholds: Sequence[Threshold]) -> list[str]:
+    """What somebody named and no run, or not each, has a figure of."""
+    judged = {change.threshold.name for change in changes}
+    return [threshold.name for threshold in thresholds if not threshold.default and threshold.name not in judged]
 
 
 def value_in(run: Measurement, threshold: Threshold) -> float | None:

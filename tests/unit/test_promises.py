@@ -13,8 +13,11 @@ import pytest
 from llmopt.core.domain import Workload
 from llmopt.core.errors import UsageError
 from llmopt.deploy.plan import Evidence
+from llmopt.gate.promise import default_thresholds
+from llmopt.gate.thresholds import parse_thresholds
 from llmopt.pipeline.promises import Wanted, read_promise
-from llmopt.pipeline.verifying import percentile, times, workload_of
+from llmopt.pipeline.verify_document import capacity_left, status_of
+from llmopt.pipeline.verifying import percentile, require_promised, times, workload_of
 from unit.deploy.make import evidence
 
 
@@ -100,3 +103,39 @@ def test_evidence_survives_its_document() -> None:
 def test_a_workload_that_is_none_is_one_line() -> None:
     with pytest.raises(UsageError, match="workload is none"):
         workload_of({"concurrency": "many"})
+
+
+def test_a_rate_of_tokens_is_promised_as_the_time_of_one(tmp_path: Path) -> None:
+    figures = {"tpot_p50": {"value": 0.03, "unit": "s"}, "tps_p50": {"value": 32.0, "unit": "tps"}}
+    found = read_promise(folder_of(tmp_path, figures=figures), Wanted(slos=("tps_p50>20",)))
+    assert [(s.metric, s.measured) for s in found.evidence.slos] == [("tpot", 0.03)]
+
+
+def test_what_was_not_promised_cannot_be_asked_for(tmp_path: Path) -> None:
+    promise = read_promise(folder_of(tmp_path), Wanted())
+    with pytest.raises(UsageError, match="nothing was promised of itl_p50"):
+        require_promised(promise, parse_thresholds(["itl_p50:1%"]))
+    require_promised(promise, default_thresholds())
+
+
+LEVEL: dict[str, Any] = {
+    "replicas": 1, "load": "closed loop of 4", "runs": ["a"], "requests": 160, "failed": 0, "errors": {}, "metrics": [],
+    "failures_status": "pass", "slo_status": "kept", "slos": [], "left_out": [], "requests_per_s": 10.0, "invalid": [],
+    "problem": None,
+}  # fmt: skip
+
+
+def test_a_server_that_went_away_is_told_as_that(tmp_path: Path) -> None:
+    gone = LEVEL | {"problem": "connection refused", "failures_status": "regression", "slos": [{"status": "missed"}]}
+    status, reasons = status_of(gone)
+    assert (status, reasons) == ("regression", ["after 1 run(s) it answered no more: connection refused"])
+    left = capacity_left(read_promise(folder_of(tmp_path), Wanted()), [gone | {"slo_status": "missed"}])
+    assert left is not None
+    assert left["words"] == "not known: at closed loop of 4 it answered no more"
+
+
+def test_a_figure_that_was_asked_for_and_is_not_there_lets_nothing_pass() -> None:
+    assert status_of(LEVEL | {"left_out": ["peak_vram_bytes"], "metrics": [{"name": "x", "status": "equivalent"}]}) == (
+        "inconclusive",
+        ["peak_vram_bytes was not told by every run"],
+    )
