@@ -225,8 +225,9 @@ def settings(deployment: Deployment, place: str = ".env, which run.sh reads,") -
     lines: list[str] = []
     if deployment.wishes.gateway == "litellm":
         lines += ["# The key that clients of the gateway show, at least 20 random characters.", "LITELLM_MASTER_KEY="]
-    if asks_for_keys(deployment) and deployment.wishes.monitoring:
-        lines += ["# For the canary: one of the keys that keys.conf lets in.", "LLMOPT_API_KEY="]
+    if deployment.wishes.monitoring and (deployment.wishes.gateway == "litellm" or asks_for_keys(deployment)):
+        which = "one of the keys that keys.conf lets in" if asks_for_keys(deployment) else "the same key"
+        lines += [f"# For the canary: {which}.", "LLMOPT_API_KEY="]
     if deployment.wishes.monitoring:
         lines += ["# Where alerts are posted to; without it they are seen in Prometheus alone.", "ALERT_WEBHOOK_URL="]
     head = f"# Copy to {place} and fill in; llmopt neither writes nor reads it."

@@ -116,18 +116,23 @@ stop_all() {
   end_of {{ drain_s }} gateway
   signal_all TERM "$OTHERS $ENGINES"
   end_of {{ stop_s }} "$OTHERS $ENGINES"
-  rm -f run/*.pid run/*.since run/*.pause run/others
+  rm -f run/*.pid run/*.since run/*.pause run/*.ended run/others
 }
 
 # Starts again what ended, later each time it did not last a minute.
 again() {
+  now=$(date +%s)
+  [ -s "run/$1.ended" ] || echo "$now" >"run/$1.ended"  # the pause is no part of how long it lasted
+  ended=$(cat "run/$1.ended")
+  lasted=$((ended - $(cat "run/$1.since")))
   pause=$(cat "run/$1.pause" 2>/dev/null || echo 1)
-  lasted=$(($(date +%s) - $(cat "run/$1.since")))
-  [ "$lasted" -gt 60 ] && pause=1
-  [ "$lasted" -lt "$pause" ] && return 0
+  [ "$lasted" -gt 60 ] && pause=0
+  [ $((now - ended)) -lt "$pause" ] && return 0
   next=$((pause * 2))
+  [ "$next" -lt 1 ] && next=1
   [ "$next" -gt 60 ] && next=60
   echo "$next" >"run/$1.pause"
+  rm -f "run/$1.ended"
   say "$1 ended after $lasted s and is started again (logs/$1.log)"
   signal_all KILL "$1"  # what it left behind would keep its port
   start "$1"
@@ -201,7 +206,7 @@ flock -n 9 || fail "another ./run.sh runs here, as process $(cat run/supervisor.
 # Each program leads a group of its own, so that all of it can be stopped; where the kernel can be told to, it ends with us.
 GROUP=setsid
 setpriv --pdeathsig TERM true 2>/dev/null && GROUP="setsid setpriv --pdeathsig TERM"
-rm -f run/*.pid run/*.since run/*.pause
+rm -f run/*.pid run/*.since run/*.pause run/*.ended
 {% if keys %}
 [ -s {{ keys | sh }} ] || fail '{{ keys }} is not there: a line "Bearer THE-KEY" 1; for each key that may ask (chmod 600)'
 {% endif %}

@@ -195,3 +195,9 @@ def test_who_listens_for_this_machine_alone_asks_nobody_for_a_key() -> None:
 def test_the_canary_asks_by_the_name_in_the_certificate() -> None:
     wishes = {"target": "shell", "domain": "llm.example.org", "tls": True}
     assert "https://llm.example.org:8080/v1" in target("shell").files(deployment(wishes=wishes))["run.sh"].text
+
+
+@pytest.mark.parametrize(("name", "file"), [("shell", ".env.example"), ("systemd", "settings.env.example")])
+def test_the_canary_has_a_key_of_litellm_s(name: str, file: str) -> None:
+    made = deployment(wishes={"target": name, "gateway": "litellm", "monitoring": True})
+    assert "LLMOPT_API_KEY=" in target(name).files(made)[file].text
