@@ -38,7 +38,8 @@ class Target:
     """``refusal``: why this target cannot run that deployment, ``None`` when it can; ``files``: path → what is written.
 
     ``start``: the words with which a person starts it, in the folder; ``url``: where it then answers.  ``before`` and
-    ``after``: what else it takes until it answers there, each command with what it is for.
+    ``after``: what else it takes until it answers there, each command with what it is for.  ``secrets``: where what is
+    secret, or of that place alone, belongs.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     url: Callable[[Deployment], str]
     before: Callable[[Deployment], tuple[Step, ...]] = lambda deployment: ()
     after: Callable[[Deployment], tuple[Step, ...]] = lambda deployment: ()
+    secrets: Callable[[Deployment], str] = lambda deployment: ".env"
 
 
 def target(name: str) -> Target:

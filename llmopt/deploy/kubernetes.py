@@ -257,4 +257,5 @@ TARGET = Target(
     url=url,
     before=before,
     after=after,
+    secrets=lambda deployment: "Secrets of the namespace",
 )

@@ -175,4 +175,5 @@ TARGET = Target(
     start=lambda deployment: ("serve", "run", CONFIG),
     before=lambda deployment: ((("pip", "install", "-r", "requirements.txt"), "where Ray runs, on every node"),),
     url=lambda deployment: f"http://127.0.0.1:{deployment.wishes.port}/v1",
+    secrets=lambda deployment: "the environment of `serve run`",
 )

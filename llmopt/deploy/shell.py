@@ -220,16 +220,23 @@ def completion(deployment: Deployment) -> str:
     return json_text({"model": deployment.engine.model, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
 
 
-def settings(deployment: Deployment, place: str = ".env, which run.sh reads,") -> str:
-    """What is a secret, or of this place alone, with values left empty; empty where there is nothing of the kind."""
+def settings(deployment: Deployment, place: str = ".env, which run.sh reads,", webhook: str | None = None) -> str:
+    """What is a secret, or of this place alone, with values left empty; empty where there is nothing of the kind.
+
+    ``webhook``: the file of an address that alerts are posted to, where the services read it themselves.
+    """
     lines: list[str] = []
     if deployment.wishes.gateway == "litellm":
         lines += ["# The key that clients of the gateway show, at least 20 random characters.", "LITELLM_MASTER_KEY="]
     if deployment.wishes.monitoring and (deployment.wishes.gateway == "litellm" or asks_for_keys(deployment)):
         which = "one of the keys that keys.conf lets in" if asks_for_keys(deployment) else "the same key"
         lines += [f"# For the canary: {which}.", "LLMOPT_API_KEY="]
-    if deployment.wishes.monitoring:
+    if deployment.wishes.monitoring and webhook is None:
         lines += ["# Where alerts are posted to; without it they are seen in Prometheus alone.", "ALERT_WEBHOOK_URL="]
+    elif deployment.wishes.monitoring:
+        lines += [
+            f"# Where alerts are posted to is the one line of {webhook}; without it they are seen in Prometheus alone."
+        ]
     head = f"# Copy to {place} and fill in; llmopt neither writes nor reads it."
     return "".join(f"{line}\n" for line in (head, *lines)) if lines else ""
 

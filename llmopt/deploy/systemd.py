@@ -31,7 +31,8 @@ def files(deployment: Deployment) -> Mapping[str, File]:
         **shell.documents(deployment, ports, places(deployment)),
     }
     units = dict(units_of(deployment, ports))
-    wanted = shell.settings(deployment, f"{settings(deployment)}, which root alone may read,")
+    place = f"{settings(deployment)}, which root alone may read,"
+    wanted = shell.settings(deployment, place, places(deployment).webhook_file)
     return {
         **{f"units/{name}": File(text=text) for name, text in units.items()},
         "install.sh": File(text=install(deployment, ports, sorted(units), sorted(read)), executable=True),
@@ -191,6 +192,7 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         else [],
         url=shell.url(deployment),
         keys=places(deployment).keys if asks_for_keys(deployment) else None,
+        webhook=places(deployment).webhook_file if deployment.wishes.monitoring else None,
     )
 
 
@@ -201,4 +203,5 @@ TARGET = Target(
     files=files,
     start=lambda deployment: ("sudo", "./install.sh"),
     url=shell.url,
+    secrets=settings,
 )

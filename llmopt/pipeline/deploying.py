@@ -152,6 +152,7 @@ def document_of(made: Plan, *, boot: Mapping[str, Any], checks: Sequence[Mapping
         "before": [{"command": list(words), "why": why} for words, why in made.target.before(deployment)],
         "after": [{"command": list(words), "why": why} for words, why in made.target.after(deployment)],
         "targets": [wishes.target],
+        "secrets": made.target.secrets(deployment),
         "memory_limit_bytes": deployment.memory_limit_bytes,
         "doubts": list(deployment.doubts),
         "boot": dict(boot),

@@ -156,7 +156,9 @@ def use(document: Mapping[str, Any]) -> Iterator[str]:
         "./verify.sh    # measure it: exit status 0 it keeps what is promised above, 3 it does not, 4 cannot be told",
         "./rollback.sh  # put the former configuration back, then start anew",
     )
-    yield "Values that are secrets, or of your place alone, belong into `.env`, which llmopt neither writes nor reads. Files that you"
+    place = document["secrets"]
+    yield f"Values that are secrets, or of your place alone, belong into {place if ' ' in place else code_span(place)},"
+    yield "which llmopt neither writes nor reads. Files that you"
     yield "edit here are never overwritten: `llmopt deploy` shows the difference and stops."
     yield ""
 

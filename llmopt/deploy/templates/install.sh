@@ -57,6 +57,11 @@ if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ keys | sh }}; then
   exit 1
 fi
 {% endif %}
+{% if webhook %}
+if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ webhook | sh }}; then
+  echo 'note: {{ webhook }} is not there, or {{ user }} may not read it: alerts are seen in Prometheus alone' >&2
+fi
+{% endif %}
 # The engine's words name these places, and its user must be able to read them.
 if [ -z "$DO" ]; then
   for place in {% for place in places %}{{ place | sh }} {% endfor %}; do

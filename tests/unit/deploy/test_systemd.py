@@ -168,3 +168,17 @@ def test_who_can_be_reached_by_others_asks_for_keys_of_the_place() -> None:
     made = target("systemd").files(deployment(wishes={"target": "systemd", "domain": "llm.example.org"}))
     assert "include /etc/llmopt-tiny/keys.conf;" in made["nginx.conf"].text
     assert "test -s /etc/llmopt-tiny/keys.conf" in made["install.sh"].text
+
+
+def test_where_alerts_go_is_the_file_that_alertmanager_reads() -> None:
+    made = files(wishes={"monitoring": True})
+    place = "/etc/llmopt-tiny/alert_webhook_url"
+    assert place in made["alertmanager.yml"]
+    assert place in made["settings.env.example"]
+    assert f"test -s {place}" in made["install.sh"]
+
+
+def test_a_model_that_cannot_load_is_not_loaded_for_ever() -> None:
+    made = files(evidence={"load_s": 60.0})[ENGINE]
+    [interval], [burst] = setting(made, "StartLimitIntervalSec"), setting(made, "StartLimitBurst")
+    assert int(interval) > int(burst) * 180  # three times the measured start is what one may take
