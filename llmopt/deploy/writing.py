@@ -179,7 +179,8 @@ def put(staged: Path, path: str, file: File) -> None:
 def swap(
     staged: Path, folder: Path, former: Former | None, files: Mapping[str, File], *, tells: frozenset[str]
 ) -> None:
-    """First what was there is kept, then every file takes its place, the document last: whatever cuts this short, all of it is there.
+    """First what was there is kept, then every file takes its place, the document last: whatever cuts this short, all of it is there,
+    and what is written again after that keeps it.
 
     ``tells``: files that only tell of the others; where nothing but they change, ``previous/`` stays what it was.
     """
@@ -187,7 +188,7 @@ def swap(
     if not folder.exists():
         staged.rename(folder)
         return
-    if former is not None and not alike(former, files, tells):
+    if former is not None and not alike(former, files, tells) and not was_cut_short(folder, former):
         keep_previous(staged, folder, former)
     for path in sorted(files):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -205,6 +206,13 @@ def alike(former: Former, files: Mapping[str, File], tells: frozenset[str]) -> b
     return set(former.files) - tells == set(core) and all(
         former.files[path] == digest(file.text.encode()) for path, file in core.items()
     )
+
+
+def was_cut_short(folder: Path, former: Former) -> bool:
+    """Whether files of a next configuration lie there already and ``previous/`` holds all of this one."""
+    kept = {path: on_disk(folder / PREVIOUS, path) for path in former.files}
+    whole = all(there is not None and digest(there) == former.files[path] for path, there in kept.items())
+    return whole and any(on_disk(folder, path) != kept[path] for path in kept)
 
 
 def keep_previous(staged: Path, folder: Path, former: Former) -> None:

@@ -69,6 +69,27 @@ def test_only_the_last_one_is_kept(tmp_path):
     assert not (folder / "previous" / "previous").exists()
 
 
+@pytest.mark.parametrize("after", range(5))
+def test_whatever_cuts_a_write_short_the_same_again_keeps_the_former_one(tmp_path, monkeypatch, after):
+    folder = written(tmp_path / "out", a_txt="one", b_txt="one", c_txt="one")
+    before, moved, replace = there(folder), [], Path.replace
+
+    def cut(self: Path, target: Path) -> Path:
+        if Path(target).parent == folder:
+            moved.append(target)
+            if len(moved) > after:
+                raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        written(folder, a_txt="two", b_txt="two", c_txt="two")
+    monkeypatch.undo()
+    written(folder, a_txt="two", b_txt="two", c_txt="two")
+    assert {p.removeprefix("previous/"): t for p, t in there(folder).items() if p.startswith("previous/")} == before
+    assert there(folder)["c.txt"] == "two"
+
+
 def test_where_only_the_page_changes_the_former_one_stays_what_it_was(tmp_path):
     folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
     write(
