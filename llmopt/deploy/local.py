@@ -1,7 +1,7 @@
 """Programs of one machine: on which port each of them listens, which GPUs a replica gets, and the words that start it.
 
-The gateway has the port that was asked for, replicas count on from the one after it, and what stands beside them from the one
-after the last replica: two deployments whose gateways are some tens apart do not meet.
+The gateway has the port that was asked for, replicas count on from the one after it, and what stands beside them from a
+hundred above it, however many replicas there are: a port that was a replica's is never taken for something else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from llmopt.deploy.plan import Deployment, Launch
 
 HOST = "127.0.0.1"
 LAST_PORT = 65535
+MOST_REPLICAS, BESIDE, PROGRAMS_BESIDE = 99, 100, 6
 # Of replicas that share a machine: the numbers of cores that one was measured on would be those of all the others, too.
 # The number of threads stays (vLLM 0.32 on a CPU takes it from OMP_NUM_THREADS then).
 SHARED = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -41,12 +42,19 @@ class Ports:
 def ports(deployment: Deployment) -> Ports:
     """Raises UsageError where there is no room for them above the gateway's."""
     first, replicas = deployment.wishes.port, deployment.replicas
-    after = first + replicas + 1
-    if after + 5 > LAST_PORT:
-        raise UsageError(f"--port {first} leaves no ports for {replicas} replicas above it", hint="--port 8080")
+    if replicas > MOST_REPLICAS:
+        raise UsageError(
+            f"{replicas} replicas are more than one machine is given", hint="--target kubernetes, or fewer --replicas"
+        )
+    after = first + BESIDE
+    if after + PROGRAMS_BESIDE > LAST_PORT:
+        raise UsageError(
+            f"--port {first} leaves no ports above it for the programs beside it",
+            hint=f"--port 8080, or another up to {LAST_PORT - BESIDE - PROGRAMS_BESIDE}",
+        )
     return Ports(
         gateway=first,
-        engines=tuple(range(first + 1, after)),
+        engines=tuple(range(first + 1, first + 1 + replicas)),
         status=after,
         litellm=after + 1,
         redis=after + 2,

@@ -42,8 +42,8 @@ def nginx_conf(
     Raises UsageError for a domain that is none.
     """
     wishes = deployment.wishes
-    if wishes.domain is not None and not HOST_NAME.fullmatch(wishes.domain):
-        raise UsageError(f"{wishes.domain!r} is no host name", hint="--domain llm.example.org")
+    if wishes.domain is not None:
+        require_host_name(wishes.domain)
     read_timeout_s, read_why = read_timeout(deployment)
     return render(
         "nginx.conf.j2",
@@ -68,6 +68,11 @@ def nginx_conf(
         body_buffer_bytes=min(wishes.max_body_bytes, BODY_IN_MEMORY),
         **rate_limit(deployment),
     )
+
+
+def require_host_name(domain: str) -> None:
+    if not HOST_NAME.fullmatch(domain):
+        raise UsageError(f"{domain!r} is no host name", hint="--domain llm.example.org")
 
 
 def asks_for_keys(deployment: Deployment) -> bool:

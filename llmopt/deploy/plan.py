@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ENGINE_PORT = 8000  # of an engine in a container; programs of one machine count on from the port after the gateway's
+ENGINE_PORT = 8000  # of an engine in a container; what runs on one machine has ports of its own (local.py)
 GATEWAY_PORT = 8080
 LITELLM_PORT, REDIS_PORT, PROMETHEUS_PORT, ALERTMANAGER_PORT, GRAFANA_PORT, CANARY_PORT = (
     4000,

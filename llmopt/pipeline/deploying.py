@@ -14,7 +14,17 @@ from llmopt.core.domain import Case, Workload
 from llmopt.core.errors import LlmoptError, MissingEnvironment, ServerError, UsageError
 from llmopt.deploy import Target
 from llmopt.deploy.capacity import capacity
-from llmopt.deploy.plan import Deployment, Engine, Evidence, File, Wishes
+from llmopt.deploy.nginx import require_host_name
+from llmopt.deploy.plan import (
+    ALERTMANAGER_PORT,
+    GRAFANA_PORT,
+    PROMETHEUS_PORT,
+    Deployment,
+    Engine,
+    Evidence,
+    File,
+    Wishes,
+)  # fmt: skip
 from llmopt.deploy.templates import render
 from llmopt.deploy.writing import ROLLBACK, SCHEMA, former_of, is_unchanged, require_unedited, rollback_script, write
 from llmopt.pipeline.deploy_engine import Subject, engine_of, subject_of
@@ -29,6 +39,8 @@ LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 ONE_MACHINE = ("shell", "systemd", "compose")
 WITHOUT_IMAGE = ("shell", "systemd", "rayserve")  # they run the engine that is installed
 README, VERIFY = "README.md", "verify.sh"
+PUBLISHED_BESIDE = (PROMETHEUS_PORT, ALERTMANAGER_PORT, GRAFANA_PORT)
+MOST_REPLICAS = 1000
 REPLICAS = 2  # one may be lost, or updated, while the other answers
 
 
@@ -72,6 +84,10 @@ def plan(request: Request) -> Plan:
         capacity=capacity(evidence, wishes, shared_machine=wishes.target in ONE_MACHINE),
         llmopt_version=llmopt.__version__,
     )
+    if deployment.replicas > MOST_REPLICAS:
+        raise UsageError(
+            f"{deployment.replicas} replicas are more than llmopt writes down", hint=f"--replicas up to {MOST_REPLICAS}"
+        )
     doubts = (*subject.doubts, *(doubts if wishes.target not in WITHOUT_IMAGE else ()))
     deployment = replace(deployment, doubts=(*doubts, *doubts_of(deployment, chosen, machine_gpus)))
     if reason := target.refusal(deployment):
@@ -96,6 +112,12 @@ def completed(wishes: Wishes, evidence: Evidence, engine: Engine, machine_gpus: 
         )
     if wishes.replicas is not None and wishes.load_rps is not None:
         raise UsageError("--replicas and --load are two ways to say one thing", hint="one of them")
+    if wishes.domain is not None:
+        require_host_name(wishes.domain)
+    if wishes.target == "compose" and wishes.monitoring and wishes.port in PUBLISHED_BESIDE:
+        raise UsageError(
+            f"--port {wishes.port} is that of a program of --monitoring", hint=f"another than {PUBLISHED_BESIDE}"
+        )
     few = wishes.target in ONE_MACHINE and engine.gpus and machine_gpus < REPLICAS * engine.gpus
     usual = (1 if few else REPLICAS) if wishes.load_rps is None else None
     return replace(wishes, name=wishes.name or name_of(evidence.label), replicas=wishes.replicas or usual)

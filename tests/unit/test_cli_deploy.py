@@ -109,6 +109,12 @@ def test_the_measured_threads_are_pinned(results):
     (("--name", "Not A Label"), "is no name of a service"),
     (("--rank", "7"), "--rank 7"),
     (("--slo", "ttft_p95<500"), "needs a unit"),
+    (("--target", "kubernetes", "--domain", "x y"), "'x y' is no host name"),
+    (("--target", "rayserve", "--domain", "http://foo/;"), "is no host name"),
+    (("--target", "compose", "--monitoring", "--port", "9090"), "--port 9090 is that of a program of --monitoring"),
+    (("--target", "compose", "--load", "1e6"), "replicas are more than llmopt writes down"),
+    (("--load", "1e9"), "replicas are more than"),
+    (("--replicas", "500"), "more than one machine is given"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_one_line_with_a_hint(results, options, words):
     done = written(results, *options)

@@ -101,6 +101,17 @@ def test_ports_that_do_not_suffice_are_refused():
         local.ports(of(wishes={"port": 65530}))
 
 
+def test_more_replicas_than_a_machine_is_given_are_refused():
+    with pytest.raises(UsageError, match="more than one machine is given") as told:
+        local.ports(of(capacity={"replicas": 100}))
+    assert "kubernetes" in (told.value.hint or "")
+
+
+def test_ports_beside_the_replicas_do_not_move_with_their_number():
+    few, many = (local.ports(of(capacity={"replicas": n})) for n in (1, 9))
+    assert (few.status, few.canary) == (many.status, many.canary)
+
+
 def test_replicas_on_gpus_have_gpus_of_their_own():
     made = of(engine={"gpus": 2})
     assert [local.replica(made, n, 1).environment["CUDA_VISIBLE_DEVICES"] for n in (0, 1)] == ["0,1", "2,3"]
