@@ -18,6 +18,8 @@ from llmopt.deploy.templates import render, systemd_word
 # Two ports that no words have: the places where the words for them differ are where the port goes.
 ONE, OTHER = 64901, 64902
 LOWEST_FREE_PORT = 1024
+# That shell.programs_of ever gives, beside the replicas.
+EVERY_PROGRAM = ("gateway", "litellm", "redis", "prometheus", "alertmanager", "canary")
 # Program → how it is stopped: nginx answers what it has begun.
 STOPS = {"gateway": "SIGQUIT"}
 
@@ -181,6 +183,8 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         user=user(deployment),
         folder=folder(deployment),
         settings=settings(deployment),
+        settings_folder=str(PurePosixPath(settings(deployment)).parent),
+        every_program=EVERY_PROGRAM,
         units=units,
         instances=instances,
         files=[*read, "README.md", "deployment.json"],

@@ -7,9 +7,11 @@
 {% if gpus %}
 #      and gives each replica GPUs of its own: /etc/{{ unit }}/PORT.env
 {% endif %}
-#   4. enables and starts {{ unit }}.target
+#   4. stops and disables what a former configuration of this name had and this one has not
+#   5. enables and starts {{ unit }}.target
 #
-# ./install.sh --dry-run prints the commands instead;  ./install.sh --remove takes all of it away but {{ settings }}.
+# ./install.sh --dry-run prints the commands instead;  ./install.sh --remove takes all of it away but what you put into
+# {{ settings_folder | line }}.
 set -eu
 cd -- "$(dirname -- "$0")"
 DO=
@@ -27,12 +29,28 @@ fi
 FOLDER={{ folder | sh }}
 UNITS={{ units | join(" ") | sh }}
 INSTANCES={{ instances | join(" ") | sh }}
+# Of every configuration of this name: by their own names, for {{ unit }}-* may be of another deployment.
+PROGRAMS={{ every_program | join(" ") | sh }}
+
+# Services of this name that systemd knows, whatever configuration they are of.
+installed() {
+  systemctl list-units --all --plain --no-legend --full '{{ unit }}@*.service' 2>/dev/null | cut -d' ' -f1
+  for program in $PROGRAMS; do
+    [ -e "/etc/systemd/system/{{ unit }}-$program.service" ] && echo "{{ unit }}-$program.service"
+  done
+  return 0
+}
 
 if [ "${1:-}" = --remove ]; then
-  systemctl disable --now {{ unit }}.target $INSTANCES || true
-  for file in $UNITS; do rm -f "/etc/systemd/system/$file"; done
+  systemctl disable --now {{ unit }}.target $(installed) || true
+  rm -f "/etc/systemd/system/{{ unit }}.target" "/etc/systemd/system/{{ unit }}@.service" /etc/{{ unit }}/[0-9]*.env
+  for program in $PROGRAMS; do
+    rm -f "/etc/systemd/system/{{ unit }}-$program.service"
+    rm -rf "/var/lib/{{ unit }}-$program"
+  done
   systemctl daemon-reload
-  rm -rf "$FOLDER"
+  rm -rf "$FOLDER" /var/cache/{{ unit }}
+  userdel {{ user }} || true
   exit
 fi
 
@@ -71,6 +89,12 @@ if [ -z "$DO" ]; then
     }
   done
 fi
+# What a former configuration had and this one has not would go on, and keep its port.
+for service in $(installed); do
+  case " $INSTANCES " in *" $service "*) continue ;; esac
+  $DO systemctl disable --now "$service"
+  case $service in *@*) ;; *) $DO rm -f "/etc/systemd/system/$service" ;; esac
+done
 for file in $UNITS; do $DO install -m 0644 -- "units/$file" "/etc/systemd/system/$file"; done
 {% for number, gpus_of in gpus %}
 {% if loop.first %}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from llmopt.core.errors import UsageError
-from llmopt.deploy import target
+from llmopt.deploy import local, shell, target
 from llmopt.deploy.checks_systemd import check
 from llmopt.deploy.plan import Deployment, Launch
+from llmopt.deploy.systemd import EVERY_PROGRAM
 from unit.deploy import hostile
 from unit.deploy.make import deployment
 
@@ -182,3 +184,28 @@ def test_a_model_that_cannot_load_is_not_loaded_for_ever() -> None:
     made = files(evidence={"load_s": 60.0})[ENGINE]
     [interval], [burst] = setting(made, "StartLimitIntervalSec"), setting(made, "StartLimitBurst")
     assert int(interval) > int(burst) * 180  # three times the measured start is what one may take
+
+
+def systemd_here(tmp_path: Path, *known: str) -> dict[str, str]:
+    """An environment whose ``systemctl`` is a fake that knows these services and does nothing."""
+    fake = tmp_path / "bin" / "systemctl"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\n[ \"$1\" = list-units ] && printf '%s loaded\\n' " + " ".join(known) + "\nexit 0\n")
+    fake.chmod(0o755)
+    return {"PATH": f"{fake.parent}:/usr/sbin:/usr/bin:/bin"}
+
+
+def test_a_replica_that_is_no_longer_wanted_is_stopped(tmp_path: Path) -> None:
+    for path, text in files(capacity={"replicas": 2}).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    env = systemd_here(tmp_path, *(f"llmopt-tiny@{port}.service" for port in (8081, 8082, 8083)))
+    done = subprocess.run(["sh", "install.sh", "--dry-run"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "systemctl disable --now llmopt-tiny@8083.service" in done.stdout.splitlines(), done.stderr
+    assert "disable --now llmopt-tiny@8082.service" not in done.stdout
+
+
+def test_every_program_is_known_by_name() -> None:
+    every = of(wishes={"gateway": "litellm", "cache": "redis", "monitoring": True})
+    names = {p.name for p in shell.programs_of(every, local.ports(every)) if not p.name.startswith("engine_")}
+    assert names == set(EVERY_PROGRAM)
