@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -20,13 +21,14 @@ from typing import Any, Literal
 import yaml
 
 from llmopt.core.escaping import one_line
+from llmopt.deploy.nginx import KEY_LINE
 
 LIMIT_S = 30.0
 PREVIOUS = "previous"  # the folder of the deployment before this one
 # `server NAME:PORT` of an upstream, the files of a certificate and that of the keys: none is here where the gateway runs elsewhere.
 UPSTREAM = re.compile(r"^(\s*server )([\w.-]*[a-zA-Z][\w.-]*)(:\d+ )", re.MULTILINE)
 CERTIFICATE = re.compile(r"^(\s*ssl_certificate(?:_key)? )([^;]+);", re.MULTILINE)
-KEYS = re.compile(r"^\s*include [^;]+;\n", re.MULTILINE)
+KEYS = re.compile(r"^(\s*include )[^;]+;$", re.MULTILINE)
 URL_FILE_SINCE = (0, 26)
 VARIABLE = re.compile(r"\$\$|\$\{\w+(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
 
@@ -65,13 +67,16 @@ def of_target(folder: Path, target: str) -> Checks:
 
 
 def nginx(folder: Path, path: Path) -> Checks:
-    """``nginx -t`` with loopback addresses for names that exist in the deployment alone, and a certificate made for it."""
+    """``nginx -t`` with loopback addresses for names that exist in the deployment alone, a certificate and a key made for it."""
     name = f"nginx -t {path.relative_to(folder)}"
     if not shutil.which("nginx"):
         yield skipped(name, "nginx is not here (Debian: nginx-light)")
         return
     with tempfile.TemporaryDirectory(prefix="llmopt-nginx-") as scratch:
-        text = KEYS.sub("", UPSTREAM.sub(r"\g<1>127.0.0.1\g<3>", path.read_text(encoding="utf-8")))
+        keys = Path(scratch) / "keys.conf"
+        keys.write_text(KEY_LINE.replace("THE-KEY", secrets.token_hex(32)) + "\n", encoding="utf-8")
+        text = UPSTREAM.sub(r"\g<1>127.0.0.1\g<3>", path.read_text(encoding="utf-8"))
+        text = KEYS.sub(lambda match: f"{match[1]}{keys};", text)
         if CERTIFICATE.search(text):
             if not shutil.which("openssl"):
                 yield skipped(name, "openssl, which would make a certificate to try it with, is not here")

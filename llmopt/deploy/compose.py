@@ -14,7 +14,7 @@ from llmopt.deploy import Target
 from llmopt.deploy.compose_service import bind, escaped, hardened, published
 from llmopt.deploy.compose_stack import GATEWAY_INSIDE, Stack, beside, gateway_name
 from llmopt.deploy.documents import yaml_text
-from llmopt.deploy.nginx import CERTIFICATE, CERTIFICATE_KEY, asks_for_keys, nginx_conf, read_timeout
+from llmopt.deploy.nginx import CERTIFICATE, CERTIFICATE_KEY, KEY_LINE, asks_for_keys, nginx_conf, read_timeout
 from llmopt.deploy.plan import (
     ENGINE_PORT,
     LITELLM_PORT,
@@ -187,7 +187,7 @@ def gateway(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
     if wishes.tls:
         volumes.append(bind("${TLS_FOLDER:?set it in .env}", CERTIFICATE.rpartition("/")[0], variable=True))
     if asks_for_keys(deployment):
-        why = 'a file, readable for user 101, with a line for each key that may ask: "Bearer THE-KEY" 1;'
+        why = f"a file, readable for user 101, with a line for each key that may ask: {KEY_LINE}"
         volumes.append(bind(stack.required("API_KEYS_FILE", why), KEYS, variable=True))
     scheme = "https" if wishes.tls else "http"
     ask = ["wget", "-q", "-O", "/dev/null", "--no-check-certificate", f"{scheme}://127.0.0.1:{GATEWAY_INSIDE}/healthz"]

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 from llmopt.deploy.kubernetes_objects import CLIENT_LABEL, metadata, selector
+from llmopt.deploy.limits import client_limit, silence_s
 from llmopt.deploy.plan import ENGINE_PORT, Deployment
 
 # Where the two usually live; the chart's values and a patch of the kustomization name others.
 INGRESS_NAMESPACE, MONITORING_NAMESPACE = "ingress-nginx", "monitoring"
 INGRESS_CLASS = "nginx"
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
-LONGEST_SILENCE_S = 600  # of an upstream: a long prompt may wait in the queue before its first token
 
 
 def service(deployment: Deployment) -> dict[str, Any]:
@@ -98,26 +98,17 @@ def ingress_annotations(deployment: Deployment) -> dict[str, str]:
         "proxy-next-upstream-tries": "2",
         "load-balance": "ewma",  # a slow pod gets less; round robin would not see it
     }
-    if (limit := rate_limit(deployment)) is not None:
-        told |= {"limit-rps": str(limit), "limit-burst-multiplier": str(burst(deployment, limit))}
+    told |= rate_limit(deployment)
     return {f"{prefix}/{name}": value for name, value in told.items()}
 
 
-def silence_s(deployment: Deployment) -> int:
-    """How long nothing may come from a pod: the limit that requests were measured with."""
-    return math.ceil(float(deployment.evidence.workload.get("request_timeout_s") or LONGEST_SILENCE_S))
-
-
-def rate_limit(deployment: Deployment) -> int | None:
-    """Requests a second of one client: as asked, or twice what all replicas were measured to take."""
-    asked, measured = deployment.wishes.rate_limit_rps, deployment.capacity.total_rps
-    limit = asked if asked is not None else None if measured is None else 2 * measured
-    return None if limit is None else max(1, math.ceil(limit))
-
-
-def burst(deployment: Deployment, limit: int) -> int:
-    """As multiple of the limit: all users of all replicas twice, for those whose answers end together ask again together."""
-    return max(1, math.ceil(2 * (deployment.evidence.concurrency or limit) * deployment.replicas / limit))
+def rate_limit(deployment: Deployment) -> dict[str, str]:
+    """ingress-nginx knows whole requests a second or a minute, and as burst whole multiples of them."""
+    limit = client_limit(deployment)
+    if limit is None:
+        return {}
+    name, rate = ("limit-rpm", limit.per_minute) if limit.per_second is None else ("limit-rps", limit.per_second)
+    return {name: str(rate), "limit-burst-multiplier": str(math.ceil(limit.burst / rate))}
 
 
 def ingress(deployment: Deployment) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from llmopt.deploy.nginx import concurrency, read_timeout
+from llmopt.deploy.limits import concurrency
+from llmopt.deploy.nginx import read_timeout
 from llmopt.deploy.plan import Deployment
 from llmopt.deploy.templates import render
 

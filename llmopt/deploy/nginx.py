@@ -11,9 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmopt.core.errors import UsageError
+from llmopt.deploy.limits import client_limit
 from llmopt.deploy.plan import Deployment
 from llmopt.deploy.templates import render
 
+# Of an address that has no key that is known.
+GUESSES_PER_S, GUESSES_AT_ONCE = 1, 10
+# A line for each key in the file of those who may ask, which names the key twice (docs/gateway.md).
+KEY_LINE = '"Bearer THE-KEY" THE-KEY;'
 FAIL_TIMEOUT_S = 2
 CONNECT_TIMEOUT_S = 2
 SMALLEST_READ_TIMEOUT_S, LARGEST_READ_TIMEOUT_S = 60, 3600
@@ -57,6 +62,9 @@ def nginx_conf(
         certificate=certificate[0] if wishes.tls else None,
         certificate_key=certificate[1],
         keys=keys,
+        key_line=KEY_LINE,
+        guesses_per_s=GUESSES_PER_S,
+        guesses_at_once=GUESSES_AT_ONCE,
         health_path=LITELLM_HEALTH if wishes.gateway == "litellm" else deployment.engine.health_path,
         fail_timeout_s=FAIL_TIMEOUT_S,
         connect_timeout_s=CONNECT_TIMEOUT_S,
@@ -80,25 +88,17 @@ def asks_for_keys(deployment: Deployment) -> bool:
     return deployment.wishes.domain is not None and deployment.wishes.gateway == "nginx"
 
 
-def concurrency(deployment: Deployment) -> float:
-    """Requests at once on one replica, as measured."""
-    return deployment.evidence.concurrency or deployment.engine.max_num_seqs
-
-
 def rate_limit(deployment: Deployment) -> dict[str, Any]:
-    """Requests a second of one client address; nginx knows whole numbers of them, or of a minute."""
-    asked, capacity = deployment.wishes.rate_limit_rps, deployment.capacity.total_rps
-    limit = asked if asked is not None else capacity and 2 * capacity
-    if not limit:
-        return {"rate": None, "rate_why": "", "burst": 0, "retry_after_s": 0}
-    why = "as asked for" if asked is not None else f"twice what all replicas were measured to take ({capacity:.3g}/s)"
+    """nginx knows whole numbers of requests a second, or of a minute."""
+    limit = client_limit(deployment)
+    if limit is None:
+        return {"rate": None, "rate_why": "", "burst": 0, "retry_after_s": 1}
+    whole = limit.per_second
     return {
-        "rate": f"{math.ceil(limit)}r/s" if limit >= 10 else f"{max(1, math.ceil(limit * 60))}r/m",
-        "rate_why": f"{limit:.3g} requests a second from one address: {why}.",
-        # A second's worth, and all users of all replicas twice: answers of one batch end together, and so do their users
-        # ask again together. A burst of what one replica was measured with refused a fifth of its own benchmark.
-        "burst": max(math.ceil(limit), math.ceil(2 * concurrency(deployment) * deployment.replicas)),
-        "retry_after_s": max(1, math.ceil(1 / limit)),
+        "rate": f"{limit.per_minute}r/m" if whole is None else f"{whole}r/s",
+        "rate_why": f"{limit.rps:.3g} requests a second from one address: {limit.why}.",
+        "burst": limit.burst,
+        "retry_after_s": max(1, math.ceil(1 / limit.rps)),
     }
 
 

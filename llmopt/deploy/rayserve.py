@@ -16,6 +16,7 @@ from llmopt.core import keeper, segments
 from llmopt.core.files import read_text
 from llmopt.deploy import Target
 from llmopt.deploy.documents import yaml_text
+from llmopt.deploy.limits import silence_s
 from llmopt.deploy.plan import Deployment, File
 from llmopt.deploy.scaling import bounds
 from llmopt.deploy.templates import FOLDER, without_nul
@@ -130,11 +131,6 @@ def replicas(deployment: Deployment) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 2,
         "graceful_shutdown_timeout_s": silence_s(deployment) + GRACE_S,
     }
-
-
-def silence_s(deployment: Deployment) -> int:
-    """How long nothing may come from an engine: the limit that requests were measured with."""
-    return math.ceil(float(deployment.evidence.workload.get("request_timeout_s") or 600))
 
 
 def settings(deployment: Deployment) -> dict[str, Any]:

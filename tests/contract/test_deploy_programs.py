@@ -22,6 +22,7 @@ from llmopt.deploy.alertmanager import alertmanager_config
 from llmopt.deploy.checks import Check, check, with_certificate
 from llmopt.deploy.compose import files
 from llmopt.deploy.documents import yaml_text
+from llmopt.deploy.nginx import KEY_LINE
 from llmopt.deploy.plan import Slo
 from llmopt.deploy.rules import rules
 from llmopt.serve import scripted
@@ -53,6 +54,14 @@ def one(checks: list[Check], begins: str) -> Check:
 def test_nginx_takes_what_asks_for_keys(tmp_path: Path, wishes: dict[str, Any]) -> None:
     (tmp_path / "nginx.conf").write_text(files(deployment(wishes=wishes))["nginx/nginx.conf"].text)
     assert one(check(tmp_path, "compose"), "nginx").status == "passed"
+
+
+def test_room_for_a_key_is_checked(tmp_path: Path) -> None:
+    text = files(deployment(wishes={"domain": "llm.example.org"}))["nginx/nginx.conf"].text
+    (tmp_path / "nginx.conf").write_text(text.replace("map_hash_bucket_size 512;", "map_hash_bucket_size 64;"))
+    found = one(check(tmp_path, "compose"), "nginx")
+    assert found.status == "failed"
+    assert "map_hash_bucket_size" in found.why
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +199,64 @@ def test_with_tls_it_answers_by_the_certificate_that_it_was_given(tmp_path: Path
             assert "max-age" in answer.headers["Strict-Transport-Security"]
 
 
-def test_with_keys_only_those_are_answered(tmp_path: Path, server: str) -> None:
+KEY = "sk-" + "aB1+/=._~-" * 6 + "c"  # 64 characters, each kind that such a key may have
+OTHER_KEY = "sk-one"
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, server: str) -> Iterator[str]:
+    lines = [KEY_LINE.replace("THE-KEY", key) for key in (KEY, OTHER_KEY)]
+    (tmp_path / "keys.conf").write_text("".join(f"{line}\n" for line in lines))
+    with gateway(tmp_path, deployment(), [host_port(server)], keys="keys.conf") as url:
+        yield url
+
+
+def with_key(url: str, authorization: str | None) -> Any:
+    return completions(url, SHORT, headers={} if authorization is None else {"Authorization": authorization})
+
+
+@pytest.mark.parametrize("authorization", [f"Bearer {KEY}", f"Bearer {OTHER_KEY}", f"bearer {KEY}"])
+def test_with_keys_those_are_answered(guarded: str, authorization: str) -> None:
+    assert with_key(guarded, authorization).status == 200
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        *(None, "", "Bearer", "Bearer ", "Bearer sk-two", f"Basic {KEY}", KEY),
+        *(
+            f"Bearer {KEY.upper()}",
+            f"Bearer {KEY.lower()}",
+            f"Bearer {KEY[:-1]}",
+            f"Bearer {KEY}d",
+            f"Bearer {KEY} {KEY}",
+        ),
+        *(f"Bearer {OTHER_KEY} {KEY}", "Bearer SK-one", f"Bearer {KEY.replace('.', 'x')}"),
+    ],
+)
+def test_with_keys_nobody_else_is_answered(guarded: str, authorization: str | None) -> None:
+    answer = with_key(guarded, authorization)
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (401, 401)
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_a_line_that_does_not_name_its_key_twice_lets_nobody_in(tmp_path: Path, server: str) -> None:
     (tmp_path / "keys.conf").write_text('"Bearer sk-one" 1;\n')
     with gateway(tmp_path, deployment(), [host_port(server)], keys="keys.conf") as url:
-        known = completions(url, SHORT, headers={"Authorization": "Bearer sk-one"})
-        others = [completions(url, SHORT, headers=h) for h in ({}, {"Authorization": "Bearer sk-two"})]
-    assert known.status == 200
-    assert [(a.status, json.loads(a.body)["error"]["code"]) for a in others] == [(401, 401)] * 2
+        assert [with_key(url, f"Bearer {key}").status for key in ("sk-one", "1", "SK-ONE")] == [401] * 3
+
+
+def test_whoever_tries_keys_is_held_up_and_those_who_have_one_are_not(guarded: str) -> None:
+    tried = [with_key(guarded, f"Bearer sk-{n}") for n in range(60)]
+    counted = {status: sum(answer.status == status for answer in tried) for status in (401, 429)}
+    assert counted[401] + counted[429] == 60
+    assert counted[429] >= 40
+    assert with_key(guarded, f"Bearer {KEY}").status == 200
+
+
+def test_the_question_for_a_key_is_none_of_the_outside(guarded: str) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{guarded}/known-key", timeout=5)
 
 
 def test_nobody_answering_is_said_in_the_form_of_the_api(tmp_path: Path) -> None:

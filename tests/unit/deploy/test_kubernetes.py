@@ -15,6 +15,7 @@ from llmopt.core.escaping import one_line
 from llmopt.deploy import kubernetes
 from llmopt.deploy.documents import yaml_text
 from llmopt.deploy.kubernetes_engine import config_map, drain_s, engine_deployment
+from llmopt.deploy.nginx import nginx_conf
 from llmopt.deploy.plan import Deployment, Figure, Launch
 from tests.unit.deploy import hostile
 from tests.unit.deploy.make import VLLM_METRICS, deployment, engine
@@ -253,6 +254,21 @@ def test_a_client_gets_twice_the_measured_rate_and_all_measured_users_twice_at_o
     told = ingress(made)["metadata"]["annotations"]
     assert told["nginx.ingress.kubernetes.io/limit-rps"] == "4"
     assert told["nginx.ingress.kubernetes.io/limit-burst-multiplier"] == "16"
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit"), [(0.3, ("limit-rpm", "18")), (1.5, ("limit-rpm", "90")), (50.0, ("limit-rps", "50"))]
+)
+def test_a_client_gets_the_rate_that_was_asked_for(asked: float, limit: tuple[str, str]) -> None:
+    told = ingress(deployment(wishes={"domain": "a.b", "rate_limit_rps": asked}))["metadata"]["annotations"]
+    limits = {name.partition("/")[2]: value for name, value in told.items() if "/limit-r" in name}
+    assert limits == dict([limit])
+
+
+def test_without_a_measured_concurrency_the_burst_is_what_engines_take_at_once() -> None:
+    made = deployment(wishes={"domain": "a.b"}, capacity={"total_rps": 2.0}, evidence={"concurrency": None})
+    assert ingress(made)["metadata"]["annotations"]["nginx.ingress.kubernetes.io/limit-burst-multiplier"] == "16"
+    assert "burst=64 " in nginx_conf(made, upstreams=["a:1"])
 
 
 def test_an_unknown_rate_limits_nobody() -> None:

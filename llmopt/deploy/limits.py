@@ -1,0 +1,53 @@
+"""Of every gateway, whoever it is: how much one client may ask for, and how long nothing may come from an engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llmopt.deploy.plan import Deployment
+
+LONGEST_SILENCE_S = 600  # where no limit is known: a long prompt may wait in the queue before its first token
+WHOLE_FROM_RPS = 10  # below it a rate that is rounded up to whole requests a second would be another one
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientLimit:
+    """Requests a second of one client's address, ``burst`` of them at once, and the reason in a few words."""
+
+    rps: float
+    burst: int
+    why: str
+
+    @property
+    def per_second(self) -> int | None:
+        """Whole requests a second; ``None`` where only ``per_minute`` is near enough."""
+        whole = math.ceil(self.rps)
+        return whole if whole == self.rps or self.rps >= WHOLE_FROM_RPS else None
+
+    @property
+    def per_minute(self) -> int:
+        return max(1, math.ceil(self.rps * 60))
+
+
+def client_limit(deployment: Deployment) -> ClientLimit | None:
+    """As asked for, or twice what all replicas were measured to take; ``None`` where that is not known."""
+    asked, capacity = deployment.wishes.rate_limit_rps, deployment.capacity.total_rps
+    limit = asked if asked is not None else capacity and 2 * capacity
+    if not limit:
+        return None
+    why = "as asked for" if asked is not None else f"twice what all replicas were measured to take ({capacity:.3g}/s)"
+    # A second's worth, and all users of all replicas twice: answers of one batch end together, and so do their users
+    # ask again together. A burst of what one replica was measured with refused a fifth of its own benchmark.
+    burst = max(math.ceil(limit), math.ceil(2 * concurrency(deployment) * deployment.replicas))
+    return ClientLimit(rps=limit, burst=burst, why=why)
+
+
+def concurrency(deployment: Deployment) -> float:
+    """Requests at once on one replica, as measured."""
+    return deployment.evidence.concurrency or deployment.engine.max_num_seqs
+
+
+def silence_s(deployment: Deployment) -> int:
+    """How long nothing may come from an engine: the limit that requests were measured with."""
+    return math.ceil(float(deployment.evidence.workload.get("request_timeout_s") or LONGEST_SILENCE_S))
