@@ -71,7 +71,7 @@ for path in {% for path in files %}{{ path | sh }} {% endfor %}; do
 done
 {% if keys %}
 if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ keys | sh }}; then
-  echo 'error: {{ keys }} is not there, or {{ user }} may not read it: a line "Bearer THE-KEY" 1; for each key that may ask' >&2
+  echo 'error: {{ keys }} is not there, or {{ user }} may not read it: a line "Bearer THE-KEY" THE-KEY; for each key that may ask' >&2
   exit 1
 fi
 {% endif %}

@@ -208,7 +208,7 @@ GROUP=setsid
 setpriv --pdeathsig TERM true 2>/dev/null && GROUP="setsid setpriv --pdeathsig TERM"
 rm -f run/*.pid run/*.since run/*.pause run/*.ended
 {% if keys %}
-[ -s {{ keys | sh }} ] || fail '{{ keys }} is not there: a line "Bearer THE-KEY" 1; for each key that may ask (chmod 600)'
+[ -s {{ keys | sh }} ] || fail '{{ keys }} is not there: a line "Bearer THE-KEY" THE-KEY; for each key that may ask (chmod 600)'
 {% endif %}
 {% for secret in secrets %}
 [ -n "${{ "{" }}{{ secret }}:-}" ] || fail "{{ secret }} is empty: copy .env.example to .env and fill it in"
