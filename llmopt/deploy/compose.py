@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmopt.deploy import Target
-from llmopt.deploy.compose_service import bind, escaped, hardened, published
-from llmopt.deploy.compose_stack import GATEWAY_INSIDE, Stack, beside, gateway_name
+from llmopt.deploy import Step, Target
+from llmopt.deploy.compose_service import bind, escaped, hardened, label_files, published
+from llmopt.deploy.compose_stack import CANARY, DOCUMENT, GATEWAY_INSIDE, Stack, beside, gateway_name, told
 from llmopt.deploy.documents import yaml_text
 from llmopt.deploy.nginx import CERTIFICATE, CERTIFICATE_KEY, KEY_LINE, asks_for_keys, nginx_conf, read_timeout
 from llmopt.deploy.plan import (
@@ -25,6 +25,7 @@ from llmopt.deploy.plan import (
     Launch,
 )
 from llmopt.deploy.probe import completion_words, health_words
+from llmopt.deploy.shell import url
 from llmopt.deploy.templates import render
 
 # Runs without root and read-only when it is given a folder for its temporary files (-p).
@@ -38,7 +39,7 @@ HEALTH_INSIDE = "/llmopt-health.sh"
 # Everything that engines write beside their work, in memory: the container itself is read-only.
 SCRATCH = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "USER": "llmopt", "LOGNAME": "llmopt"}
 HEAD = (
-    "Written by llmopt {version}. Start: docker compose up --detach --wait (README.md says more).",
+    "Written by llmopt {version}. Start: {start} (README.md says more).",
     "Each $$ is one $: compose would take a single one for the name of a variable.",
 )
 
@@ -49,12 +50,13 @@ def files(deployment: Deployment) -> dict[str, File]:
     made: dict[str, File] = {}
     services = {**engines(deployment, made), **gateway(stack, made)}
     beside(stack, services, made)
+    label_files(services, made | {DOCUMENT: File(text=told(deployment))})
     document: dict[str, Any] = {"name": deployment.name, "services": services, "networks": stack.networks()}
     if stack.volumes:
         document["volumes"] = {name: {} for name in stack.volumes}
     if stack.secrets:
         document["secrets"] = {name: {"file": path} for name, path in stack.secrets.items()}
-    head = [line.format(version=deployment.llmopt_version) for line in HEAD]
+    head = [line.format(version=deployment.llmopt_version, start=" ".join(start(deployment))) for line in HEAD]
     made["compose.yaml"] = File(text=yaml_text(document, head=[*head, *gpu_words(deployment)]))
     made[".env.example"] = File(text=stack.environment_example())
     return made
@@ -125,7 +127,9 @@ def engine_service(deployment: Deployment, number: int, mounts: list[dict[str, A
     }
     if image.shared_memory_bytes:
         service["shm_size"] = image.shared_memory_bytes
-    resources = {"limits": memory_limit(deployment), "reservations": own_gpus(deployment, number)}
+    limit = deployment.memory_limit_bytes
+    limits = {} if limit is None else {"memory": str(limit)}  # of main memory, also where GPUs hold the model
+    resources = {"limits": limits, "reservations": own_gpus(deployment, number)}
     if kept := {kind: what for kind, what in resources.items() if what}:
         service["deploy"] = {"resources": kept}
     return service
@@ -146,12 +150,6 @@ def health_script(deployment: Deployment) -> str:
         first=completion_words(deployment.engine, timeout_s=FIRST_ANSWER_S),
         later=health_words(deployment.engine, timeout_s=5),
     )
-
-
-def memory_limit(deployment: Deployment) -> dict[str, Any]:
-    """Of main memory: where a GPU holds the model, its peak is none of the container's."""
-    limit = deployment.memory_limit_bytes
-    return {"memory": str(limit)} if limit is not None and not deployment.engine.gpus else {}
 
 
 def own_gpus(deployment: Deployment, number: int) -> dict[str, Any]:
@@ -220,13 +218,20 @@ def gateway(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
 
 
 def start(deployment: Deployment) -> tuple[str, ...]:
-    return ("docker", "compose", "up", "--detach", "--wait")
+    """A replica that is wanted no more would keep its GPUs."""
+    return ("docker", "compose", "up", "--detach", "--wait", "--remove-orphans")
 
 
-def url(deployment: Deployment) -> str:
-    wishes = deployment.wishes
-    scheme, host = "https" if wishes.tls else "http", wishes.domain or "127.0.0.1"
-    return f"{scheme}://{host}:{wishes.port}/v1"
+def after(deployment: Deployment) -> tuple[Step, ...]:
+    if not deployment.wishes.monitoring:
+        return ()
+    words = ("docker", "compose", "up", "--detach", "--build", "--no-deps", CANARY)
+    return (
+        (
+            words,
+            "the canary, whose llmopt canary/Dockerfile asks for; with COMPOSE_PROFILES in .env it starts with the rest",
+        ),
+    )
 
 
-TARGET = Target(name="compose", title="docker compose", refusal=refusal, files=files, start=start, url=url)
+TARGET = Target(name="compose", title="docker compose", refusal=refusal, files=files, start=start, url=url, after=after)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from llmopt.core.domain import stable_hash
+from llmopt.deploy.plan import File
 from llmopt.deploy.templates import without_nul
+
+FILES_LABEL = "llmopt.files"
 
 
 def published(inside: int, port: int, *, everywhere: bool = False) -> dict[str, Any]:
@@ -42,6 +47,15 @@ def bind(here: str, there: str, *, variable: bool = False) -> dict[str, Any]:
         "read_only": True,
         "bind": {"create_host_path": False},
     }
+
+
+def label_files(services: Mapping[str, dict[str, Any]], made: Mapping[str, File]) -> None:
+    """A hash of what each service mounts from here: compose makes a container anew when its words change, not for a file."""
+    for service in services.values():
+        mounted = [m["source"].replace("$$", "$") for m in service.get("volumes", ()) if m["type"] == "bind"]
+        read = {p: made[p].text for p in made if any(f"./{p}" == m or f"./{p}".startswith(f"{m}/") for m in mounted)}
+        if read:
+            service["labels"] = {FILES_LABEL: stable_hash(read, 64)}
 
 
 def escaped(text: str) -> str:

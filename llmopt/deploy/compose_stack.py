@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llmopt.core.domain import stable_hash
 from llmopt.deploy.alertmanager import WEBHOOK, alertmanager_config
 from llmopt.deploy.compose_service import bind, hardened, published
-from llmopt.deploy.documents import yaml_text
+from llmopt.deploy.documents import json_text, yaml_text
 from llmopt.deploy.grafana import DASHBOARDS, provisioning
 from llmopt.deploy.litellm import litellm_config, litellm_dockerfile
 from llmopt.deploy.nginx import asks_for_keys
@@ -35,6 +36,8 @@ GPU_EXPORTER = "nvcr.io/nvidia/k8s/dcgm-exporter:3.3.9-3.6.1-ubuntu22.04"
 GPU_EXPORTER_PORT = 9400
 GATEWAY_INSIDE = 8080
 CACHE_BYTES = 256 * 1024**2
+CANARY = "canary"  # a service, and the profile that it is started by
+DOCUMENT = "deployment.json"
 KEPT = "15d"  # of what Prometheus has seen: five times the longest window of a rule
 
 
@@ -75,7 +78,7 @@ def beside(stack: Stack, services: dict[str, Any], made: dict[str, File]) -> Non
         if wishes.cache:
             services["redis"] = redis()
     if wishes.monitoring:
-        services["canary"] = canary(stack, made)
+        services[CANARY] = canary(stack, made)
         services["prometheus"] = prometheus(stack, replicas, made)
         services["alertmanager"] = alertmanager(stack, made)
         services["grafana"] = grafana(stack, made)
@@ -89,11 +92,12 @@ def litellm(stack: Stack, replicas: list[str], made: dict[str, File]) -> dict[st
     backends = [f"http://{name}:{ENGINE_PORT}/v1" for name in replicas]
     config = litellm_config(stack.deployment, backends=backends, redis=f"redis:{REDIS_PORT}" if cache else None)
     made["litellm/config.yaml"] = File(text=yaml_text(config))
-    made["litellm/Dockerfile"] = File(text=litellm_dockerfile())
+    made["litellm/Dockerfile"] = File(text=(recipe := litellm_dockerfile()))
     alive = "import urllib.request as u; u.urlopen('http://127.0.0.1:4000/health/liveliness', timeout=5)"
     key = stack.required("LITELLM_MASTER_KEY", "what clients send as Authorization: Bearer …; begins with sk-")
     return {
-        "image": f"{stack.deployment.name}-litellm",
+        # By its recipe: compose builds an image that is not there, and none anew whose Dockerfile has changed.
+        "image": f"{stack.deployment.name}-litellm:{stable_hash(recipe, 12)}",
         "build": {"context": "./litellm"},
         "command": ["--config", "/etc/litellm/config.yaml", "--host", "0.0.0.0", "--port", str(LITELLM_PORT)],
         # Prices of other people's models are not fetched when it starts.
@@ -125,8 +129,13 @@ def redis() -> dict[str, Any]:
 
 
 def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
-    """``llmopt watch``, through the gateway, as the deployment's own description tells what was measured."""
+    """``llmopt watch``, through the gateway, as the deployment's own description tells what was measured.
+
+    In a profile of its own: compose builds every image before it starts anything, and this one wants an llmopt that can be
+    installed, which must not keep engines from starting.
+    """
     deployment = stack.deployment
+    package = f"llmopt=={deployment.llmopt_version}"
     scheme, host = "https" if deployment.wishes.tls else "http", gateway_name(deployment)
     made["canary/Dockerfile"] = File(text=render("canary.Dockerfile", version=deployment.llmopt_version))
     environment = {"HOME": "/tmp"}
@@ -142,22 +151,33 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
     if deployment.wishes.gateway == "litellm":
         environment["LLMOPT_API_KEY"] = "${LITELLM_MASTER_KEY:?set it in .env}"
     elif asks_for_keys(deployment):
-        environment["LLMOPT_API_KEY"] = stack.required("CANARY_API_KEY", "one of the keys in that file, for the canary")
+        stack.wanted["CANARY_API_KEY"] = "one of the keys in that file, for the canary"
+        environment["LLMOPT_API_KEY"] = "${CANARY_API_KEY:-}"
+    stack.wanted["COMPOSE_PROFILES"] = f"{CANARY}, once its image can be built: then it starts with the rest"
+    stack.wanted["LLMOPT"] = (
+        f"what pip installs for it where no wheel lies in canary/ (canary/Dockerfile); {package} where it is empty"
+    )
     return {
         "image": f"{deployment.name}-canary",
-        "build": {"context": "./canary"},
+        "profiles": [CANARY],
+        "build": {"context": "./canary", "args": {"LLMOPT": f"${{LLMOPT:-{package}}}"}},
         "entrypoint": [*words, "--host", "0.0.0.0", "--port", str(CANARY_PORT), "--every", "30"],
         "environment": environment,
         "user": "65534:65534",
         **hardened(),
         "tmpfs": ["/tmp:mode=1777"],
         "volumes": [
-            bind("./deployment.json", "/deployment/deployment.json"),
+            bind(f"./{DOCUMENT}", f"/deployment/{DOCUMENT}"),
             bind(deployment.engine.artifact, MODEL_IN_CONTAINER),
         ],
         "networks": ["monitoring"],
         "depends_on": {"gateway": {"condition": "service_healthy"}},
     }
+
+
+def told(deployment: Deployment) -> str:
+    """What the canary reads in ``deployment.json``, which is written last."""
+    return json_text({"model": deployment.engine.model, **asdict(deployment.evidence)})
 
 
 def gateway_name(deployment: Deployment) -> str:

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 
 from llmopt.deploy.checks import interpolated, own_sources
-from llmopt.deploy.compose import files, refusal, url
+from llmopt.deploy.compose import after, files, refusal, start, url
 from llmopt.deploy.plan import Image, Launch
 from tests.unit.deploy import hostile
 from tests.unit.deploy.make import deployment
@@ -65,8 +65,10 @@ def test_every_replica_has_gpus_of_its_own() -> None:
     assert devices == [["0", "1"], ["2", "3"]]
 
 
-def test_the_measured_memory_limits_a_replica_on_processors() -> None:
-    made = service("engine-1", engine={"gpus": 0}, evidence={"peak_memory_bytes": 2**30})
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_the_measured_main_memory_limits_a_replica(gpus: int) -> None:
+    peaks = {"peak_memory_bytes": 2**30, "peak_vram_bytes": 70 * 2**30}
+    made = service("engine-1", engine={"gpus": gpus}, evidence=peaks)
     assert made["deploy"]["resources"]["limits"]["memory"] == str(int(2**30 * 1.25) + 2**28)
 
 
@@ -98,7 +100,7 @@ def test_a_gateway_that_others_reach_asks_for_a_key() -> None:
 
 def test_no_secret_is_in_any_file() -> None:
     made = files(deployment(wishes=EVERYTHING | {"tls": True}))
-    assert [line for line in made[".env.example"].text.splitlines() if "=" in line and not line.endswith("=")] == []
+    assert [x for x in made[".env.example"].text.splitlines() if x and x[0] != "#" and not x.endswith("=")] == []
     assert "${LITELLM_MASTER_KEY:?" in made["compose.yaml"].text
 
 
@@ -114,6 +116,59 @@ def test_files_of_the_engine_are_mounted_where_it_reads_them() -> None:
     assert made["engine/files/0-options.yaml"].text == "a: 1\n"
     mounts = yaml.safe_load(made["compose.yaml"].text)["services"]["engine-1"]["volumes"]
     assert ("./engine/files/0-options.yaml", "/llmopt/options.yaml") in [(m["source"], m["target"]) for m in mounts]
+
+
+def labels(**changes: Any) -> dict[str, str]:
+    """Service → the hash of what it mounts from the folder."""
+    services = document(**changes)["services"]
+    return {name: made["labels"]["llmopt.files"] for name, made in services.items() if "labels" in made}
+
+
+@pytest.mark.parametrize(
+    ("changes", "anew"),
+    [
+        ({}, set()),
+        ({"wishes": {"rate_limit_rps": 50.0}}, {"gateway"}),
+        ({"evidence": {"slos": ()}}, {"canary", "prometheus", "grafana"}),
+        ({"wishes": {"scrape_s": 7.0}}, {"prometheus", "grafana"}),
+        ({"engine": {"health_path": "/alive"}}, {"engine-1", "engine-2", "gateway"}),
+    ],
+)
+def test_a_container_is_made_anew_when_a_file_that_it_reads_has_changed(
+    changes: dict[str, Any], anew: set[str]
+) -> None:
+    before, after = labels(), labels(**changes)
+    assert {name for name in after if before[name] != after[name]} == anew
+
+
+def test_files_of_the_engine_make_it_anew() -> None:
+    one, other = (labels(engine={"inside": Launch(argv=("x",), files={"/o.yaml": text})}) for text in ("a: 1", "a: 2"))
+    assert {name for name in one if one[name] != other[name]} == {"engine-1", "engine-2"}
+
+
+def test_every_service_that_reads_files_of_the_folder_is_labelled() -> None:
+    for name, made in document(wishes=EVERYTHING)["services"].items():
+        reads = any(str(m.get("source")).startswith("./") for m in made.get("volumes", ()))
+        assert reads == ("labels" in made), name
+
+
+def test_what_is_wanted_no_more_is_taken_away() -> None:
+    assert "--remove-orphans" in start(deployment())
+
+
+def test_the_canary_s_image_keeps_nothing_else_from_starting() -> None:
+    made = document()
+    assert [name for name, service in made["services"].items() if service.get("profiles")] == ["canary"]
+    assert all("canary" not in service.get("depends_on", ()) for service in made["services"].values())
+    assert made["services"]["canary"]["build"]["args"] == {"LLMOPT": "llmopt==0.1.0"}
+    ((words, _),) = after(deployment())
+    assert words[-1] == "canary"
+    assert not after(deployment(wishes=ALONE))
+
+
+def test_a_canary_without_a_key_keeps_nothing_else_from_starting() -> None:
+    text = files(deployment(wishes={"domain": "llm.example.org"}))["compose.yaml"].text
+    assert "${CANARY_API_KEY:-}" in text
 
 
 def test_without_an_image_there_is_no_compose() -> None:
