@@ -11,7 +11,7 @@ from typing import Any
 from llmopt import serve
 from llmopt.core import environments
 from llmopt.core.artifacts import open_artifact
-from llmopt.core.domain import Artifact, ServeOptions, ServerCommand
+from llmopt.core.domain import Artifact, ServeOptions, ServerCommand, stable_hash
 from llmopt.core.environments import Environment
 from llmopt.core.errors import MissingEnvironment, ModelError, UsageError
 from llmopt.core.files import read_text
@@ -316,6 +316,8 @@ def built(subject: Subject, recipe: Recipe) -> tuple[Image, tuple[str, ...]]:
         gpu=subject.device == "cuda",
         probe=recipe.probe,
     )
+    # An image that is there is neither built nor fetched anew by its name alone: another recipe is another name.
+    image = replace(image, name=f"{image.name}-{stable_hash([image.build, image.context], 8)}")
     doubts = ["its image is made by the Dockerfile beside, which was not built where this was written"]
     if missing:
         doubts.append(f"the measured versions of {', '.join(missing)} are not recorded: the image takes today's")

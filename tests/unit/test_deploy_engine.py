@@ -26,7 +26,13 @@ FREEZE = {
 
 
 def subject(
-    name: str, *, version: str | None = None, device: str = "cuda", format: str = "plain", **options: Any
+    name: str,
+    *,
+    version: str | None = None,
+    device: str = "cuda",
+    format: str = "plain",
+    freeze: dict[str, str] | None = None,
+    **options: Any,
 ) -> Subject:
     artifact = replace(DEMO, quantization=Quantization(name="x", method="none", format=format, bits=16))  # type: ignore[arg-type]
     return Subject(
@@ -36,7 +42,7 @@ def subject(
         environment=ELSEWHERE,
         version=version,
         device=device,
-        freeze=FREEZE,
+        freeze=FREEZE if freeze is None else freeze,
         doubts=(),
     )
 
@@ -104,6 +110,17 @@ def test_transformers_gets_what_reads_the_weights(format, package):
     named = found.context["requirements.txt"].split()
     assert (package in named) if package else not {"gptqmodel", "bitsandbytes"} & set(named)
     assert any("are not recorded" in doubt for doubt in doubts)
+
+
+def test_an_image_made_here_is_named_by_what_it_is_made_of():
+    """Compose and clusters know an image by its name: one whose packages have changed would not be made anew."""
+    one, same, other = (
+        image_of(subject("hf", version="5.17.0", device="cpu", freeze=FREEZE | {"torch": torch}))[0]
+        for torch in ("2.13.0", "2.13.0", "2.13.1")
+    )
+    assert one is not None and same is not None and other is not None
+    assert one.name == same.name != other.name
+    assert one.name.startswith("llmopt-hf:5.17.0-")
 
 
 def test_an_image_made_here_is_not_root():
