@@ -10,7 +10,7 @@ import datetime
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import llmopt
 from llmopt.core.domain import Measurement
 from llmopt.core.errors import StoreError, UsageError
 from llmopt.core.files import write_atomic
+from llmopt.core.run_row import read_row
 from llmopt.gate.counts import Counts
 from llmopt.gate.quality import KEYS
 
@@ -34,7 +35,6 @@ LEFT_OUT: dict[str, Any] = {
     "memory": {},
     "race": {},
     "gate": {},
-    "tokens": {},
 }
 
 
@@ -102,7 +102,8 @@ def trimmed(run: Measurement, *, packages: bool) -> Measurement:
     backend["argv"] = [word.rpartition("/")[2] for word in backend.get("argv") or ()]
     if packages:
         backend["freeze"] = run.backend.get("freeze")
-    return replace(run, **LEFT_OUT, backend=backend, artifact=run.artifact | {"path": None})
+    tokens = {"tokenizer": run.tokens["tokenizer"]} if "tokenizer" in run.tokens else {}  # its sums stand in the counts
+    return replace(run, **LEFT_OUT, backend=backend, artifact=run.artifact | {"path": None}, tokens=tokens)
 
 
 def whole(runs: Sequence[Measurement]) -> list[Measurement]:
@@ -142,9 +143,9 @@ def read(file: Path) -> Kept:
     try:
         document = msgspec.json.decode(file.read_bytes())
         schema = document.get("schema") if isinstance(document, dict) else None
-        if schema != SCHEMA:
+        if schema != SCHEMA or isinstance(schema, bool):
             raise StoreError(
-                f"{file} has schema {schema}, and this llmopt reads {SCHEMA}",
+                f"{file} has schema {schema!r}, and this llmopt reads {SCHEMA}",
                 hint="accept it anew: llmopt baseline set",
             )
         kept = msgspec.convert(document, Kept)
@@ -154,6 +155,9 @@ def read(file: Path) -> Kept:
             raise ValueError(f"accepted_at {kept.accepted_at!r} has no time zone")
         for run in kept.runs:
             require_figures(run)
+            read_row(msgspec.json.encode(run))  # what is asked of a record
+        for counts in kept.counts:
+            require_counts(counts)
         kept.runs = whole(kept.runs)
     except (msgspec.DecodeError, ValueError, OSError) as error:
         raise StoreError(
@@ -170,6 +174,22 @@ def require_figures(run: Measurement) -> None:
         for part, figure in parts.items():
             if figure is not None and (isinstance(figure, bool) or not isinstance(figure, int | float)):
                 raise ValueError(f"{' '.join([name, part]).strip()} of run {run.run_id} is {figure!r}, and no number")
+    perplexity = quality.get("perplexity")
+    if perplexity is not None and perplexity <= 0:
+        raise ValueError(f"perplexity of run {run.run_id} is {perplexity!r}, which cannot be")
+
+
+def require_counts(counts: Counts) -> None:
+    """None is below zero, and no part is more than its whole. Raises ValueError."""
+    numbers = {name: value for name, value in asdict(counts).items() if isinstance(value, int)}
+    for name, value in (*numbers.items(), *counts.errors.items()):
+        if value < 0:
+            raise ValueError(f"{value} {name} were counted")
+    for name, part, every in (
+        ("failed", counts.failed, counts.planned), ("dropped", counts.dropped, counts.planned), ("short", counts.short or 0, counts.ok),
+    ):  # fmt: skip
+        if part > every:
+            raise ValueError(f"{part} {name} of {every} requests were counted")
 
 
 def names(results: Path) -> list[str]:

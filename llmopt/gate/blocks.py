@@ -14,7 +14,10 @@ from llmopt.gate.thresholds import Threshold
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One run. ``invalid`` says why its figures count for nothing; ``session`` names the start of its server."""
+    """One run. ``invalid`` says why its figures count for nothing; ``session`` names the start of its server.
+
+    ``model``: key of the unquantized weights that it comes from; ``unquantized``: it is these, with the usual KV cache.
+    """
 
     run_id: str
     metrics: Mapping[str, Any]
@@ -23,6 +26,8 @@ class Reading:
     invalid: tuple[str, ...] = ()
     session: str = ""
     started_at: str = ""
+    model: str | None = None
+    unquantized: bool = False
 
     def value(self, threshold: Threshold) -> float | None:
         """Above zero; ``None`` for what is unknown, or has no logarithm."""
@@ -45,6 +50,10 @@ class Block:
     @property
     def whole(self) -> bool:
         return bool(self.base and self.candidate) and not any(r.invalid for r in self.readings)
+
+    def knows(self, threshold: Threshold) -> bool:
+        """Whether every run of it has the figure."""
+        return all(r.value(threshold) is not None for r in self.readings)
 
     def worsening(self, threshold: Threshold) -> float:
         """Mean logarithm of the candidate's runs less that of the base's, worse above zero."""

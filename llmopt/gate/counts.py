@@ -28,12 +28,15 @@ LEAST_SPREAD = 1e-4  # of the share of a block: equal shares are no proof of no 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Of one run, or of several added up. Token sums are ``None`` where the server did not tell them for every answer."""
+    """Of one run, or of several added up.
+
+    Token sums, and how many answers were cut short, are ``None`` where the server did not tell lengths for every answer.
+    """
 
     planned: int = 0
     failed: int = 0
     dropped: int = 0
-    short: int = 0
+    short: int | None = 0
     errors: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int | None = 0
     output_tokens: int | None = 0
@@ -49,14 +52,15 @@ def counts_of(traces: Sequence[RequestTrace]) -> Counts:
     good = [t for t in traces if t.ok]
     lengths = [(t.output_tokens, t.requested_output_tokens) for t in good if t.output_tokens is not None]
     prompts = [t.prompt_tokens for t in good if t.prompt_tokens is not None]
+    told = len(lengths) == len(good)
     return Counts(
         planned=len(traces),
         failed=len(traces) - len(good),
         dropped=sum(t.sent_ns is None for t in traces),
-        short=sum(length < asked * (1 - OFF) for length, asked in lengths),
+        short=sum(length < asked * (1 - OFF) for length, asked in lengths) if told else None,
         errors=dict(Counter(t.error_kind or "" for t in traces if not t.ok)),
         prompt_tokens=sum(prompts) if len(prompts) == len(good) else None,
-        output_tokens=sum(length for length, _ in lengths) if len(lengths) == len(good) else None,
+        output_tokens=sum(length for length, _ in lengths) if told else None,
         requested_tokens=sum(t.requested_output_tokens for t in good),
     )
 
@@ -65,17 +69,17 @@ def total(parts: Iterable[Counts]) -> Counts:
     """Added up; a sum is unknown as soon as one part is."""
     parts = list(parts)
 
-    def tokens(values: Sequence[int | None]) -> int | None:
+    def known(values: Sequence[int | None]) -> int | None:
         return None if None in values else sum(v for v in values if v is not None)
 
     return Counts(
         planned=sum(p.planned for p in parts),
         failed=sum(p.failed for p in parts),
         dropped=sum(p.dropped for p in parts),
-        short=sum(p.short for p in parts),
+        short=known([p.short for p in parts]),
         errors=dict(sum((Counter(p.errors) for p in parts), Counter())),
-        prompt_tokens=tokens([p.prompt_tokens for p in parts]),
-        output_tokens=tokens([p.output_tokens for p in parts]),
+        prompt_tokens=known([p.prompt_tokens for p in parts]),
+        output_tokens=known([p.output_tokens for p in parts]),
         requested_tokens=sum(p.requested_tokens for p in parts),
         crashes=sum(p.crashes for p in parts),
     )
@@ -99,13 +103,15 @@ def compare(base: Sequence[Counts], candidate: Sequence[Counts], error: float) -
     ``error``: the probability with which chance may be called a regression, by all rows together.
     """
     error /= 4  # rows that chance has a hand in
-    rows = [
+    rows: list[Counted | None] = [
         share(
             "failed requests", [(c.failed, c.planned) for c in base], [(c.failed, c.planned) for c in candidate], error
-        ),
-        share("answers cut short", [(c.short, c.ok) for c in base], [(c.short, c.ok) for c in candidate], error),
-        crashes(base, candidate),
+        )
     ]
+    cut = [[(c.short, c.ok) for c in side if c.short is not None] for side in (base, candidate)]
+    if all(cut):  # where one side tells no lengths, the row of output tokens says so
+        rows.append(share("answers cut short", cut[0], cut[1], error))
+    rows.append(crashes(base, candidate))
     for name, field_name in (("prompt", "prompt_tokens"), ("output", "output_tokens")):
         ours, theirs = ([(getattr(c, field_name), c.ok) for c in side if c.ok] for side in (base, candidate))
         rows.append(mean(f"{name} tokens of a request", ours, theirs, error))
@@ -151,18 +157,28 @@ def crashes(base: Sequence[Counts], candidate: Sequence[Counts]) -> Counted | No
 def mean(
     name: str, base: Sequence[tuple[int | None, int]], candidate: Sequence[tuple[int | None, int]], error: float
 ) -> Counted | None:
-    """Tokens of a request: other ones are another work, whoever is faster at it. ``None`` where a side does not tell.
+    """Tokens of a request: other ones are another work, whoever is faster at it. ``None`` where the base does not tell.
 
-    Answers that end where the model pleases differ by chance; blocks say by how much.
+    Answers that end where the model pleases differ by chance; blocks say by how much, those that tell.  No pass where the
+    candidate tells less often than the base, but for a single block: what it does not tell may be what it does not do.
     """
     known = [[(n, count) for n, count in side if n is not None] for side in (base, candidate)]
-    if not all(known) or len(known[0]) + len(known[1]) < len(base) + len(candidate):
+    if not known[0] or not candidate:
         return None
+    if not known[1]:
+        told = sum(n for n, _ in known[0]) / sum(count for _, count in known[0])
+        return Counted(
+            name=name, unit="tokens", base=told, candidate=None, outcome="inconclusive", words="known of the base alone"
+        )
+    silent = [len(side) - len(told) for side, told in zip((base, candidate), known, strict=True)]
     before, now = (sum(n for n, _ in side) / sum(count for _, count in side) for side in known)
     ours, theirs = ([n / count for n, count in side] for side in known)
     outcome, words = tokens_outcome(ours, theirs, OFF * before, error)
     if abs(now - before) <= OFF * before:
         outcome, words = "pass", "as many"
+    if outcome == "pass" and silent[1] >= FEWEST_BLOCKS and silent[1] / len(candidate) > silent[0] / len(base):
+        words = f"as many where they are told, and the candidate does not tell them in {silent[1]} of {len(candidate)} blocks"
+        outcome = "inconclusive"
     return Counted(name=name, unit="tokens", base=before, candidate=now, outcome=outcome, words=words)
 
 

@@ -16,7 +16,7 @@ from llmopt.gate.blocks import Block, Reading, geometric_mean
 from llmopt.gate.counts import Counted, Outcome, compare, total
 from llmopt.gate.decide import Change, decide, sample_of
 from llmopt.gate.design import Design
-from llmopt.gate.quality import KEYS, QualityChange, compare_quality, proof
+from llmopt.gate.quality import KEYS, QualityChange, compare_quality, known_in, proofs
 from llmopt.gate.thresholds import INSTEAD, Threshold, threshold
 from llmopt.gate.unpaired import SessionNoise
 
@@ -56,25 +56,24 @@ def judge(
     Raises UsageError for a metric that somebody named and that is not known, LlmoptError where nothing was measured.
     """
     whole = [b for b in blocks if b.whole]
-    # What the first block knows is asked of all: one that lost a figure is no whole block.
-    kept, left_out = known([b.readings for b in whole[:1]], thresholds, "blocks")
-    whole = [b for b in whole if all(r.value(t) is not None for r in b.readings for t in kept)]
+    kept, left_out, gaps = judged(whole, thresholds)
     error = design.error_at(len(whole), ended=ended)
     if error is None and not ended:
         return None
     readings = [r for b in blocks for r in b.base], [r for b in blocks for r in b.candidate]
     require_something(*readings)
     changes: tuple[Change, ...] = ()
-    if error and len(whole) >= MIN_BLOCKS and kept:
-        samples = {t.name: sample_of([b.worsening(t) for b in whole]) for t in kept}
-        changes = tuple(
-            decide(
-                samples,
-                shown([b.base for b in whole], [b.candidate for b in whole], kept),
-                kept,
-                error * (1 - COUNTS_SHARE),
+    if error and kept and len(whole) >= MIN_BLOCKS:
+        knowing = {t.name: [b for b in whole if b.knows(t)] for t in kept}
+        samples = {t.name: sample_of([b.worsening(t) for b in knowing[t.name]]) for t in kept}
+        values = {
+            t.name: (
+                geometric_mean([r for b in knowing[t.name] for r in b.base], t),
+                geometric_mean([r for b in knowing[t.name] for r in b.candidate], t),
             )
-        )
+            for t in kept
+        }
+        changes = tuple(decide(samples, values, kept, error * (1 - COUNTS_SHARE)))
     counts = [b.counts() for b in blocks]
     judgement = conclude(
         changes,
@@ -82,13 +81,17 @@ def judge(
         compare_quality(*readings, quality, confidence=design.confidence),
         without="no whole block" if len(whole) < MIN_BLOCKS else "no metric that both sides have",
     )
-    against = given_up([r for b in whole for r in b.base], [r for b in whole for r in b.candidate], thresholds)
+    against = (
+        *given_up([r for b in whole for r in b.base], [r for b in whole for r in b.candidate], thresholds),
+        *(f"{name} is known in fewer than {MIN_BLOCKS} blocks" for name in gaps if name in left_out),
+    )
     if len(whole) < MIN_BLOCKS and thresholds:
         against = (f"{len(whole)} whole blocks of {len(blocks)}", *against)
     judgement = without_pass(judgement, (*against, *quality_given_up(*readings, quality), *more_invalid(*readings)))
     return replace(
         judgement, left_out=left_out, blocks=len(whole), invalid=doubts(*readings), error=error,
         decided=ended or judgement.status != "inconclusive",
+        notes=(*gaps.values(), *unproven_base(*readings, quality)),
     )  # fmt: skip
 
 
@@ -131,8 +134,9 @@ def judge_stored(
     against = (*given_up(good[0], good[1], thresholds), *quality_given_up(base, candidate, quality))
     judgement = without_pass(judgement, (*against, *more_invalid(base, candidate)))
     return replace(
-        judgement, left_out=left_out, blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True
-    )
+        judgement, left_out=left_out, blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True,
+        notes=unproven_base(base, candidate, quality),
+    )  # fmt: skip
 
 
 def conclude(
@@ -150,22 +154,69 @@ def conclude(
     return Judgement(status="pass", reasons=(), **rows)  # type: ignore[arg-type]
 
 
+def judged(
+    whole: Sequence[Block], thresholds: Sequence[Threshold]
+) -> tuple[list[Threshold], tuple[str, ...], dict[str, str]]:
+    """The thresholds that blocks can judge, each on those that know it; which are left out; and words for the gaps.
+
+    Raises UsageError for a named one that no block knows.
+    """
+    kept, left_out, gaps = [], [], {}
+    for one in (usable([b.readings for b in whole], t) for t in thresholds):
+        missing = [b.number + 1 for b in whole if not b.knows(one)]
+        if whole and (not missing or len(whole) - len(missing) >= MIN_BLOCKS):
+            kept.append(one)
+        else:
+            left_out.append(one.name)
+        if missing and len(missing) == len(whole) and not one.default:
+            raise unknown(one, len(missing), len(whole), "blocks")
+        if 0 < len(missing) < len(whole):
+            of_blocks = f"block{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+            gaps[one.name] = f"{one.name} is unknown in {of_blocks}, which cannot count for it"
+    return kept, tuple(left_out), gaps
+
+
 def given_up(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]) -> tuple[str, ...]:
-    """What every run of the base has and not every one of the candidate: nobody knows how much worse that became."""
-    return tuple(
-        f"{t.name} is known of the base alone"
-        for t in (usable([base, candidate], t) for t in thresholds)
-        if base and all(r.value(t) is not None for r in base) and any(r.value(t) is None for r in candidate)
-    )
+    """What the candidate's runs lack more often than the base's: nobody knows how much worse that became.
+
+    A figure is often lost because something became worse: a rate is unknown where latencies never get steady.
+    """
+    found = []
+    for one in (usable([base, candidate], t) for t in thresholds):
+        ours, theirs = (sum(r.value(one) is None for r in side) for side in (base, candidate))
+        if not base or not candidate or theirs / len(candidate) <= ours / len(base):
+            continue
+        alone = theirs == len(candidate)
+        found.append(
+            f"{one.name} is known of the base alone"
+            if alone
+            else f"{one.name} is unknown in {theirs} of the candidate's {len(candidate)} runs, {ours} of the base's {len(base)}"
+        )
+    return tuple(found)
 
 
 def quality_given_up(
     base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]
 ) -> tuple[str, ...]:
     """Measures that the base was proven in and the candidate was not."""
-    ours, theirs = proof(base), proof(candidate)
-    names = [t.name for t in thresholds if ours.get(KEYS[t.metric.name]) is not None]
-    return tuple(f"{name} is known of the base alone" for name in names if theirs.get(KEYS[name]) is None)
+    return tuple(
+        f"{t.name} is known of the base alone"
+        for t in thresholds
+        for ours, theirs in [proofs(base, candidate, t)]
+        if known_in(ours, t) and not known_in(theirs, t)
+    )
+
+
+def unproven_base(
+    base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]
+) -> tuple[str, ...]:
+    """Measures of the candidate that nothing is there to compare with."""
+    return tuple(
+        f"{t.name} is known of the candidate alone ({theirs[KEYS[t.metric.name]]:.4g}): it is not gated"
+        for t in thresholds
+        for ours, theirs in [proofs(base, candidate, t)]
+        if known_in(theirs, t) and not known_in(ours, t)
+    )
 
 
 def more_invalid(base: Sequence[Reading], candidate: Sequence[Reading]) -> tuple[str, ...]:
@@ -202,18 +253,24 @@ def known(
         elif one.default or not groups:
             left_out.append(one.name)
         else:
-            raise UsageError(
-                f"{one.name} is unknown, or zero, in {missing} of {len(groups)} {what}: there is no ratio",
-                hint="another --metric; p95 needs 59 requests in a run, p99 299",
-            )
+            raise unknown(one, missing, len(groups), what)
     return kept, tuple(left_out)
 
 
+def unknown(one: Threshold, missing: int, every: int, what: str) -> UsageError:
+    return UsageError(
+        f"{one.name} is unknown, or zero, in {missing} of {every} {what}: there is no ratio",
+        hint="another --metric; p95 needs 59 requests in a run, p99 299",
+    )
+
+
 def usable(groups: Sequence[Sequence[Reading]], wanted: Threshold) -> Threshold:
+    """``wanted``, or of one that nobody named its like in ``INSTEAD`` where more groups know that in every run."""
     if not wanted.default or wanted.name not in INSTEAD:
         return wanted
-    known = all(r.value(wanted) is not None for group in groups for r in group)
-    return wanted if known else threshold(INSTEAD[wanted.name], wanted.tolerate, wanted.block, default=True)
+    other = threshold(INSTEAD[wanted.name], wanted.tolerate, wanted.block, default=True)
+    ours, theirs = (sum(all(r.value(t) is not None for r in g) for g in groups) for t in (wanted, other))
+    return wanted if ours >= theirs and (ours or not groups) else other
 
 
 def shown(

@@ -48,12 +48,12 @@ def test_a_missing_baseline_is_named_with_those_that_are_there(tmp_path: Path) -
     assert "main" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("change", [{"schema": 7}, {"runs": []}, {"counts": []}, {"accepted_at": "soon"},
+@pytest.mark.parametrize("change", [{"schema": 7}, {"schema": "1"}, {"runs": []}, {"counts": []}, {"accepted_at": "soon"},
                                     {"accepted_at": "2026-11-22T00:00:00"}])  # fmt: skip
 def test_a_baseline_of_another_schema_or_a_damaged_one_is_refused(tmp_path: Path, change: dict) -> None:  # type: ignore[type-arg]
     (file,) = baselines.set_baseline(tmp_path, "main", pairs("a"))
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(StoreError, match=r"schema 7|no whole baseline"):
+    with pytest.raises(StoreError, match=r"schema (7|'1')|no whole baseline"):
         baselines.read_baseline(tmp_path, "main")
 
 
@@ -71,6 +71,41 @@ def test_a_quality_that_is_no_number_is_refused(tmp_path: Path) -> None:
     baselines.set_baseline(tmp_path, "main", pairs("a", quality={"kl_mean": "0.01", "base": "bf16"}))
     with pytest.raises(StoreError, match=r"kl_mean of run a is '0\.01', and no number"):
         baselines.read_baseline(tmp_path, "main")
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("quality", {"kl_mean_interval": [None, 1]}),
+        ("quality", {"kl_mean_interval": "ab"}),
+        ("quality", {"perplexity": 0}),
+        ("metrics", {"output_tps": {"p50": 3}}),
+    ],
+)
+def test_what_no_record_may_be_no_baseline_may(tmp_path: Path, part: str, change: dict) -> None:  # type: ignore[type-arg]
+    (file,) = baselines.set_baseline(tmp_path, "main", pairs("a"))
+    document = json.loads(file.read_text())
+    document["runs"][0][part] |= change
+    file.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="no whole baseline"):
+        baselines.read_baseline(tmp_path, "main")
+
+
+@pytest.mark.parametrize("change", [{"planned": -5}, {"planned": 5, "failed": 6}, {"short": 61}, {"errors": {"x": -1}}])
+def test_counts_that_cannot_be_are_refused(tmp_path: Path, change: dict) -> None:  # type: ignore[type-arg]
+    (file,) = baselines.set_baseline(tmp_path, "main", pairs("a"))
+    document = json.loads(file.read_text())
+    document["counts"][0] |= change
+    file.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="were counted"):
+        baselines.read_baseline(tmp_path, "main")
+
+
+def test_a_baseline_keeps_the_tokenizer(tmp_path: Path) -> None:
+    baselines.set_baseline(tmp_path, "main", pairs("a", tokens={"tokenizer": "x", "prompt": 1920}))
+    (old,) = baselines.read_baseline(tmp_path, "main").runs
+    (found,) = differences([old], [make_run(run_id="b", tokens={"tokenizer": "y"})], live=False)
+    assert (found.name, found.weight) == ("tokenizer", "must be meant")
 
 
 def test_counts_and_unknown_figures_are_figures(tmp_path: Path) -> None:

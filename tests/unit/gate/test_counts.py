@@ -73,6 +73,39 @@ def test_unknown_token_counts_are_no_row() -> None:
     assert "prompt tokens of a request" not in outcomes([replace(GOOD, prompt_tokens=None)] * 5, [GOOD] * 5)
 
 
+ROW = "output tokens of a request"
+
+
+def test_lengths_that_only_the_base_tells_are_no_pass() -> None:
+    silent = replace(GOOD, output_tokens=None, short=None)
+    assert outcomes([GOOD] * 5, [silent] * 5)[ROW] == "inconclusive"
+    assert "answers cut short" not in outcomes([GOOD] * 5, [silent] * 5)
+    assert ROW not in outcomes([silent] * 5, [silent] * 5)
+
+
+def test_blocks_that_tell_lengths_are_compared() -> None:
+    silent, half = replace(GOOD, output_tokens=None, short=None), replace(GOOD, output_tokens=480)
+    assert outcomes([GOOD] * 6, [*[half] * 5, silent])[ROW] == "regression"
+    assert outcomes([silent, *[GOOD] * 5], [GOOD] * 6)[ROW] == "pass"
+
+
+def test_lengths_that_the_candidate_tells_less_often_are_no_pass_one_block_may_be_an_accident() -> None:
+    silent = replace(GOOD, output_tokens=None, short=None)
+    assert outcomes([GOOD] * 6, [silent, *[GOOD] * 5])[ROW] == "pass"
+    assert outcomes([GOOD] * 6, [silent, silent, *[GOOD] * 4])[ROW] == "inconclusive"
+    assert outcomes([silent, silent, *[GOOD] * 4], [silent, silent, *[GOOD] * 4])[ROW] == "pass"
+
+
+def test_how_many_answers_were_cut_is_unknown_where_a_length_is() -> None:
+    told, silent = (
+        RequestTrace(
+            index=0, planned_ns=0, requested_output_tokens=16, prompt_tokens_asked=32, sent_ns=1, output_tokens=n
+        )
+        for n in (8, None)
+    )
+    assert (counts_of([told]).short, counts_of([told, silent]).short) == (1, None)
+
+
 def test_crashes_now_and_then_are_inconclusive_of_the_candidate_in_every_block_they_are_not() -> None:
     crash = Counts(crashes=1)
     name = "blocks in which the server died"

@@ -152,6 +152,45 @@ def test_an_equal_quality_is_no_pass_where_no_block_counts() -> None:
     assert found.status == "inconclusive"
 
 
+def proven(*sides: Reading):  # type: ignore[no-untyped-def]
+    found = judge([block(n, *sides) for n in range(8)], DESIGN, THREE, parse_quality([]), ended=True)
+    assert found is not None
+    return found
+
+
+def test_a_quality_that_only_the_candidate_has_is_told() -> None:
+    found = proven(reading(), reading(quality=quality(0.9)))
+    assert found.notes == ("kl is known of the candidate alone (0.9): it is not gated",)
+
+
+def test_an_unquantized_base_is_the_reference_of_what_comes_from_it() -> None:
+    base = reading(model="m", unquantized=True)
+    assert proven(base, reading(model="m", quality=quality(0.9))).reasons == ("kl",)
+    assert proven(base, reading(model="other", quality=quality(0.9))).quality == ()
+    assert proven(reading(model="m", quality=quality(0.9)), base).status == "pass"
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_of_proofs_that_differ_the_candidates_worst_counts(where: int) -> None:
+    ours, theirs = reading(quality=quality(0.02)), [reading(quality=quality(0.02)), reading(quality=quality(0.9))]
+    mixed = (theirs[where], theirs[1 - where])
+    assert compare_quality([ours], mixed, parse_quality([]), confidence=0.99)[0].candidate == 0.9
+    assert compare_quality(mixed, [ours], parse_quality([]), confidence=0.99)[0].base == 0.02
+
+
+def test_a_proof_of_a_run_that_does_not_count_gives_way_to_others() -> None:
+    invalid = reading(quality=quality(0.9), invalid=("errors",))
+    sides = [[reading(quality=quality(0.02))], [invalid, reading(quality=quality(0.02))]]
+    assert compare_quality(*sides, parse_quality([]), confidence=0.99)[0].outcome == "pass"
+
+
+@pytest.mark.parametrize("figures", [{"perplexity": 0.0}, {"perplexity": 9.0, "perplexity_interval": [0.0, 11.0]}])
+def test_a_perplexity_that_has_no_ratio_is_refused(figures: dict[str, object]) -> None:
+    sides = [[reading(quality=quality(0.02, **{"perplexity": 10.0} | more))] for more in ({}, figures)]
+    with pytest.raises(UsageError, match="the candidate's perplexity is"):
+        compare_quality(*sides, parse_quality(["perplexity:1%"]), confidence=0.99)
+
+
 def test_a_quality_that_only_the_base_has_is_no_pass() -> None:
     found = judge(
         [replace(b, base=tuple(replace(r, quality=quality(0.02)) for r in b.base)) for b in blocks(8)],
@@ -174,10 +213,55 @@ def test_failures_of_a_block_that_does_not_count_are_no_pass() -> None:
     assert verdict([*blocks(5), bad]).status == "inconclusive"
 
 
-def test_a_block_that_lost_a_figure_does_not_count() -> None:
-    good = blocks(8)
-    bad = block(8, reading(), Reading(run_id="x", metrics={"ttft_s": {"p50": 0.05}}, counts=GOOD))
-    assert verdict([*good, bad]).blocks == 8
+def without(found: Reading, *names: str, **more: object) -> Reading:
+    return replace(found, metrics={n: v for n, v in found.metrics.items() if n not in names} | more)
+
+
+def test_a_figure_that_the_candidate_lost_in_a_block_is_named_and_no_pass() -> None:
+    bad = block(7, reading(), without(reading(), "tpot_s"))
+    found = verdict([*blocks(7), bad])
+    assert [(c.threshold.name, c.blocks) for c in found.changes] == [
+        ("tpot_p50", 7),
+        ("output_tps", 8),
+        ("ttft_p50", 8),
+    ]
+    assert (found.status, found.reasons) == (
+        "inconclusive",
+        ("tpot_p50 is unknown in 2 of the candidate's 16 runs, 0 of the base's 16",),
+    )
+    assert "tpot_p50 is unknown in block 8, which cannot count for it" in found.notes
+
+
+def test_a_figure_that_the_base_lost_in_a_block_is_named_and_no_reason_against_a_pass() -> None:
+    found = verdict([*blocks(7), block(7, without(reading(), "tpot_s"), reading())])
+    assert (found.status, len(found.notes)) == ("pass", 1)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_candidate_that_never_got_steady_in_half_the_blocks_is_no_pass(first: bool) -> None:
+    """Its throughput over the steady part is unknown there, and everything else of those blocks counts all the same."""
+    good = with_whole(blocks(8))
+    slow = replace(without(reading(tpot=0.02, ttft=0.06), "output_tps", output_tps_whole=200.0))
+    bad = [replace(b, candidate=(slow, slow)) if b.number % 2 == (not first) else b for b in good]
+    found = judge(bad, DESIGN, parse_thresholds([]), ended=True)
+    assert found is not None
+    assert found.status != "pass"
+    assert [(c.threshold.name, c.blocks) for c in found.changes] == [
+        ("output_tps_whole", 8), ("tpot_p50", 8), ("ttft_p50", 8),
+    ]  # fmt: skip
+
+
+def with_whole(found: list[Block]) -> list[Block]:
+    def add(side: tuple[Reading, ...]) -> tuple[Reading, ...]:
+        return tuple(without(r, output_tps_whole=r.metrics["output_tps"]) for r in side)
+
+    return [replace(b, base=add(b.base), candidate=add(b.candidate)) for b in found]
+
+
+def test_a_named_metric_that_one_block_alone_knows_is_no_pass() -> None:
+    bad = [block(n, without(reading(), "tpot_s"), without(reading(), "tpot_s")) for n in range(1, 8)]
+    found = verdict([*blocks(1), *bad], "tpot_p50:5%", "ttft_p50:5%")
+    assert (found.status, found.reasons) == ("inconclusive", ("tpot_p50 is known in fewer than 2 blocks",))
 
 
 def test_a_stricter_confidence_makes_quality_less_sure() -> None:
