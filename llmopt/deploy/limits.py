@@ -31,16 +31,32 @@ class ClientLimit:
 
 
 def client_limit(deployment: Deployment) -> ClientLimit | None:
-    """As asked for, or twice what all replicas were measured to take; ``None`` where that is not known."""
-    asked, capacity = deployment.wishes.rate_limit_rps, deployment.capacity.total_rps
+    """As asked for, or twice the most that all replicas may take; ``None`` where that is not known.
+
+    The capacity that is planned with is the lower end of what was measured: with a wide interval twice that is less than
+    what they can do, and the gateway would refuse the very load that it is verified with.
+    """
+    asked, capacity = deployment.wishes.rate_limit_rps, most_rps(deployment)
     limit = asked if asked is not None else capacity and 2 * capacity
     if not limit:
         return None
-    why = "as asked for" if asked is not None else f"twice what all replicas were measured to take ({capacity:.3g}/s)"
+    why = (
+        "as asked for"
+        if asked is not None
+        else f"twice the most that all replicas were measured to take ({capacity:.3g}/s)"
+    )
     # A second's worth, and all users of all replicas twice: answers of one batch end together, and so do their users
     # ask again together. A burst of what one replica was measured with refused a fifth of its own benchmark.
     burst = max(math.ceil(limit), math.ceil(2 * concurrency(deployment) * deployment.replicas))
     return ClientLimit(rps=limit, burst=burst, why=why)
+
+
+def most_rps(deployment: Deployment) -> float | None:
+    """Of all replicas, by the upper end of what one was measured to take."""
+    figure, planned = deployment.evidence.figures.get("requests_per_s"), deployment.capacity.total_rps
+    ends = [v for v in (figure.value, figure.high) if v is not None] if figure else []
+    known = [v * deployment.replicas for v in ends] + ([planned] if planned is not None else [])
+    return max(known, default=None)
 
 
 def concurrency(deployment: Deployment) -> float:

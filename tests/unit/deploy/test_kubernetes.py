@@ -250,7 +250,9 @@ def test_tokens_pass_the_gateway_as_they_come() -> None:
 
 
 def test_a_client_gets_twice_the_measured_rate_and_all_measured_users_twice_at_once() -> None:
-    made = deployment(wishes={"domain": "a.b"}, capacity={"total_rps": 2.0}, evidence={"concurrency": 16})
+    made = deployment(
+        wishes={"domain": "a.b"}, capacity={"total_rps": 2.0}, evidence={"concurrency": 16, "figures": {}}
+    )
     told = ingress(made)["metadata"]["annotations"]
     assert told["nginx.ingress.kubernetes.io/limit-rps"] == "4"
     assert told["nginx.ingress.kubernetes.io/limit-burst-multiplier"] == "16"
@@ -266,13 +268,15 @@ def test_a_client_gets_the_rate_that_was_asked_for(asked: float, limit: tuple[st
 
 
 def test_without_a_measured_concurrency_the_burst_is_what_engines_take_at_once() -> None:
-    made = deployment(wishes={"domain": "a.b"}, capacity={"total_rps": 2.0}, evidence={"concurrency": None})
+    made = deployment(
+        wishes={"domain": "a.b"}, capacity={"total_rps": 2.0}, evidence={"concurrency": None, "figures": {}}
+    )
     assert ingress(made)["metadata"]["annotations"]["nginx.ingress.kubernetes.io/limit-burst-multiplier"] == "16"
     assert "burst=64 " in nginx_conf(made, upstreams=["a:1"])
 
 
 def test_an_unknown_rate_limits_nobody() -> None:
-    made = deployment(wishes={"domain": "a.b"}, capacity={"total_rps": None})
+    made = deployment(wishes={"domain": "a.b"}, capacity={"total_rps": None}, evidence={"figures": {}})
     assert "nginx.ingress.kubernetes.io/limit-rps" not in ingress(made)["metadata"]["annotations"]
 
 

@@ -39,7 +39,7 @@ def test_streams_are_not_held_back() -> None:
 
 
 def test_the_rate_is_twice_the_measured_capacity_unless_another_is_asked_for() -> None:
-    assert "rate=20r/s" in conf()
+    assert "rate=21r/s" in conf()  # of two replicas, by the upper end: 2 × 2 × 5.2
     assert "rate=90r/m" in conf(wishes={"rate_limit_rps": 1.5})
 
 
@@ -48,7 +48,12 @@ def test_the_burst_is_all_users_of_all_replicas_twice() -> None:
 
 
 def test_without_a_measured_capacity_nobody_is_limited() -> None:
-    assert "limit_req" not in conf(capacity={"total_rps": None})
+    assert "limit_req" not in conf(capacity={"total_rps": None}, evidence={"figures": {}})
+
+
+def test_the_load_that_was_measured_is_never_refused_however_wide_its_interval() -> None:
+    wide = {"requests_per_s": Figure(value=17.6, low=6.0, high=29.0)}
+    assert "rate=116r/s" in conf(evidence={"figures": wide}, capacity={"total_rps": 12.0})
 
 
 def test_a_slow_answer_is_never_asked_for_twice() -> None:
