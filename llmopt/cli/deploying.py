@@ -40,7 +40,13 @@ def deploy_command(
     artifact: Annotated[
         Path | None, what("--artifact", help="Where the measured weights lie now, if not where they lay.")
     ] = None,
-    name: Annotated[str, what("--name", help="Of services and containers; default: from the configuration.")] = "",
+    name: Annotated[
+        str,
+        what(
+            "--name",
+            help="Of services and containers; default: that of the deployment in DIR, else from the configuration.",
+        ),
+    ] = "",
     results: ResultsOption = Path("results"),
     force: Annotated[
         bool, what("--force", help="Against its evidence: invalid, estimated or rejected. The README says so.")

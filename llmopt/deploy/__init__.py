@@ -28,7 +28,14 @@ TARGETS = {
     "shell": "llmopt.deploy.shell",
     "rayserve": "llmopt.deploy.rayserve",
 }
-
+# name → what stops all of a deployment of that name, from the folder that it was written to, whatever lies there by then.
+STOPS = {
+    "compose": "docker compose --project-name {name} down --remove-orphans",
+    "kubernetes": "kubectl --namespace {name} delete deployments,statefulsets --all",
+    "systemd": "sudo systemctl disable --now llmopt-{name}.target",
+    "shell": 'kill -TERM "$(cat run/supervisor.pid)"',
+    "rayserve": "serve shutdown",
+}
 
 Step = tuple[tuple[str, ...], str]
 
@@ -39,7 +46,7 @@ class Target:
 
     ``start``: the words with which a person starts it, in the folder; ``url``: where it then answers.  ``before`` and
     ``after``: what else it takes until it answers there, each command with what it is for.  ``secrets``: where what is
-    secret, or of that place alone, belongs.
+    secret, or of that place alone, belongs.  ``doubts``: what is otherwise there than was asked for, a sentence each.
     """
 
     name: str
@@ -50,6 +57,7 @@ class Target:
     url: Callable[[Deployment], str]
     before: Callable[[Deployment], tuple[Step, ...]] = lambda deployment: ()
     after: Callable[[Deployment], tuple[Step, ...]] = lambda deployment: ()
+    doubts: Callable[[Deployment], tuple[str, ...]] = lambda deployment: ()
     secrets: Callable[[Deployment], str] = lambda deployment: ".env"
 
 
@@ -59,3 +67,8 @@ def target(name: str) -> Target:
         raise UsageError(f"unknown target {name!r}", hint=nearest(name, list(TARGETS)))
     found: Target = importlib.import_module(TARGETS[name]).TARGET
     return found
+
+
+def stop_command(target: str, name: str) -> str:
+    """A line for a shell. ``target`` and ``name`` are of ``TARGETS`` and a DNS label."""
+    return STOPS[target].format(name=name)

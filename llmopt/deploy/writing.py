@@ -19,6 +19,7 @@ from typing import Any
 
 from llmopt.core.errors import LlmoptError, UsageError
 from llmopt.core.files import disk_errors, locked, partial_folder, partial_folders, remove_if_left, write_atomic
+from llmopt.deploy import TARGETS
 from llmopt.deploy.documents import json_text
 from llmopt.deploy.plan import File
 from llmopt.deploy.templates import render
@@ -27,6 +28,7 @@ DOCUMENT = "deployment.json"
 PREVIOUS = "previous"
 ROLLBACK = "rollback.sh"
 SCHEMA = 1
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # a deployment's name
 # Of files that targets write: what a shell, a URL and a file system take as it is.
 PATH = re.compile(r"[A-Za-z0-9_@.][A-Za-z0-9._@-]*(?:/[A-Za-z0-9_@.][A-Za-z0-9._@-]*)*")
 
@@ -48,6 +50,18 @@ class Former:
     @property
     def files(self) -> dict[str, str]:
         return dict(self.document.get("files") or {})
+
+    @property
+    def name(self) -> str | None:
+        """That of its containers, units and namespace."""
+        name = self.document.get("name")
+        return name if isinstance(name, str) and LABEL.fullmatch(name) else None
+
+    @property
+    def target(self) -> str | None:
+        targets = self.document.get("targets")
+        found = targets[0] if isinstance(targets, list) and targets else None
+        return found if isinstance(found, str) and found in TARGETS else None
 
 
 def former_of(folder: Path) -> Former | None:
@@ -189,6 +203,7 @@ def swap(
         staged.rename(folder)
         return
     if former is not None and not alike(former, files, tells) and not was_cut_short(folder, former):
+        require_previous_unedited(folder)
         keep_previous(staged, folder, former)
     for path in sorted(files):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -213,6 +228,39 @@ def was_cut_short(folder: Path, former: Former) -> bool:
     kept = {path: on_disk(folder / PREVIOUS, path) for path in former.files}
     whole = all(there is not None and digest(there) == former.files[path] for path, there in kept.items())
     return whole and any(on_disk(folder, path) != kept[path] for path in kept)
+
+
+def require_previous_unedited(folder: Path) -> None:
+    """Raise EditedFiles where ``previous/``, which is about to be replaced, holds work that lies nowhere else.
+
+    A file that was edited goes there with a rollback.
+    """
+    place = folder / PREVIOUS
+    if place.is_symlink() or not place.is_dir():
+        return
+    try:
+        written = json.loads((place / DOCUMENT).read_text(encoding="utf-8"))["files"]
+        known = {str(path): str(sha) for path, sha in written.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        known = {}
+    there = {p.relative_to(place).as_posix(): p for p in sorted(place.rglob("*")) if p.is_file() or p.is_symlink()}
+    edited = [
+        path
+        for path, file in there.items()
+        if path != DOCUMENT and (file.is_symlink() or known.get(path) != digest(file.read_bytes()))
+    ]
+    if not edited:
+        return
+    diff = ""
+    for path in edited:
+        next_one = (on_disk(folder, path) or b"").decode(errors="replace") if not (folder / path).is_dir() else ""
+        diff += difference(folder, f"{PREVIOUS}/{path}", File(text=next_one))
+    names = ", ".join(f"{PREVIOUS}/{path}" for path in edited)
+    raise EditedFiles(
+        f"{folder}: {names} {'was' if len(edited) == 1 else 'were'} changed by hand and would be lost, and nothing was changed",
+        hint=f"keep the changes elsewhere and remove {PREVIOUS}/, or write to another folder: -o DIR",
+        diff=diff,
+    )
 
 
 def keep_previous(staged: Path, folder: Path, former: Former) -> None:
@@ -260,7 +308,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def rollback_script(paths: Iterable[str]) -> File:
-    """``rollback.sh`` of a deployment with these files."""
+def rollback_script(paths: Iterable[str], *, stop: str) -> File:
+    """``rollback.sh`` of a deployment with these files. ``stop``: the command that stops all of it, in its folder."""
     ours = sorted({*paths, ROLLBACK, DOCUMENT})
-    return File(text=render("rollback.sh", paths=ours), executable=True)
+    return File(text=render("rollback.sh", paths=ours, stop=stop), executable=True)

@@ -26,7 +26,17 @@ from llmopt.deploy.plan import (
     Wishes,
 )  # fmt: skip
 from llmopt.deploy.templates import render
-from llmopt.deploy.writing import ROLLBACK, SCHEMA, former_of, is_unchanged, require_unedited, rollback_script, write
+from llmopt.deploy.writing import (
+    LABEL,
+    ROLLBACK,
+    SCHEMA,
+    Former,
+    former_of,
+    is_unchanged,
+    require_unedited,
+    rollback_script,
+    write,
+)
 from llmopt.pipeline.deploy_engine import Subject, engine_of, subject_of
 from llmopt.pipeline.deploy_source import Asked, Chosen, evidence_of, read_source
 from llmopt.pipeline.hosting import Place, hosted
@@ -35,7 +45,6 @@ from llmopt.pipeline.reporter import Reporter
 from llmopt.report.deployment import readme
 from llmopt.serve.process import require_device
 
-LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 ONE_MACHINE = ("shell", "systemd", "compose")
 WITHOUT_IMAGE = ("shell", "systemd", "rayserve")  # they run the engine that is installed
 README, VERIFY = "README.md", "verify.sh"
@@ -46,7 +55,7 @@ REPLICAS = 2  # one may be lost, or updated, while the other answers
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the command line asked for; ``wishes`` without a name takes one from the label."""
+    """What the command line asked for; ``wishes`` without a name has that of the folder's deployment, else of the label."""
 
     source: str
     asked: Asked
@@ -59,12 +68,16 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that is known before anything is started or written."""
+    """Everything that is known before anything is started or written.
+
+    ``replaces``: {name, target, stop} of another stack that the folder held, which goes on until it is stopped.
+    """
 
     subject: Subject
     deployment: Deployment
     target: Target
     ties: tuple[str, ...]
+    replaces: Mapping[str, str] | None = None
 
 
 def plan(request: Request) -> Plan:
@@ -76,7 +89,8 @@ def plan(request: Request) -> Plan:
     subject = subject_of(chosen, artifact=request.artifact)
     machine_gpus = len(chosen.machine.get("gpus") or ())
     engine, doubts = engine_of(subject, folder=request.out.resolve(), gpus_of_machine=machine_gpus)
-    wishes = completed(request.wishes, evidence, engine, machine_gpus)
+    former = former_of(request.out)
+    wishes = completed(request.wishes, evidence, engine, machine_gpus, former)
     deployment = Deployment(
         engine=engine,
         evidence=evidence,
@@ -92,7 +106,27 @@ def plan(request: Request) -> Plan:
     deployment = replace(deployment, doubts=(*doubts, *doubts_of(deployment, chosen, machine_gpus)))
     if reason := target.refusal(deployment):
         raise UsageError(f"{wishes.target} cannot run {evidence.label}: {reason}", hint=others(deployment))
-    return Plan(subject=subject, deployment=deployment, target=target, ties=chosen.ties)
+    return Plan(
+        subject=subject,
+        deployment=deployment,
+        target=target,
+        ties=chosen.ties,
+        replaces=replaced(former, deployment.name, target.name),
+    )
+
+
+def replaced(former: Former | None, name: str, target: str) -> Mapping[str, str] | None:
+    """What this one takes the place of without stopping it: another name makes other containers, units, another namespace.
+
+    Remembered for as long as the name stays: whether it was stopped is not known here.
+    """
+    if former is None or former.name is None or former.target is None:
+        return None
+    if (former.name, former.target) == (name, target):
+        there = former.document.get("replaces")
+        whole = isinstance(there, dict) and all(isinstance(there.get(key), str) for key in ("name", "target", "stop"))
+        return there if whole else None
+    return {"name": former.name, "target": former.target, "stop": targets.stop_command(former.target, former.name)}
 
 
 def require_evidence(evidence: Evidence, *, force: bool) -> None:
@@ -103,8 +137,13 @@ def require_evidence(evidence: Evidence, *, force: bool) -> None:
         )
 
 
-def completed(wishes: Wishes, evidence: Evidence, engine: Engine, machine_gpus: int) -> Wishes:
-    """With a name, and a number of replicas where neither that nor a load was given. Raises UsageError."""
+def completed(
+    wishes: Wishes, evidence: Evidence, engine: Engine, machine_gpus: int, former: Former | None = None
+) -> Wishes:
+    """With a name, and a number of replicas where neither that nor a load was given. Raises UsageError.
+
+    The name is that of the deployment which lies in the folder: another would start a second stack beside it.
+    """
     if wishes.name and not LABEL.fullmatch(wishes.name):
         raise UsageError(
             f"--name {wishes.name!r} is no name of a service",
@@ -120,7 +159,8 @@ def completed(wishes: Wishes, evidence: Evidence, engine: Engine, machine_gpus: 
         )
     few = wishes.target in ONE_MACHINE and engine.gpus and machine_gpus < REPLICAS * engine.gpus
     usual = (1 if few else REPLICAS) if wishes.load_rps is None else None
-    return replace(wishes, name=wishes.name or name_of(evidence.label), replicas=wishes.replicas or usual)
+    name = wishes.name or (former.name if former else None) or name_of(evidence.label)
+    return replace(wishes, name=name, replicas=wishes.replicas or usual)
 
 
 def name_of(label: str) -> str:
@@ -166,6 +206,7 @@ def document_of(made: Plan, *, boot: Mapping[str, Any], checks: Sequence[Mapping
         "name": deployment.name,
         **asdict(deployment.evidence),
         "ties": list(made.ties),
+        "replaces": dict(made.replaces) if made.replaces else None,
         "engine": engine_document(engine),
         "capacity": asdict(deployment.capacity),
         "wishes": asdict(wishes),
@@ -213,7 +254,9 @@ def told(files: Mapping[str, File], document: Mapping[str, Any]) -> dict[str, Fi
     """The files that tell of the others: the page of the deployment, and the way back."""
     return {
         README: File(text=readme(document, sorted({*files, README, ROLLBACK}))),
-        ROLLBACK: rollback_script((*files, README)),
+        ROLLBACK: rollback_script(
+            (*files, README), stop=targets.stop_command(document["targets"][0], document["name"])
+        ),
     }
 
 

@@ -156,11 +156,22 @@ def use(document: Mapping[str, Any]) -> Iterator[str]:
         "./verify.sh    # measure it: exit status 0 it keeps what is promised above, 3 it does not, 4 cannot be told",
         "./rollback.sh  # put the former configuration back, then start anew",
     )
+    if words := replaces_words(document):
+        yield markdown_text(words) + ":"
+        yield ""
+        yield from code_block(document["replaces"]["stop"])
     place = document["secrets"]
     yield f"Values that are secrets, or of your place alone, belong into {place if ' ' in place else code_span(place)},"
     yield "which llmopt neither writes nor reads. Files that you"
     yield "edit here are never overwritten: `llmopt deploy` shows the difference and stops."
     yield ""
+
+
+def replaces_words(document: Mapping[str, Any]) -> str | None:
+    """Of another stack that this folder held; the command that stops it follows."""
+    if not (former := document.get("replaces")):
+        return None
+    return f"before this one the folder held {former['name']} for {former['target']}, which goes on beside it until it is stopped"
 
 
 def proof(document: Mapping[str, Any]) -> Iterator[str]:
@@ -199,7 +210,7 @@ def files(paths: Sequence[str]) -> Iterator[str]:
     yield ""
     for path in paths:
         name = path.rpartition("/")[2]
-        purpose = PURPOSES.get(path) or PURPOSES.get(name) or PURPOSES.get(path.partition("/")[0], "")
+        purpose = PURPOSES.get(path) or PURPOSES.get(path.partition("/")[0]) or PURPOSES.get(name, "")
         yield f"- `{path}`{': ' + purpose if purpose else ''}"
     yield "- `deployment.json`: all of this for programs, and the sha256 of every file"
 
@@ -225,6 +236,8 @@ def print_deployment(document: Mapping[str, Any], console: Console | None = None
     if status == "dry-run":
         print_lines([f"{path} ({size:,} bytes)" for path, size in document["files"].items()], console)
     else:
+        if words := replaces_words(document):
+            say(console, f"{words}: {document['replaces']['stop']}", soft_wrap=True)
         say(console, f"start: cd {shlex.quote(str(folder))} && {shlex.join(document['start'])}", soft_wrap=True)
 
 

@@ -275,3 +275,37 @@ def test_a_model_may_have_any_name(tmp_path, target, name):
     found = json.loads((tmp_path / "out" / "deployment.json").read_text())
     assert found["engine"]["model"] == name
     assert not [check for check in found["checks"] if check["status"] == "failed"]
+
+
+def test_another_configuration_keeps_the_name_of_the_one_that_is_there(results):
+    written(results, "--name", "mine", target="compose")
+    save_run(
+        results, measured("later", serve={"backend": "hf", "max_model_len": 256, "max_num_seqs": 8}), closed_loop()
+    )
+    done = written(results, target="compose")
+    assert done.exit_code == 0, done.stderr
+    assert (document(results)["name"], document(results)["replaces"]) == ("mine", None)
+
+
+def test_another_name_says_how_the_former_one_is_stopped(results):
+    stop = "docker compose --project-name one down"
+    written(results, "--name", "one", target="compose")
+    done = written(results, "--name", "two", target="compose")
+    assert stop in done.stdout
+    page = (results.parent / "out" / "README.md").read_text()
+    assert stop in page
+    assert "unchanged" in written(results, target="compose").stdout
+    assert (results.parent / "out" / "README.md").read_text() == page
+
+
+def test_another_target_is_another_stack(results):
+    written(results, "--name", "one", target="shell")
+    written(results, "--name", "one", target="compose")
+    assert document(results)["replaces"]["target"] == "shell"
+
+
+def test_a_file_s_purpose_is_that_of_its_folder(results):
+    written(results, "--monitoring", target="compose")
+    page = (results.parent / "out" / "README.md").read_text()
+    assert "`canary/Dockerfile`: what the canary's image is built from" in page
+    assert "`engine/Dockerfile`: what the engine's image is built from" in page

@@ -3,6 +3,17 @@
 # this again undoes it.  It changes files alone: start the stack anew afterwards (README.md says how).
 set -eu
 cd -- "$(dirname -- "$0")"
+# What stops all of this configuration, from this folder, whichever configuration lies in it.
+STOP={{ stop | sh }}
+# Files of this configuration; all else is yours.
+ours() {
+  case $1 in
+{% for path in paths %}
+    {{ path | sh }}) return 0 ;;
+{% endfor %}
+  esac
+  return 1
+}
 if [ ! -f previous/deployment.json ]; then
   echo "error: there is no previous/deployment.json, so there is nothing to roll back to" >&2
   exit 1
@@ -11,6 +22,18 @@ if [ -e .rollback ]; then
   echo "error: .rollback is there: an earlier rollback was cut short; move its files back, then remove it" >&2
   exit 1
 fi
+yours=$(cd previous && find . -type f | while read -r path; do
+  path=${path#./}
+  if { [ -e "../$path" ] || [ -L "../$path" ]; } && ! ours "$path"; then echo "$path"; fi
+done)
+if [ -n "$yours" ]; then
+  echo "error: these are not of the configuration here, and those of previous/ would overwrite them; nothing was changed:" >&2
+  echo "$yours" >&2
+  echo "hint: move them elsewhere, then ./rollback.sh again" >&2
+  exit 1
+fi
+others=
+[ "$(grep '^STOP=' rollback.sh)" = "$(grep '^STOP=' previous/rollback.sh 2>/dev/null)" ] || others=yes
 mkdir .rollback
 for path in \
 {% for path in paths %}
@@ -27,4 +50,7 @@ done
 done
 rm -rf previous
 mv .rollback previous
+if [ -n "$others" ]; then
+  echo "the one that was here has another name or target, and goes on beside this one until it is stopped: $STOP"
+fi
 echo "rolled back; start the stack anew: README.md says how"

@@ -20,7 +20,10 @@ def files(**texts: str) -> dict[str, File]:
 
 def written(folder: Path, **texts: str) -> Path:
     made = files(**texts)
-    more = {"README.md": File(text=" ".join(texts.values())), "rollback.sh": rollback_script([*made, "README.md"])}
+    more = {
+        "README.md": File(text=" ".join(texts.values())),
+        "rollback.sh": rollback_script([*made, "README.md"], stop="stop it"),
+    }
     write(folder, made, lambda staged: (more, {"schema": 1, "created_at": "now"}))
     return folder
 
@@ -95,7 +98,10 @@ def test_where_only_the_page_changes_the_former_one_stays_what_it_was(tmp_path):
     write(
         folder,
         files(a_txt="two"),
-        lambda staged: ({"README.md": File(text="booted"), "rollback.sh": rollback_script([])}, {"schema": 1}),
+        lambda staged: (
+            {"README.md": File(text="booted"), "rollback.sh": rollback_script([], stop="stop it")},
+            {"schema": 1},
+        ),
     )
     assert there(folder)["README.md"] == "booted"
     assert there(folder)["previous/a.txt"] == "one"
@@ -251,3 +257,45 @@ def test_rollback_without_a_former_one_says_so(tmp_path):
     done = roll_back(written(tmp_path / "out", a_txt="one"))
     assert done.returncode == 1
     assert "nothing to roll back to" in done.stderr
+
+
+def test_rollback_overwrites_nothing_of_somebody_else(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one", only_then="then"), a_txt="two")
+    (folder / "only.then").write_text("mine")
+    before = there(folder)
+    done = roll_back(folder)
+    assert done.returncode == 1
+    assert "only.then" in done.stderr
+    assert there(folder) == before
+
+
+def test_what_was_edited_and_rolled_back_is_not_lost_by_the_next_one(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one\n"), a_txt="two\n")
+    (folder / "a.txt").write_text("mine\n")
+    roll_back(folder)
+    before = there(folder)
+    with pytest.raises(EditedFiles, match=r"previous/a\.txt was changed by hand") as caught:
+        written(folder, a_txt="three\n")
+    assert "-mine\n" in caught.value.diff
+    assert there(folder) == before
+
+
+def test_what_somebody_put_into_previous_is_not_lost(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    (folder / "previous" / "notes.txt").write_text("mine")
+    with pytest.raises(EditedFiles, match=r"previous/notes\.txt"):
+        written(folder, a_txt="three")
+
+
+def test_rollback_to_another_name_says_how_to_stop_this_one(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    assert "stop it" not in roll_back(folder).stdout
+    write(
+        folder,
+        files(a_txt="three"),
+        lambda staged: (
+            {"rollback.sh": rollback_script(["a.txt"], stop="docker compose -p other down")},
+            {"schema": 1},
+        ),
+    )
+    assert "until it is stopped: docker compose -p other down" in roll_back(folder).stdout
