@@ -103,7 +103,8 @@ def plan(request: Request) -> Plan:
             f"{deployment.replicas} replicas are more than llmopt writes down", hint=f"--replicas up to {MOST_REPLICAS}"
         )
     doubts = (*subject.doubts, *(doubts if wishes.target not in WITHOUT_IMAGE else ()))
-    deployment = replace(deployment, doubts=(*doubts, *doubts_of(deployment, chosen, machine_gpus)))
+    found = (*target.doubts(deployment), *doubts_of(deployment, chosen, machine_gpus))
+    deployment = replace(deployment, doubts=(*doubts, *found))
     if reason := target.refusal(deployment):
         raise UsageError(f"{wishes.target} cannot run {evidence.label}: {reason}", hint=others(deployment))
     return Plan(
