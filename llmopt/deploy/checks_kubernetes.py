@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from llmopt.deploy.canary import DOCUMENT
 from llmopt.deploy.checks import Check, Checks, by_program, last, run, skipped
-from llmopt.deploy.kubernetes_canary import DOCUMENT
 
 VERSION = "1.34"  # of the schemas; what is written here is older than that, and still there in 1.37
 # Of operators, which bring their own schemas into a cluster.

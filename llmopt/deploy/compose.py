@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from llmopt.deploy import Step, Target
+from llmopt.deploy.canary import DOCUMENT, told
 from llmopt.deploy.compose_service import bind, escaped, hardened, label_files, published
-from llmopt.deploy.compose_stack import CANARY, DOCUMENT, GATEWAY_INSIDE, Stack, beside, gateway_name, told
+from llmopt.deploy.compose_stack import CANARY, GATEWAY_INSIDE, Stack, beside, gateway_name
 from llmopt.deploy.documents import yaml_text
 from llmopt.deploy.nginx import CERTIFICATE, CERTIFICATE_KEY, KEY_LINE, asks_for_keys, nginx_conf, read_timeout
 from llmopt.deploy.plan import (

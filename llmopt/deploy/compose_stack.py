@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmopt.core.domain import stable_hash
 from llmopt.deploy.alertmanager import WEBHOOK, alertmanager_config
+from llmopt.deploy.canary import DOCUMENT, EVERY_S, dockerfile
 from llmopt.deploy.compose_service import bind, hardened, published
-from llmopt.deploy.documents import json_text, yaml_text
+from llmopt.deploy.documents import yaml_text
 from llmopt.deploy.grafana import DASHBOARDS, provisioning
 from llmopt.deploy.litellm import litellm_config, litellm_dockerfile
 from llmopt.deploy.nginx import asks_for_keys
@@ -37,7 +38,6 @@ GPU_EXPORTER_PORT = 9400
 GATEWAY_INSIDE = 8080
 CACHE_BYTES = 256 * 1024**2
 CANARY = "canary"  # a service, and the profile that it is started by
-DOCUMENT = "deployment.json"
 KEPT = "15d"  # of what Prometheus has seen: five times the longest window of a rule
 
 
@@ -137,7 +137,7 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
     deployment = stack.deployment
     package = f"llmopt=={deployment.llmopt_version}"
     scheme, host = "https" if deployment.wishes.tls else "http", gateway_name(deployment)
-    made["canary/Dockerfile"] = File(text=render("canary.Dockerfile", version=deployment.llmopt_version))
+    made["canary/Dockerfile"] = dockerfile(deployment)
     environment = {"HOME": "/tmp"}
     words = [
         "llmopt",
@@ -161,7 +161,7 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
         "image": f"{deployment.name}-canary",
         "profiles": [CANARY],
         "build": {"context": "./canary", "args": {"LLMOPT": f"${{LLMOPT:-{package}}}"}},
-        "entrypoint": [*words, "--host", "0.0.0.0", "--port", str(CANARY_PORT), "--every", "30"],
+        "entrypoint": [*words, "--host", "0.0.0.0", "--port", str(CANARY_PORT), "--every", str(EVERY_S)],
         "environment": environment,
         "user": "65534:65534",
         **hardened(),
@@ -173,11 +173,6 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
         "networks": ["monitoring"],
         "depends_on": {"gateway": {"condition": "service_healthy"}},
     }
-
-
-def told(deployment: Deployment) -> str:
-    """What the canary reads in ``deployment.json``, which is written last."""
-    return json_text({"model": deployment.engine.model, **asdict(deployment.evidence)})
 
 
 def gateway_name(deployment: Deployment) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmopt.deploy.canary import EVERY_S
 from llmopt.deploy.documents import yaml_text
-from llmopt.deploy.kubernetes_canary import EVERY_S, RESOURCES
+from llmopt.deploy.kubernetes_canary import RESOURCES
 from llmopt.deploy.kubernetes_engine import (
     POD_SECURITY,
     SECURITY,
@@ -37,7 +38,7 @@ from llmopt.deploy.kubernetes_network import (
     ingress_annotations,
 )
 from llmopt.deploy.kubernetes_objects import GIB, evidence, label_value, quantity
-from llmopt.deploy.kubernetes_scaling import PROMETHEUS, behavior, query, signal, target
+from llmopt.deploy.kubernetes_scaling import PROMETHEUS, autoscaler, behavior, query, signal, target
 from llmopt.deploy.plan import CANARY_PORT, ENGINE_PORT, Deployment, File
 from llmopt.deploy.scaling import bounds
 
@@ -148,9 +149,8 @@ def shared_memory(deployment: Deployment) -> str:
 
 def autoscaling_values(deployment: Deployment) -> dict[str, Any]:
     chosen, (least, most) = signal(deployment), bounds(deployment)
-    wished = deployment.wishes.autoscaler if chosen else "none"
     return {
-        "kind": wished,
+        "kind": autoscaler(deployment),
         "minReplicas": least,
         "maxReplicas": most,
         "metric": chosen.metric if chosen else "",
@@ -183,7 +183,7 @@ COMMENTS: Mapping[str, str] = {
     "drainSeconds": "How long a pod answers on after it was told to stop: streams end, engines cut them at the signal itself.",
     "strategy": "maxSurge wants a spare GPU, maxUnavailable a spare replica.",
     "model": "The volume of the model; existingClaim: one that is there already, with the folders of mounts in it.",
-    "autoscaling": "kind: hpa (needs prometheus-adapter), keda, or none. averageValue and threshold are what was measured.",
+    "autoscaling": "kind: hpa (needs prometheus-adapter), keda, or none. Has the engine scraped. averageValue, threshold: as measured.",
     "ingress": "Annotations are of ingress-nginx. tls: a Secret NAME-tls with the certificate.",
     "networkPolicy": "Who may ask: the two namespaces, and pods with the label llmopt/client-of: NAME.",
     "monitoring": "For clusters with the Prometheus operator. Rules and dashboard name the jobs fullnameOverride-engine and -canary.",

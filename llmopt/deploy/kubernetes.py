@@ -12,6 +12,7 @@ from typing import Any
 
 from llmopt.deploy import Step, Target
 from llmopt.deploy import kubernetes_canary as canary
+from llmopt.deploy.canary import dockerfile
 from llmopt.deploy.documents import json_text, yaml_text
 from llmopt.deploy.helm import chart
 from llmopt.deploy.kubernetes_engine import (
@@ -33,7 +34,7 @@ from llmopt.deploy.kubernetes_network import (
     service,
 )
 from llmopt.deploy.kubernetes_objects import labels, lost, metadata
-from llmopt.deploy.kubernetes_scaling import adapter_rules, pod_autoscaler, scaled_object, signal
+from llmopt.deploy.kubernetes_scaling import adapter_rules, autoscaler, pod_autoscaler, scaled_object, signal
 from llmopt.deploy.plan import ENGINE_PORT, Deployment, File
 from llmopt.deploy.templates import render
 
@@ -70,6 +71,8 @@ def refusal(deployment: Deployment) -> str | None:
         return f"--cache {wishes.cache} goes with --gateway litellm, which is written for compose alone"
     if not wishes.domain and (wishes.tls or wishes.rate_limit_rps is not None):
         return "--tls and --rate-limit are of the Ingress, which goes with --domain"
+    if wishes.autoscaler == "keda" and not wishes.monitoring:
+        return "--autoscaler keda asks Prometheus for the load, which goes with --monitoring"
     if (word := lost(deployment)) is not None:
         return f"{word!r} has a character that kubectl and Helm lose: rename what is called so"
     return None
@@ -145,8 +148,8 @@ def canary_component(deployment: Deployment) -> dict[str, File]:
 
 
 def autoscaling(deployment: Deployment) -> dict[str, File]:
-    """Nothing where it is not wished for, or where the engine tells nothing to scale by."""
-    chosen, wished = signal(deployment), deployment.wishes.autoscaler
+    """Nothing where it is not wished for, or where nobody tells what to scale by."""
+    chosen, wished = signal(deployment), autoscaler(deployment)
     if wished == "none" or chosen is None:
         return {}
     # The autoscaler owns the number of replicas: each apply would set it back.
@@ -220,7 +223,7 @@ def image_files(deployment: Deployment) -> dict[str, File]:
     image = image_of(deployment)
     own = {} if image.build is None else {"Dockerfile": image.build, **image.context}
     written = {f"image/{name}": File(text=text) for name, text in own.items()}
-    return written | ({"canary/Dockerfile": canary.dockerfile(deployment)} if deployment.wishes.monitoring else {})
+    return written | ({"canary/Dockerfile": dockerfile(deployment)} if deployment.wishes.monitoring else {})
 
 
 def url(deployment: Deployment) -> str:
@@ -234,18 +237,47 @@ def url(deployment: Deployment) -> str:
 def before(deployment: Deployment) -> tuple[Step, ...]:
     fill: Step = (("./manifests/fill-model.sh",), "once: the model into its volume")
     own = [(image_of(deployment).name, "image")] if image_of(deployment).build is not None else []
-    own += [(canary.image(deployment), "canary")] if deployment.wishes.monitoring else []
-    why = "then push it, and name your registry under images in kustomization.yaml"
-    return (*((("docker", "build", "--tag", name, folder), why) for name, folder in own), fill)
+    push = "then push it, and name your registry under images in kustomization.yaml"
+    built = [(name, folder, push) for name, folder in own]
+    if deployment.wishes.monitoring:
+        built.append((canary.image(deployment), "canary", f"with the llmopt that canary/Dockerfile asks for; {push}"))
+    return (*((("docker", "build", "--tag", name, folder), why) for name, folder, why in built), fill)
 
 
 def after(deployment: Deployment) -> tuple[Step, ...]:
     place = ("kubectl", "--namespace", deployment.name)
     rolled: Step = ((*place, "rollout", "status", f"deployment/{deployment.name}"), "wait until it answers")
+    former = "what a former configuration had and this one has not: apply takes nothing away"
+    others = unwanted(deployment)
+    gone: tuple[Step, ...] = (((*place, "delete", "--ignore-not-found", *others), former),) if others else ()
     if deployment.wishes.domain:
-        return (rolled,)
+        return (*gone, rolled)
     ports = f"{deployment.wishes.port}:{ENGINE_PORT}"
-    return (rolled, ((*place, "port-forward", f"service/{deployment.name}", ports), "reach it from here"))
+    return (*gone, rolled, ((*place, "port-forward", f"service/{deployment.name}", ports), "reach it from here"))
+
+
+def unwanted(deployment: Deployment) -> list[str]:
+    """Objects of kinds that every cluster knows which another configuration of this name has, and this one has not."""
+    scaled, watched = autoscaler(deployment), deployment.wishes.monitoring
+    there = {
+        "ingress/{}": bool(deployment.wishes.domain),
+        "horizontalpodautoscaler/{}": scaled == "hpa",
+        "service/{}-metrics": bool(deployment.engine.metrics_path),
+        "configmap/{}-files": bool(launch_of(deployment).files),
+        "configmap/{}-dashboard": watched,
+        **{f"{kind}/{{}}-canary": watched for kind in ("deployment", "service", "configmap")},
+    }
+    return [name.format(deployment.name) for name, wanted in there.items() if not wanted]
+
+
+def doubts(deployment: Deployment) -> tuple[str, ...]:
+    if deployment.wishes.autoscaler == "none" or autoscaler(deployment) != "none":
+        return ()
+    if deployment.wishes.monitoring:
+        return (
+            "nothing scales the replicas: the engine tells nothing to scale by, or nothing was measured to hold it against",
+        )
+    return ("nothing scales the replicas: an autoscaler asks for the load that is scraped with --monitoring",)
 
 
 TARGET = Target(
@@ -257,5 +289,6 @@ TARGET = Target(
     url=url,
     before=before,
     after=after,
+    doubts=doubts,
     secrets=lambda deployment: "Secrets of the namespace",
 )

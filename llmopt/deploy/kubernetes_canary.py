@@ -8,25 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmopt.core.domain import stable_hash
+from llmopt.deploy.canary import DOCUMENT, EVERY_S, told
 from llmopt.deploy.kubernetes_engine import POD_SECURITY, SECURITY
 from llmopt.deploy.kubernetes_monitoring import monitor
 from llmopt.deploy.kubernetes_objects import CLIENT_LABEL, metadata, selector
-from llmopt.deploy.plan import CANARY_PORT, ENGINE_PORT, MODEL_IN_CONTAINER, Deployment, File
-from llmopt.deploy.templates import render
+from llmopt.deploy.plan import CANARY_PORT, ENGINE_PORT, MODEL_IN_CONTAINER, Deployment
 
 COMPONENT = "canary"
 SUFFIX = f"-{COMPONENT}"
-DOCUMENT = "deployment.json"
-EVERY_S = 30
 RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 
 
 def image(deployment: Deployment) -> str:
     return f"{deployment.name}{SUFFIX}:{deployment.llmopt_version}"
-
-
-def dockerfile(deployment: Deployment) -> File:
-    return File(text=render("canary.Dockerfile", version=deployment.llmopt_version))
 
 
 def described(deployment: Deployment) -> dict[str, Any]:
@@ -37,12 +32,21 @@ def described(deployment: Deployment) -> dict[str, Any]:
 
 def canary_deployment(deployment: Deployment) -> dict[str, Any]:
     command = ["llmopt", "watch", "/deployment", "--url", f"http://{deployment.name}:{ENGINE_PORT}/v1"]
-    told = ["--tokenizer", MODEL_IN_CONTAINER, "--host", "0.0.0.0", "--port", str(CANARY_PORT), "--every", str(EVERY_S)]
+    options = [
+        "--tokenizer",
+        MODEL_IN_CONTAINER,
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(CANARY_PORT),
+        "--every",
+        str(EVERY_S),
+    ]
     container = {
         "name": COMPONENT,
         "image": image(deployment),
         "imagePullPolicy": "IfNotPresent",
-        "command": [*command, *told],
+        "command": [*command, *options],
         "env": [{"name": "HOME", "value": "/tmp"}],
         "ports": [{"name": "metrics", "containerPort": CANARY_PORT}],
         "resources": RESOURCES,
@@ -72,7 +76,14 @@ def canary_deployment(deployment: Deployment) -> dict[str, Any]:
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": chosen},
-            "template": {"metadata": {"labels": {**chosen, CLIENT_LABEL: deployment.name}}, "spec": pod},
+            "template": {
+                "metadata": {
+                    "labels": {**chosen, CLIENT_LABEL: deployment.name},
+                    # A pod is not replaced for a ConfigMap that has changed.
+                    "annotations": {"llmopt/deployment": stable_hash(told(deployment), 64)},
+                },
+                "spec": pod,
+            },
         },
     }
 

@@ -56,6 +56,12 @@ def signal(deployment: Deployment) -> Signal | None:
     return None
 
 
+def autoscaler(deployment: Deployment) -> str:
+    """``hpa``, ``keda`` or ``none``: also where the load of the engine is told to nobody, which is without --monitoring."""
+    scraped = deployment.wishes.monitoring and signal(deployment) is not None
+    return deployment.wishes.autoscaler if scraped else "none"
+
+
 def behavior(deployment: Deployment) -> dict[str, Any]:
     """Up by half in the time that a start takes, for until then nothing is gained; down by one, and late."""
     start = min(LONGEST_PERIOD_S, max(15, math.ceil(deployment.evidence.load_s or deployment.ready_timeout_s)))

@@ -35,7 +35,7 @@ CANARY = {"canary": {"image": f"tiny-canary:{deployment().llmopt_version}", "dep
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "all": {"wishes": {"domain": "llm.example.com", "tls": True, "monitoring": True}},
-    "keda": {"wishes": {"autoscaler": "keda", "scrape_s": 0.5}},
+    "keda": {"wishes": {"autoscaler": "keda", "scrape_s": 0.5, "monitoring": True}},
     "no scaling": {"wishes": {"autoscaler": "none"}},
     "processors": {"engine": {"gpus": 0, "threads": 4, "version": None}, "evidence": {"peak_memory_bytes": None}},
     "own entry point": {"engine": {"image": replace(engine().image, entrypoint=None, probe="curl")}},  # type: ignore[type-var]
@@ -85,15 +85,25 @@ def rendered(folder: Path, values: dict[str, Any] | None = None) -> list[dict[st
 
 
 def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Without what the two differ in by their nature: Helm puts the namespace in itself, and keeps what took long to fill."""
+    """Without what the two differ in by their nature: Helm puts the namespace in itself, keeps what took long to fill, and is
+    handed deployment.json.
+    """
     found = {}
     for made in copy.deepcopy(objects):
         about = made["metadata"]
         about.pop("namespace", None)
         about.get("annotations", {}).pop("helm.sh/resource-policy", None)
+        if about["name"].endswith("-canary") and made["kind"] == "Deployment":
+            # Of the text that Helm is given, and of what the canary reads in it.
+            assert len(made["spec"]["template"]["metadata"]["annotations"].pop("llmopt/deployment")) == 64
         if not about.get("annotations"):
             about.pop("annotations", None)
         found[made["kind"], about["name"]] = made
+    return found
+
+
+def by_kind(objects: list[dict[str, Any]], name: str, kind: str = "Deployment") -> dict[str, Any]:
+    (found,) = (made for made in objects if (made["kind"], made["metadata"]["name"]) == (kind, name))
     return found
 
 
@@ -121,7 +131,7 @@ def test_kubectl_reads_the_words_that_were_written(case: str, folder: Path) -> N
 
 def test_the_autoscaler_owns_the_number_of_replicas(case: str, folder: Path) -> None:
     spec = by_name(kustomized(folder))["Deployment", "tiny"]["spec"]
-    assert ("replicas" in spec) == (case == "no scaling")
+    assert ("replicas" in spec) == (case not in ("all", "keda"))
 
 
 def test_helm_finds_nothing_to_say(folder: Path) -> None:
@@ -208,6 +218,21 @@ def test_one_s_own_claim_takes_the_place_of_the_chart_s(folder: Path) -> None:
 def test_without_an_autoscaler_the_chart_says_how_many(folder: Path) -> None:
     made = by_name(rendered(folder, {"autoscaling": {"kind": "none"}, "replicas": 5}))
     assert made["Deployment", "tiny"]["spec"]["replicas"] == 5
+
+
+@pytest.mark.parametrize("case", ["plain"])
+def test_an_autoscaler_of_the_chart_has_the_engine_scraped(folder: Path) -> None:
+    made = by_name(rendered(folder, {"autoscaling": {"kind": "hpa"}}))
+    assert ("ServiceMonitor", "tiny") in made
+    assert "monitoring" in str(made["NetworkPolicy", "tiny"])
+    assert ("ServiceMonitor", "tiny") not in by_name(rendered(folder))
+
+
+@pytest.mark.parametrize("case", ["all"])
+def test_another_description_starts_the_chart_s_canary_anew(folder: Path) -> None:
+    given = [CANARY["canary"] | {"deployment": text} for text in ("{}", "{} ")]
+    pods = [by_kind(rendered(folder, {"canary": one}), "tiny-canary")["spec"]["template"] for one in given]
+    assert pods[0]["metadata"]["annotations"] != pods[1]["metadata"]["annotations"]
 
 
 @pytest.mark.parametrize("case", ["keda"])

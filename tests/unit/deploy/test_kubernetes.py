@@ -216,6 +216,26 @@ def test_nothing_to_scale_by_scales_nothing(changes: dict[str, Any]) -> None:
     assert made["kustomization.yaml"]["components"] == ["components/canary", "components/monitoring"]
 
 
+@pytest.mark.parametrize("autoscaler", ["hpa", "none"])
+def test_an_autoscaler_is_written_only_where_its_metric_is_scraped(autoscaler: str) -> None:
+    made = deployment(wishes={"monitoring": False, "autoscaler": autoscaler})
+    written = documents(made)
+    assert not [path for path in written if "autoscaling" in path]
+    assert written["chart/values.yaml"]["autoscaling"]["kind"] == "none"
+    doubts = kubernetes.TARGET.doubts(made)
+    assert ["--monitoring" in doubt for doubt in doubts] == ([True] if autoscaler == "hpa" else [])
+
+
+@pytest.mark.parametrize("autoscaler", ["hpa", "keda"])
+def test_what_an_autoscaler_asks_for_is_scraped_and_let_in(autoscaler: str) -> None:
+    made = deployment(wishes={"autoscaler": autoscaler})
+    written = documents(made)
+    assert {"components/autoscaling", "components/monitoring"} <= set(written["kustomization.yaml"]["components"])
+    assert "components/monitoring/servicemonitor.yaml" in written
+    assert "monitoring" in str(written["manifests/networkpolicy.yaml"]["spec"]["ingress"])
+    assert kubernetes.TARGET.doubts(made) == ()
+
+
 def test_scaling_stays_between_the_plan_and_twice_the_plan() -> None:
     spec = autoscaler(deployment(capacity={"replicas": 3}))
     assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 6)
@@ -336,6 +356,7 @@ def test_no_secret_is_written() -> None:
         ({"wishes": {"cache": "redis"}}, "redis"),
         ({"wishes": {"tls": True}}, "--domain"),
         ({"wishes": {"rate_limit_rps": 5.0}}, "--domain"),
+        ({"wishes": {"autoscaler": "keda", "monitoring": False}}, "--monitoring"),
         ({"engine": {"model": "a\x7fb"}}, "a\\x7fb"),
         ({"engine": {"inside": Launch(argv=("a\x85b",))}}, "lose"),
     ],
@@ -376,6 +397,52 @@ def test_the_script_fills_the_volume_byte_by_byte(tmp_path: Path, name: str) -> 
     assert (volume / "model" / "model.safetensors").read_bytes() == bytes(range(256))
     assert not (volume / "model" / "model.safetensors").is_symlink()
     assert "delete pod tiny-model-loader" in (tmp_path / "volume.calls").read_text()
+
+
+def test_a_folder_is_looked_for_from_where_the_script_was_started(tmp_path: Path) -> None:
+    stack, volume, kubectl = tmp_path / "stack", tmp_path / "volume", tmp_path / "kubectl"
+    for folder in (stack, volume, tmp_path / "copy"):
+        folder.mkdir()
+    (tmp_path / "copy" / "config.json").write_text("{}")
+    kubectl.write_text(FAKE_KUBECTL)
+    kubectl.chmod(0o755)
+    script = stack / "fill-model.sh"
+    script.write_text(kubernetes.files(deployment())["manifests/fill-model.sh"].text)
+    told = subprocess.run(
+        ["sh", "stack/fill-model.sh", "copy"], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "KUBECTL": str(kubectl), "VOLUME": str(volume)},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert (volume / "model" / "config.json").read_text() == "{}"
+
+
+def removed(made: Deployment) -> set[str]:
+    return {w for words, _ in kubernetes.TARGET.after(made) if "delete" in words for w in words if "/" in w}
+
+
+def test_what_a_former_configuration_had_and_this_one_has_not_is_deleted_by_name() -> None:
+    """And nothing that is there: an object is either applied or deleted."""
+    full = deployment(wishes={"domain": "a.b"}, engine={"inside": Launch(argv=("x",), files={"/a": "b"})})
+    assert removed(full) == set()
+    bare = deployment(wishes={"monitoring": False}, engine={"metrics_path": None})
+    gone = {"ingress/tiny", "horizontalpodautoscaler/tiny", "service/tiny-metrics", "configmap/tiny-files"}
+    of_the_canary = {f"{kind}/tiny-canary" for kind in ("deployment", "service", "configmap")}
+    assert removed(bare) == gone | of_the_canary | {"configmap/tiny-dashboard"}
+    for made in (full, bare):
+        there = {f"{o['kind'].lower()}/{o['metadata']['name']}" for o in documents(made).values() if "metadata" in o}
+        assert not removed(made) & there
+        assert (gone | {"deployment/tiny-canary"}) - there == (
+            set() if made is full else gone | {"deployment/tiny-canary"}
+        )
+
+
+@pytest.mark.parametrize(("changes", "anew"), [({}, False), ({"slos": ()}, True)])
+def test_another_description_starts_the_canary_anew(changes: dict[str, Any], anew: bool) -> None:
+    pods = [
+        documents(made)["components/canary/deployment.yaml"]["spec"]["template"]["metadata"]["annotations"]
+        for made in (deployment(), deployment(evidence=changes))
+    ]
+    assert (pods[0] != pods[1]) == anew
 
 
 def test_a_model_that_is_not_there_is_an_error_of_one_line(tmp_path: Path) -> None:

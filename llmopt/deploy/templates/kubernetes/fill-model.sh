@@ -4,6 +4,11 @@
 #   ./fill-model.sh FOLDER     with another copy of the same model
 # KUBECTL names another kubectl, or one with a context: KUBECTL="kubectl --context prod" ./fill-model.sh
 set -eu
+# A folder that was named is looked for from where this was started.
+[ $# -eq 0 ] || case $1 in
+    /*) ;;
+    *) set -- "$PWD/$1" ;;
+esac
 cd "$(dirname "$0")"
 KUBECTL=${KUBECTL:-kubectl}
 NAMESPACE={{ namespace|sh }}
