@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from llmopt.pipeline.gate_question import Question
     from llmopt.pipeline.sides import Ways
 
+UNSURE = ("skip", "fail")
 WIDTH = 130  # of the table in a failure
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmopt", "speed, memory and quality of language model servers")
     group.addoption(
-        "--llmopt-on-inconclusive", choices=("skip", "fail"), default="skip",
+        "--llmopt-on-inconclusive", choices=UNSURE, default="skip",
         help="What assert_no_regression does where a gate cannot tell: skip the test (default), or fail it.",
     )  # fmt: skip
     group.addoption(
@@ -76,8 +77,9 @@ class Gate:
         from llmopt.pipeline.gating import gate
 
         option = self.request.config.getoption
-        unsure = on_inconclusive or option("--llmopt-on-inconclusive")
+        unsure = option("--llmopt-on-inconclusive") if on_inconclusive is None else on_inconclusive
         try:
+            require_word(unsure)
             question = question_of(metrics, quality, allow, rounds, budget, confidence, seed)
             ways = ways_of(Path(results or option("--llmopt-results")), load)
             found = document(gate(base, candidate, ways, question), question, inconclusive_passes=False)
@@ -93,6 +95,14 @@ class Gate:
         if found["status"] == "inconclusive":
             undecided(text(found), unsure)
         return found
+
+
+def require_word(on_inconclusive: str) -> None:
+    """Raise UsageError for a word that is none: nothing that cannot be told passes."""
+    from llmopt.core.errors import UsageError
+
+    if on_inconclusive not in UNSURE:
+        raise UsageError(f"on_inconclusive={on_inconclusive!r} is neither skip nor fail", hint="skip or fail")
 
 
 def undecided(words: str, unsure: str) -> NoReturn:

@@ -26,6 +26,7 @@ def nothing_succeeded(
         f"all {len(tried)} requests to {endpoint.shown} failed: {reason}",
         hint=remedy(kind, target, endpoint, adapters),
         errors=dict(Counter(t.error_kind or "none" for t in tried)),
+        begun=any(t.chunks_ns for t in tried),
     )
 
 
@@ -82,7 +83,7 @@ def remedy(kind: str, target: Target, endpoint: Endpoint, adapters: Sequence[str
     if kind == "http_429":
         return "the server limits its rate: a lower load, or --retries 3"
     if kind in ("timeout", "stalled"):
-        return "raise --request-timeout or --stall-timeout; read the server's log"
+        return "read the server's log; llmopt bench waits longer with --request-timeout or --stall-timeout"
     if kind == "refused":
         return "is the server running, and the address right?"
     return "read the server's log"

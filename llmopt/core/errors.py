@@ -53,11 +53,15 @@ class ServerError(LlmoptError):
 
 
 class NothingAnswered(ServerError):
-    """``errors``: how many requests failed in which way, by the client's words (``refused``, ``http``, ``timeout`` …)."""
+    """``errors``: how many requests failed in which way, by the client's words (``refused``, ``http``, ``timeout`` …).
 
-    def __init__(self, message: str, *, hint: str | None = None, errors: dict[str, int]) -> None:
+    ``begun``: some answer had begun before it broke off.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, errors: dict[str, int], begun: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.errors = errors
+        self.begun = begun
 
 
 class StoreError(LlmoptError):

@@ -23,6 +23,7 @@ OFF = 0.02  # an answer, or a prompt, of another length than asked by more than 
 LEAST_SHARE = 0.01
 # Failures that all fall into one block may be one accident.
 FEWEST_BLOCKS = 2
+MOST_BEFORE = 0.5  # of the base's requests, where all of the candidate's fail
 LEAST_SPREAD = 1e-4  # of the share of a block: equal shares are no proof of no spread at all
 
 
@@ -130,7 +131,10 @@ def share(name: str, base: Sequence[tuple[int, int]], candidate: Sequence[tuple[
     outcome: Outcome = "pass"
     words = "as many" if bad_a == bad_b else f"{bad_b} of {all_b} against {bad_a} of {all_a}"
     if now - before >= LEAST_SHARE:
-        surely = fisher(bad_a, all_a, bad_b, all_b) <= error and welch(shares(base), shares(candidate)) <= error
+        # One session of the base says nothing of how far sessions are apart, and all of every one is no chance.
+        all_of_all = bad_b == all_b and len(candidate) >= FEWEST_BLOCKS and before < MOST_BEFORE
+        surely = fisher(bad_a, all_a, bad_b, all_b) <= error
+        surely = surely and (all_of_all or welch(shares(base), shares(candidate)) <= error)
         outcome = "regression" if surely else "inconclusive"
         alone = sum(bad > 0 for bad, _ in candidate) < FEWEST_BLOCKS
         words += "" if surely else f"{', all in one block' if alone else ''}: that may be chance, or not"

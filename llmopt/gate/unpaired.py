@@ -59,8 +59,8 @@ def part(readings: Sequence[Reading], threshold: Threshold, noise: SessionNoise)
     middle = math.fsum(means) / len(means)
     of_a_day: dict[str, list[float]] = defaultdict(list)
     for group, mean in zip(groups, means, strict=True):
-        of_a_day[min(r.started_at for r in group)[:DATE]].append(mean)
-    days = [math.fsum(day) / len(day) for day in of_a_day.values()]
+        of_a_day[day(group)].append(mean)
+    days = [math.fsum(values) / len(values) for values in of_a_day.values()]
     if len(days) >= ENOUGH:
         center = math.fsum(days) / len(days)
         return Part(mean=center, variances=((square(days, center) / (len(days) - 1) / len(days), len(days) - 1),))
@@ -71,6 +71,15 @@ def part(readings: Sequence[Reading], threshold: Threshold, noise: SessionNoise)
     if len(groups) == 1 and len(inside) > 1:
         variances.append((square(inside, 0.0) / (len(inside) - 1) / len(inside), len(inside) - 1))
     return Part(mean=middle, variances=tuple(variances))
+
+
+def day(session: Sequence[Reading]) -> str:
+    return min(r.started_at for r in session)[:DATE]
+
+
+def has_own_noise(readings: Sequence[Reading]) -> bool:
+    """Whether a side has so many days that it speaks for itself, as in ``part``."""
+    return len({day(group) for group in sessions(readings)}) >= ENOUGH
 
 
 def square(values: Sequence[float], middle: float) -> float:

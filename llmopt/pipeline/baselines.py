@@ -15,14 +15,17 @@ from llmopt.gate import baselines
 from llmopt.gate.baselines import Baseline
 from llmopt.gate.thresholds import parse_thresholds
 from llmopt.pipeline.experiment import counts_beside
-from llmopt.pipeline.sides import home_of
+from llmopt.pipeline.gating_stored import refuse_duplicates
+from llmopt.pipeline.sides import Stored, home_of
 
 SUMMARY = ("name", "accepted_at", "age_days", "old", "cases", "runs", "machines", "here")
 
 
 def accept(name: str, texts: Sequence[str], results: Path) -> dict[str, Any]:
     """Keep the runs that ``texts`` name. Raises UsageError, StoreError."""
-    pairs = [(run, counts_beside(run, home)) for text in texts for run, home in runs_of(text, results)]
+    found = [one for text in texts for one in runs_of(text, results)]
+    refuse_duplicates(Stored(label=", ".join(texts), runs=tuple(run for run, _ in found), counts={}))
+    pairs = [(run, counts_beside(run, home)) for run, home in found]
     if not pairs:
         raise StoreError(f"there is no run in {', '.join(texts)}", hint="measure something first: llmopt bench")
     files = baselines.set_baseline(results, name, pairs)

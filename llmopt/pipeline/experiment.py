@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +23,7 @@ from llmopt.core.domain import Measurement, stable_hash
 from llmopt.core.errors import Inconclusive, Interrupted, NothingAnswered, ServerError, StoreError
 from llmopt.core.files import write_atomic
 from llmopt.core.machine import this_machine
+from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.store import load_traces, machine_folder, read_run, record_file
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.counts import Counts, counts_of
@@ -36,6 +37,8 @@ JOBS = ("GITHUB_RUN_ID", "CI_PIPELINE_ID")
 STALE_S = 6 * 3600
 # What a client hears of a server that is not there.
 SILENT = {"refused", "reset", "timeout", "none"}
+# What it hears where it asked for a wrong name, without a key, or too often: that says nothing of the candidate.
+ASKED_WRONGLY = {f"http_{status}" for status in (401, 403, 404, 405, 422, 429)}
 
 
 class ServerGone(Inconclusive):
@@ -74,7 +77,8 @@ def gate_key(base: Contestant, candidate: Contestant, asked: Any) -> str:
     here: list[str] = []
     if not (base.restarts and candidate.restarts):  # behind an address there may be another server in another job
         here = [commit_here(), *(os.environ.get(name, "") for name in JOBS)]
-    return stable_hash([base.identity, candidate.identity, asked, this_machine().fingerprint, here])[:16]
+    how = [asked, this_machine().fingerprint, here, MEASURING_REVISION]
+    return stable_hash([base.identity, candidate.identity, *how])[:16]
 
 
 def open_state(results: Path, key: str, seed: int | None, say: Callable[[str], None], *, lasting: bool = True) -> State:
@@ -161,9 +165,8 @@ class Experiment:
                     self.seen.add(side)
                     runs.append(DoneRun(side=side, session=session, run_id=run.run_id))
         except ServerError as error:
-            failed = error.errors if isinstance(error, NothingAnswered) else {}
-            answers = bool(failed.keys() - SILENT)  # it is there, and what it says is no
-            if number == 0 and (side == "base" or not answers) and not contestant.restarts:
+            failed, answers = what_failed(error)
+            if number == 0 and (side == "base" or not answers or asked_wrongly(failed)) and not contestant.restarts:
                 raise
             if not contestant.restarts and not answers:
                 raise ServerGone(
@@ -185,6 +188,18 @@ class Experiment:
         for run in runs:
             sides[run.side].append(lost_reading(run) if not run.run_id else stored_reading(self.results, run))
         return Block(number=number, base=tuple(sides["base"]), candidate=tuple(sides["candidate"]))
+
+
+def what_failed(error: ServerError) -> tuple[dict[str, int], bool]:
+    """The requests that failed by kind, and whether the server is there: it said no, or broke answers off and took others."""
+    if not isinstance(error, NothingAnswered):
+        return {}, False
+    broke_off = error.begun and "refused" not in error.errors
+    return error.errors, broke_off or bool(error.errors.keys() - SILENT)
+
+
+def asked_wrongly(failed: Mapping[str, int]) -> bool:
+    return bool(failed) and failed.keys() <= ASKED_WRONGLY
 
 
 def lost_reading(run: DoneRun) -> Reading:
@@ -212,24 +227,31 @@ def counts_beside(run: Measurement, results: Path) -> Counts:
         return counts_of(load_traces(file))
     failed = int(run.metrics.get("requests_failed") or 0)
     good = int(run.metrics.get("requests_ok") or 0)
+    told, asked = run.tokens.get("server"), int(run.tokens.get("requested") or 0)
     return Counts(
         planned=failed + good, failed=failed, dropped=int(run.metrics.get("dropped") or 0),
-        errors=dict(run.metrics.get("errors") or {}), prompt_tokens=run.tokens.get("prompt"), output_tokens=run.tokens.get("server"),
-        requested_tokens=int(run.tokens.get("requested") or 0),
+        errors=dict(run.metrics.get("errors") or {}), prompt_tokens=run.tokens.get("prompt"), output_tokens=told,
+        requested_tokens=asked, short=0 if asked and told == asked else None,  # all in all as many as were asked for: none was cut
     )  # fmt: skip
 
 
 def reading_of(run: Measurement, counts: Counts) -> Reading:
     """What a record says to the gate."""
     died = any(d.code == "server_restarted" for d in run.verdict.reasons)
+    invalid = tuple(d.message for d in run.verdict.reasons if d.severity == "invalid")
+    if run.verdict.status == "invalid" and not invalid:
+        invalid = (f"the verdict of {run.run_id} is invalid",)
     return Reading(
         run_id=run.run_id,
         metrics=run.metrics,
         counts=replace(counts, crashes=max(counts.crashes, int(died))),
         quality=run.quality,
-        invalid=tuple(d.message for d in run.verdict.reasons if d.severity == "invalid") + missing(run, counts),
+        invalid=invalid + missing(run, counts),
         session=run.session,
         started_at=run.started_at,
+        model=run.artifact.get("base_key"),
+        # A smaller cache costs quality that the weights do not.
+        unquantized=run.artifact.get("method") == "none" and (run.serve.get("kv_cache_dtype") or "auto") == "auto",
     )
 
 

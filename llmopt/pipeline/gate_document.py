@@ -16,12 +16,15 @@ from llmopt.pipeline.gate_question import Question, Verdict
 SCHEMA = 1
 ORDER: tuple[Status, ...] = ("regression", "inconclusive", "pass")
 NOT_PAIRED = "stored runs were not paired: what differs between their sessions cannot be told from the change"
-CONFOUNDED = {
-    "assumed": f"{NOT_PAIRED}; their noise is assumed to be 5 %: llmopt gate calibrate measures it",
-    "calibrated": f"{NOT_PAIRED}; their noise is that of llmopt gate calibrate",
-    "starts": "a server behind a URL is not started anew: what its one start decided (memory, clocks, neighbours) counts as its own,"
-    " and the confidence holds for these two starts; a recipe or an artifact is started anew for every run",
+NOISE = {
+    "assumed": "assumed to be 5 % (llmopt gate calibrate measures it)",
+    "calibrated": "that of llmopt gate calibrate",
+    "days": "what its own days are apart",
 }
+STARTS = (
+    "a server behind a URL is not started anew: what its one start decided (memory, clocks, neighbours) counts as its own,"
+    " and the confidence holds for these two starts; a recipe or an artifact is started anew for every run"
+)
 UNSTEADY = 0.05  # spread of a block's difference above which a clock is no good witness
 
 
@@ -191,6 +194,18 @@ def causes(changes: Sequence[Change], counted: Sequence[Counted]) -> list[str]:
     return found
 
 
+def confounded(sources: Sequence[str]) -> list[str]:
+    """What stands in the change beside the candidate, and where the noise of each side is from."""
+    if sources == ("starts",):
+        return [STARTS]
+    if not any(source in NOISE for source in sources):
+        return []
+    sides = zip(("base", "candidate"), sources, strict=True)
+    if len(set(sources)) == 1:
+        return [f"{NOT_PAIRED}; the noise of each side is {NOISE[sources[0]]}"]
+    return [f"{NOT_PAIRED}; the noise is " + ", ".join(f"{NOISE[s]} ({side})" for side, s in sides if s in NOISE)]
+
+
 def notes(verdict: Verdict) -> list[str]:
     found = verdict.judgement
     notes = list(found.notes)
@@ -200,8 +215,7 @@ def notes(verdict: Verdict) -> list[str]:
             notes.append(
                 f"{one.threshold.name}: as many blocks with this noise find a loss of {least} in four of five gates"
             )
-    if verdict.confounded:
-        notes.append(CONFOUNDED[verdict.confounded])
+    notes += confounded(verdict.confounded)
     if verdict.unmeant:
         names = " ".join(f"--allow {name}" for name in verdict.unmeant)
         notes.append(f"differences that nobody allowed stand in the way of a pass: {names}, if they are what you test")

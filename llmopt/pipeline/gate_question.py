@@ -43,7 +43,8 @@ class Question:
 class Verdict:
     """One pair of cases, judged. ``design`` is ``None`` for stored runs, of which none was planned here.
 
-    ``confounded``: where the noise between sessions is from, of stored runs; ``unmeant``: differences that nobody allowed.
+    ``confounded``: where the noise between sessions is from, of stored runs for each side; ``unmeant``: differences that
+    nobody allowed.
     """
 
     base: str
@@ -53,5 +54,5 @@ class Verdict:
     design: Design | None
     seconds: float
     runs: tuple[tuple[str, ...], tuple[str, ...]]
-    confounded: str = ""
+    confounded: tuple[str, ...] = ()
     unmeant: tuple[str, ...] = ()

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
 from llmopt.core.domain import workload_identity
-from llmopt.core.errors import Inconclusive, UsageError
+from llmopt.core.errors import Inconclusive, Interrupted, LlmoptError, ServerError, StoreError, UsageError
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.design import FEWEST, Design, Side, make_design
 from llmopt.gate.differences import differences, require_allowed
 from llmopt.gate.judge import Judgement, judge, known
 from llmopt.gate.quality import compare_quality
-from llmopt.pipeline.experiment import Experiment, State, gate_key, open_state, save_state, stored_runs
+from llmopt.pipeline.experiment import Experiment, ServerGone, State, gate_key, open_state, save_state, stored_runs
 from llmopt.pipeline.gate_question import Question, Verdict
 from llmopt.pipeline.gating_stored import stored_gate, with_partners
 from llmopt.pipeline.reporter import Within
@@ -41,6 +41,7 @@ def gate(base: str, candidate: str, ways: Ways, question: Question) -> list[Verd
 def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Question) -> Verdict:
     """Measure until a look decides, or all blocks are there."""
     require_one_workload(base, candidate, question.allow)
+    require_proofs(base, candidate, question)
     state = open_state(
         ways.results,
         gate_key(base, candidate, question.asked),
@@ -52,9 +53,14 @@ def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Qu
         base=base, candidate=candidate, results=ways.results, report=ways.report, state=state, workers=question.workers
     )
     with ways.report.task(f"{base.label} against {candidate.label}, blocks", question.blocks) as shown:
-        blocks, design, found = until_decided(work, question, Within(ways.report, shown, question.blocks))
-    state.finished = True
-    save_state(ways.results, state)
+        try:
+            blocks, design, found = until_decided(work, question, Within(ways.report, shown, question.blocks))
+        except (Interrupted, ServerGone, ServerError, StoreError):
+            raise  # the same command goes on with the blocks that are kept
+        except LlmoptError:
+            finish(work)  # these blocks would only say the same again
+            raise
+    finish(work)
     return Verdict(
         base=base.label,
         candidate=candidate.label,
@@ -63,8 +69,14 @@ def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Qu
         design=design,
         seconds=sum(state.seconds),
         runs=(run_ids(b.base for b in blocks), run_ids(b.candidate for b in blocks)),
-        confounded="" if base.restarts and candidate.restarts else "starts",
+        confounded=() if base.restarts and candidate.restarts else ("starts",),
     )
+
+
+def finish(work: Experiment) -> None:
+    work.state.finished = True
+    if work.state.blocks:
+        save_state(work.results, work.state)
 
 
 def until_decided(work: Experiment, question: Question, report: Within) -> tuple[list[Block], Design, Judgement]:
@@ -134,6 +146,15 @@ def require_one_workload(base: Contestant, candidate: Contestant, allow: Sequenc
             + "; ".join(f"{name} {one[name]} against {other.get(name)}" for name in names[:3]),
             hint="give both recipes the same workload; or --allow workload if that is what you test",
         )
+
+
+def require_proofs(base: Contestant, candidate: Contestant, question: Question) -> None:
+    """Before anything is measured. Raises UsageError for a quality that somebody named and one side was not proven in."""
+    ours, theirs = (
+        [Reading(run_id=c.label, metrics={}, quality=c.quality, model=c.model, unquantized=c.unquantized)]
+        for c in (base, candidate)
+    )
+    compare_quality(ours, theirs, question.quality, confidence=question.confidence)
 
 
 def run_ids(groups: Iterable[Sequence[Reading]]) -> tuple[str, ...]:

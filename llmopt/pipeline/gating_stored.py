@@ -16,41 +16,32 @@ from llmopt.gate.differences import CASES, differences, require_allowed
 from llmopt.gate.judge import judge_stored, without_pass
 from llmopt.gate.noise import noise_between_sessions
 from llmopt.gate.thresholds import Threshold
-from llmopt.gate.unpaired import SessionNoise
-from llmopt.pipeline.experiment import counts_beside, reading_of
+from llmopt.gate.unpaired import SessionNoise, has_own_noise
+from llmopt.pipeline.experiment import DoneRun, asked_wrongly, counts_beside, lost_reading, reading_of, what_failed
 from llmopt.pipeline.gate_question import Question, Verdict
 from llmopt.pipeline.measuring import RunOptions, measure_and_save
 from llmopt.pipeline.sides import Contestant, Stored, Ways
 
 RUNS_OF_A_SESSION = 2
 FEWEST_SESSIONS = 2
+LOST_SESSIONS = 2
 
 
 def stored_gate(
     base: Sequence[Contestant] | Stored, candidate: Sequence[Contestant] | Stored, ways: Ways, question: Question
 ) -> list[Verdict]:
     """Unpaired: at least one side was measured before. The other, where it can be measured, is measured now."""
-    idle = {"--rounds": question.rounds, "--budget": question.budget_s, "--seed": question.seed}
-    if (
-        isinstance(base, Stored)
-        and isinstance(candidate, Stored)
-        and (named := [f for f, v in idle.items() if v is not None])
-    ):
-        raise UsageError(
-            f"both sides are stored, nothing is measured: {' and '.join(named)} would change nothing",
-            hint="leave that out; or name a recipe, an artifact or a URL to measure",
-        )
+    refuse_idle(question, both_stored=isinstance(base, Stored) and isinstance(candidate, Stored))
     for side, other in ((base, candidate), (candidate, base)):
         if isinstance(side, Stored):
             refuse_duplicates(side)
             if not isinstance(other, Stored) and "workload" not in question.allow:
                 require_measured_alike(side, other)
-    sides = [side if isinstance(side, Stored) else measured_now(side, ways, question) for side in (base, candidate)]
-    if shared := {r.run_id for r in sides[0].runs} & {r.run_id for r in sides[1].runs}:
-        raise UsageError(
-            f"both sides have the run {min(shared)}: that is no comparison",
-            hint="name two sets of runs that are not the same",
-        )
+    sides = [
+        side if isinstance(side, Stored) else measured_now(side, ways, question, keep_lost=side is candidate)
+        for side in (base, candidate)
+    ]
+    refuse_shared(*sides)
     pairs = cases_in_common(sides[0], sides[1])
     verdicts = [judge_pair(one, other, ways, question.shared_by(len(pairs))) for one, other in pairs]
     cases = [by_case(side) for side in sides]
@@ -90,15 +81,17 @@ def require_measured_alike(side: Stored, others: Sequence[Contestant]) -> None:
             )
 
 
-def measured_now(side: Sequence[Contestant], ways: Ways, question: Question) -> Stored:
+def measured_now(side: Sequence[Contestant], ways: Ways, question: Question, *, keep_lost: bool) -> Stored:
     """Sessions of two runs each, ``--rounds`` of them or as many as the budget holds, for the side that can be measured.
 
-    Raises Inconclusive for a server that fails; its runs until then are kept as all runs are.
+    ``keep_lost``: a server that answers, and only with errors, is a finding; two such sessions end it.  Raises Inconclusive
+    for any other that fails; its runs until then are kept as all runs are.
     """
     runs: list[Measurement] = []
+    lost: dict[str, tuple[Reading, ...]] = {}
     for contestant in side:
-        started, number = time.monotonic(), 0
-        while more_sessions(number, time.monotonic() - started, question):
+        started, number, gone = time.monotonic(), 0, lost.setdefault(contestant.case_key, ())
+        while len(gone) < LOST_SESSIONS and more_sessions(number, time.monotonic() - started, question):
             try:
                 with contestant.opened(ways.report) as subject:
                     for place in range(RUNS_OF_A_SESSION):
@@ -109,12 +102,22 @@ def measured_now(side: Sequence[Contestant], ways: Ways, question: Question) -> 
                             measure_and_save(subject, contestant.workload, options, ways.report, warm=warm, word=word)
                         )
             except ServerError as error:
+                failed, answers = what_failed(error)
+                wrongly = asked_wrongly(failed) and not contestant.restarts
+                if keep_lost and answers and not wrongly:
+                    ways.report.say(f"{contestant.label}, session {number + 1}: {error.message}")
+                    one = DoneRun(side="candidate", session=f"lost-{number}", problem=error.message, errors=failed)
+                    gone = lost[contestant.case_key] = (*gone, lost_reading(one))
+                    number += 1
+                    continue
+                if wrongly and not runs:
+                    raise  # a wrong name or no key: nothing was measured
                 raise Inconclusive(
                     f"{contestant.label} failed in session {number + 1}: {error.message}",
                     hint=f"{len(runs)} run(s) are kept in {ways.results}; mend it, and the same command measures again",
                 ) from error
             number += 1
-    return Stored(label=side[0].label, runs=tuple(runs), counts={})
+    return Stored(label=side[0].label, runs=tuple(runs), counts={}, lost={k: v for k, v in lost.items() if v})
 
 
 def more_sessions(done: int, seconds: float, question: Question) -> bool:
@@ -123,11 +126,42 @@ def more_sessions(done: int, seconds: float, question: Question) -> bool:
     return done < FEWEST_SESSIONS or seconds * (done + 1) / done < question.budget_s
 
 
+def refuse_idle(question: Question, *, both_stored: bool) -> None:
+    """Raise UsageError for options that would change nothing."""
+    idle = {"--seed": question.seed}  # of the order of blocks, and here is none
+    if both_stored:
+        idle |= {"--rounds": question.rounds, "--budget": question.budget_s}  # type: ignore[dict-item]
+    if named := [flag for flag, value in idle.items() if value is not None]:
+        sides = "both sides are stored, nothing is measured" if both_stored else "one side is stored, no order is drawn"
+        raise UsageError(
+            f"{sides}: {' and '.join(named)} would change nothing",
+            hint="leave that out; or name recipes, artifacts or URLs to measure",
+        )
+
+
+def refuse_shared(base: Stored, candidate: Stored) -> None:
+    """Raise UsageError for a run, or a copy of one, on both sides."""
+    ours = {mark: run.run_id for run in base.runs for mark in marks(run)}
+    for run in candidate.runs:
+        for mark in marks(run):
+            if mark in ours:
+                copy = "" if run.run_id == ours[mark] else f", as {ours[mark]} and as {run.run_id}"
+                raise UsageError(
+                    f"both sides have the run {run.run_id}{copy}: that is no comparison",
+                    hint="name two sets of runs that are not the same",
+                )
+
+
+def marks(run: Measurement) -> tuple[str, str]:
+    """What no second run has: its id, and all its figures together."""
+    return run.run_id, stable_hash(run.metrics)
+
+
 def refuse_duplicates(side: Stored) -> None:
     """Raise UsageError for one run that stands for several: a copy says nothing new, and makes everything look sure."""
     seen: dict[str, str] = {}
     for run in side.runs:
-        for mark in (run.run_id, stable_hash(run.metrics)):
+        for mark in marks(run):
             if mark in seen:
                 raise UsageError(
                     f"{side.label}: the run {run.run_id} is a copy of {seen[mark]}",
@@ -157,7 +191,12 @@ def by_case(side: Stored) -> dict[str, Stored]:
     cases: dict[str, list[Measurement]] = {}
     for run in side.runs:
         cases.setdefault(run.case_key, []).append(run)
-    return {key: replace(side, runs=tuple(runs)) for key, runs in cases.items()}
+    for key in side.lost:
+        cases.setdefault(key, [])
+    return {
+        key: replace(side, runs=tuple(runs), lost={k: v for k, v in side.lost.items() if k == key})
+        for key, runs in cases.items()
+    }
 
 
 def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) -> Verdict:
@@ -169,19 +208,20 @@ def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) 
     def noise(threshold: Threshold) -> SessionNoise:
         return noise_between_sessions(ways.results, base.runs[0], threshold)
 
-    judgement = judge_stored(
-        readings(base, ways.results), readings(candidate, ways.results), thresholds, question.quality,
-        noise=noise, confidence=question.confidence,
-    )  # fmt: skip
+    ours, theirs = readings(base, ways.results), readings(candidate, ways.results)
+    judgement = judge_stored(ours, theirs, thresholds, question.quality, noise=noise, confidence=question.confidence)
     judgement = without_pass(judgement, tuple(f"{name} differs" for name in unmeant))
     if dropped := [t.name for t in question.thresholds if t not in thresholds]:
         note = f"of two machines only what needs no clock is compared; left out: {', '.join(dropped)}"
         judgement = replace(judgement, notes=(*judgement.notes, note))
-    sources = {noise(change.threshold).source for change in judgement.changes}
+    found_noise = {noise(change.threshold).source for change in judgement.changes}
+    known = next((source for source in ("assumed", "calibrated") if source in found_noise), "")
+    sides = [[r for r in side if not r.invalid] for side in (ours, theirs)]
+    sources = tuple("days" if known and has_own_noise(side) else known for side in sides)
     return Verdict(
         base=base.words, candidate=candidate.words, judgement=judgement, differences=found, design=None, seconds=0.0,
         runs=(tuple(r.run_id for r in base.runs), tuple(r.run_id for r in candidate.runs)),
-        confounded=next((source for source in ("assumed", "calibrated") if source in sources), ""),
+        confounded=sources,
         unmeant=unmeant,
     )  # fmt: skip
 
@@ -198,6 +238,7 @@ def without_a_clock(thresholds: Sequence[Threshold]) -> tuple[Threshold, ...]:
 
 def readings(side: Stored, results: Path) -> list[Reading]:
     """Of stored runs; a baseline brings its counts with it."""
-    return [
+    there = [
         reading_of(run, side.counts.get(run.run_id) or counts_beside(run, side.folder or results)) for run in side.runs
     ]
+    return [*there, *(reading for lost in side.lost.values() for reading in lost)]

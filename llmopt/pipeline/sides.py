@@ -15,9 +15,10 @@ from llmopt.core.errors import UsageError
 from llmopt.core.files import scratch_folder
 from llmopt.core.run_index import load_runs, read_store
 from llmopt.gate.baselines import NAME, Baseline, baseline_folder, read_baseline
+from llmopt.gate.blocks import Reading
 from llmopt.gate.counts import Counts
 from llmopt.pipeline import plans
-from llmopt.pipeline.measuring import Subject, serving_case, url_subject
+from llmopt.pipeline.measuring import Subject, engine_version, serving_case, url_subject
 from llmopt.pipeline.proving import read_quality
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve.options import command_words
@@ -29,7 +30,8 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 class Contestant:
     """Something that can be measured: ``opened`` serves it, or takes it as it runs, for the time of a ``with`` block.
 
-    The reporter that ``opened`` is given hears of the start.
+    The reporter that ``opened`` is given hears of the start.  ``identity``: what must be the same for a gate to go on;
+    ``quality``, ``model`` and ``unquantized`` as in a ``Reading``.
     """
 
     label: str
@@ -37,20 +39,30 @@ class Contestant:
     workload: Workload
     restarts: bool
     opened: Callable[[Reporter], AbstractContextManager[Subject]]
+    case_key: str = ""
+    quality: dict[str, Any] | None = None
+    model: str | None = None
+    unquantized: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Runs that were measured before. ``baseline`` names the accepted ones that they are, ``accepted_at`` since when."""
+    """Runs that were measured before. ``baseline`` names the accepted ones that they are, ``accepted_at`` since when.
+
+    ``lost``: of what was measured now, sessions in which nothing succeeded, by the key of their case: there is no record.
+    """
 
     label: str
     runs: tuple[Measurement, ...]
     counts: Mapping[str, Counts]
     folder: Path | None = None
     baseline: Baseline | None = None
+    lost: Mapping[str, tuple[Reading, ...]] = field(default_factory=dict)
 
     @property
     def words(self) -> str:
+        if not self.runs:
+            return f"{self.label}: nothing succeeded"
         artifact, engine = self.runs[0].artifact, self.runs[0].backend
         what = f"{artifact.get('label') or artifact.get('quantization')} on {engine.get('name')}"
         age = f", {self.baseline.age_days:.0f} days old" if self.baseline else ""
@@ -123,7 +135,16 @@ def of_url(url: str, ways: Ways) -> Contestant:
     subject = url_subject(url, ways.model, results=ways.results, tokenizer=ways.tokenizer, headers=ways.headers)
     return Contestant(
         label=subject.label,
-        identity=[url, ways.model, workload_identity(asdict(ways.workload))],
+        identity=[
+            url,
+            ways.model,
+            workload_identity(asdict(ways.workload)),
+            ways.tokenizer,
+            sorted(ways.headers.items()),
+            subject.backend.get("engine"),
+            subject.backend.get("version"),
+        ],
+        case_key=subject.case_key(ways.workload),
         workload=ways.workload,
         restarts=False,
         opened=lambda report: contextlib.nullcontext(subject),
@@ -157,8 +178,11 @@ def of_case(case: Case, ways: Ways, quality: dict[str, Any] | None) -> Contestan
 
     words = " ".join(command_words(case.serve)[2:])  # the engine is in the label already
     return Contestant(
-        label=f"{case.label} {words}".strip(), identity=case.key, workload=case.workload, restarts=True, opened=opened
-    )
+        label=f"{case.label} {words}".strip(), workload=case.workload, restarts=True, opened=opened, case_key=case.key,
+        identity=[case.key, ways.python, engine_version(case.serve.backend, ways.python)],
+        quality=quality, model=case.artifact.base_fingerprint,
+        unquantized=case.artifact.quantization.method == "none" and (case.serve.kv_cache_dtype or "auto") == "auto",
+    )  # fmt: skip
 
 
 def paired(base: Sequence[Contestant], candidate: Sequence[Contestant]) -> list[tuple[Contestant, Contestant]]:

@@ -78,10 +78,15 @@ def markdown(document: dict[str, Any]) -> str:
         lines += [f"- {markdown_text(text)}" for text in remarks(case)]
         lines += [
             "",
-            f"{markdown_text(case_line(case))}; confidence {document['confidence']:.0%}, seed {case['seed']}.",
+            f"{markdown_text(case_line(case))}; confidence {confidence(document)}, seed {case['seed']}.",
             "",
         ]
     return "\n".join(lines)
+
+
+def confidence(document: dict[str, Any]) -> str:
+    """Its digits count: 99.99 % is not 100 %."""
+    return f"{100 * document['confidence']:.10g} %"
 
 
 def table_line(cells: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmopt.report.gate import HEADER, case_line, remarks, rows
+from llmopt.report.gate import HEADER, case_line, confidence, remarks, rows
 from llmopt.report.page_chart import WORDS, Chart, Spec, quantitative, spec
 from llmopt.report.page_timelines import Timeline
 
@@ -25,7 +25,7 @@ def gate_parts(document: dict[str, Any], _: Mapping[str, Timeline]) -> dict[str,
             for metric in case["metrics"]
             if metric["by_block"]
         ],
-        "notes": [f"Confidence {document['confidence']:.0%}; a change is candidate / base − 1."],
+        "notes": [f"Confidence {confidence(document)}; a change is candidate / base − 1."],
         "rows": [],
         "names": {},
     }  # fmt: skip

@@ -172,6 +172,14 @@ def test_words_of_args_that_cannot_be_told_apart_are_an_error(job, server):
     assert runner.run("Verdict")[0].returncode == 2
 
 
+def test_a_verdict_that_nobody_could_read_is_refused(job, server):
+    runner = job(base=f"{server}/v1", candidate=f"{server}/v1", args=f"{LOAD} --json")
+    done, found = runner.run("Gate")
+    assert done.returncode == 0, done.stderr
+    assert (found["status"], found["exit-status"]) == ("error", "2")
+    assert "args cannot have --json" in found["words"]
+
+
 def test_words_of_args_arrive_as_they_are_quoted(job, tmp_path):
     program = tmp_path / "llmopt"
     program.write_text("#!/bin/bash\nprintf '<%s>' \"$@\"\n")

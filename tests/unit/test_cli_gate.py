@@ -15,9 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from llmopt.cli import app
-from llmopt.core.domain import Doubt, Measurement, Verdict
+from llmopt.cli.shell import reporter
+from llmopt.core.domain import Doubt, Measurement, ServeOptions, Verdict, Workload
 from llmopt.core.machine import this_machine
 from llmopt.core.store import save_run
+from llmopt.pipeline import experiment, sides
 from llmopt.serve.scripted import running
 from unit.make import closed_loop, distribution, failed, metrics, run
 
@@ -366,3 +368,128 @@ def test_a_stored_side_of_another_workload_is_refused_before_the_other_is_measur
     base = folder("base")
     assert "requests 64 against 8" in refused(base, fast, *SMALL, status=2)
     assert not list(Path("results").glob("*/*.traces.json.gz"))
+
+
+@pytest.mark.parametrize("options", [("--only-model", "other"), ("--api-key", "k")])
+def test_a_candidate_that_was_asked_wrongly_is_an_error_and_no_regression(refused, server, options):
+    with running(*options) as url:
+        refused(f"{server}/x/ttft=5,itl=1/v1", url, *SMALL, "--rounds", "2", status=1)
+
+
+def test_a_candidate_that_breaks_every_answer_off_is_a_regression(gate, server):
+    done = gate(f"{server}/x/ttft=5,itl=1/v1", f"{server}/x/trap=reset/v1", *SMALL, "--rounds", "2", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["cases"][0]["reasons"]) == (3, ["failed requests"])
+
+
+def test_after_an_error_out_of_measured_blocks_the_same_command_measures_anew(refused, server):
+    fast, options = f"{server}/x/ttft=5,itl=1/v1", (*SMALL, "--rounds", "2", "--metric", "ttft_p99:5%")
+    refused(fast, fast, *options, status=2)
+    (state,) = Path("results/gates").glob("*.json")
+    before = json.loads(state.read_text())
+    assert before["finished"]
+    refused(fast, fast, *options, status=2)
+    assert json.loads(state.read_text())["blocks"] != before["blocks"]
+
+
+def test_a_slow_first_block_does_not_end_every_later_gate_of_the_budget(refused, server):
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    refused(fast, fast, *SMALL, "--budget", "1s", status=4)
+    (state,) = Path("results/gates").glob("*.json")
+    assert json.loads(state.read_text())["finished"]
+
+
+def test_a_named_quality_of_what_was_never_proven_is_refused_before_anything_is_measured(refused, server):
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    assert "the base has no kl" in refused(fast, fast, *SMALL, "--quality", "kl:0.01", status=2)
+    assert not list(Path("results").glob("*/*.traces.json.gz"))
+
+
+def test_with_another_header_it_is_another_gate(gate, server):
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    for value in "ab":
+        gate(fast, fast, *SMALL, "--rounds", "2", "--header", f"X-Some: {value}")
+    assert len(list(Path("results/gates").glob("*.json"))) == 2
+
+
+def test_after_a_change_of_measuring_or_of_the_engine_it_is_another_gate(monkeypatch):
+    one, other = (contestant(version) for version in "12")
+    key = experiment.gate_key(one, one, [])
+    assert experiment.gate_key(one, one, []) == key != experiment.gate_key(one, other, [])
+    monkeypatch.setattr(experiment, "MEASURING_REVISION", 99)
+    assert experiment.gate_key(one, one, []) != key
+
+
+def contestant(version):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sides, "engine_version", lambda backend, python: version)
+        quiet = reporter(quiet=True)
+        ways = sides.Ways(results=Path("results"), work=Path("work"), workload=Workload(), report=quiet,
+                          options=ServeOptions(backend="scripted"))  # fmt: skip
+        (found,) = sides.side_of("demo", ways)
+    return found
+
+
+# --- stored against measured now ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured_before(gate, server):
+    """A folder of two runs of a good server, in the load of ``SMALL``."""
+    for _ in range(2):
+        argv = ["bench", "--url", f"{server}/x/ttft=5,itl=1/v1", *SMALL, "--results", "before"]
+        assert CliRunner().invoke(app, argv).exit_code == 0
+    return "before"
+
+
+def test_a_server_that_answers_with_errors_alone_loses_against_stored_runs(gate, server, measured_before):
+    done = gate(measured_before, f"{server}/x/trap=server-error/v1", *SMALL, "--rounds", "2", "--junit", "gate.xml")
+    assert (done.exit_code, "failed requests" in done.stdout.splitlines()[0]) == (3, True), done.stderr
+    assert Path("gate.xml").exists()
+
+
+def test_a_server_that_was_asked_wrongly_is_an_error_against_stored_runs_too(refused, server, measured_before):
+    with running("--api-key", "k") as url:
+        assert "LLMOPT_API_KEY" in refused(measured_before, url, *SMALL, "--rounds", "2", status=1)
+
+
+def test_a_seed_that_would_draw_nothing_is_refused(refused, server):
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    assert "--seed would change nothing" in refused(folder("base"), fast, *SMALL, "--seed", "4", status=2)
+
+
+def test_copies_of_the_base_under_other_names_are_no_candidate(refused):
+    base = folder("base")
+    for number in range(8):
+        save_run(Path("copies"), measured(number, run_id=f"copy-{number}"), closed_loop())
+    assert "as run-0.01-0 and as copy-0: that is no comparison" in refused(base, "copies", *TPOT, status=2)
+
+
+def test_an_accepted_run_that_is_named_twice_is_refused(gate):
+    base = str(folder("base"))
+    done = CliRunner().invoke(app, ["baseline", "set", "main", base, base])
+    assert (done.exit_code, "is a copy of" in done.stderr) == (2, True)
+
+
+def test_the_noise_is_said_to_be_that_of_the_days_where_it_is(gate):
+    sides = (folder("base"), folder("same", tpot_s=0.010001))
+    assert "the noise of each side is what its own days are apart" in gate(*sides, *TPOT).stdout
+    words = gate(sides[0], folder("few", 2, tpot_s=0.010002), *TPOT).stdout
+    assert "the noise is what its own days are apart (base), assumed to be 5 %" in words
+
+
+def test_lengths_that_only_the_base_tells_are_no_pass(gate):
+    silent = [replace(t, output_tokens=None) for t in closed_loop()]
+    done = gate(folder("base"), folder("candidate", tpot_s=0.010001, traces=silent), *TPOT)
+    assert (done.exit_code, "output tokens of a request: known of the base alone" in done.stdout) == (4, True)
+
+
+def test_a_run_that_is_invalid_without_a_reason_does_not_count(refused):
+    broken = folder("candidate", tpot_s=0.010001, verdict=Verdict(status="invalid"))
+    assert "0 run(s) that count" in refused(folder("base"), broken, *TPOT, status=4)
+
+
+def test_another_tokenizer_is_no_pass_through_a_baseline_either(gate):
+    base = folder("base", tokens={"tokenizer": "x"})
+    assert CliRunner().invoke(app, ["baseline", "set", "main", str(base)]).exit_code == 0
+    done = gate("main", folder("candidate", tpot_s=0.010001, tokens={"tokenizer": "y"}), *TPOT)
+    assert (done.exit_code, "tokenizer differs" in done.stdout) == (4, True)

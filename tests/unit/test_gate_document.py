@@ -15,6 +15,7 @@ from llmopt.pipeline.gate_document import document
 from llmopt.pipeline.gate_question import Question, Verdict
 from llmopt.report import gate as report
 from llmopt.report.page import page
+from llmopt.report.page_gate import gate_parts
 from tests.unit.gate.blocks import blocks
 
 QUESTION = Question(thresholds=parse_thresholds(["tpot_p50:2%:3%", "ttft_p50:2%:3%"]), quality=())
@@ -50,6 +51,13 @@ def test_inconclusive_says_what_would_be_found_and_how_many_blocks_decide() -> N
     document = found(blocks(8, noise=0.06))
     assert "--rounds" in document["words"]
     assert any("four of five gates" in note for note in document["cases"][0]["notes"])
+
+
+@pytest.mark.parametrize(("confidence", "words"), [(0.9999, "99.99 %"), (0.99, "99 %"), (0.999999, "99.9999 %")])
+def test_no_digit_of_the_confidence_is_lost(confidence: float, words: str) -> None:
+    document = found(blocks(8)) | {"confidence": confidence}
+    assert f"confidence {words}," in report.markdown(document)
+    assert f"Confidence {words};" in gate_parts(document, {})["notes"][0]
 
 
 def test_a_change_has_the_direction_of_its_metric() -> None:

@@ -69,6 +69,12 @@ def test_a_word_that_is_no_argument_is_answered_with_the_nearest(tests):
     )
 
 
+def test_a_word_that_would_let_pass_what_cannot_be_told_is_refused(tests):
+    found = tests('"a", "b", on_inconclusive="pass"')
+    found.assert_outcomes(failed=1)
+    found.stdout.fnmatch_lines(["on_inconclusive='pass' is neither skip nor fail"])
+
+
 def test_a_string_is_not_taken_for_a_list(tests):
     tests('"a", "b", metrics="tpot_p50:5%"').stdout.fnmatch_lines(["hint: metrics=['tpot_p50:5%']"])
 

@@ -26,6 +26,12 @@ def test_failures_in_several_blocks_are_a_regression() -> None:
     assert outcomes([GOOD] * 5, [failing] * 5)["failed requests"] == "regression"
 
 
+def test_all_requests_of_every_block_are_no_chance_however_few_the_base_has() -> None:
+    dead = Counts(planned=60, failed=60)
+    assert outcomes([GOOD], [dead] * 2)["failed requests"] == "regression"
+    assert outcomes([GOOD], [dead])["failed requests"] == "inconclusive"
+
+
 def test_failures_in_one_block_may_be_an_accident() -> None:
     assert outcomes([GOOD] * 5, [replace(GOOD, failed=30), *[GOOD] * 4])["failed requests"] == "inconclusive"
 
