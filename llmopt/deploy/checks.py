@@ -30,6 +30,8 @@ UPSTREAM = re.compile(r"^(\s*server )([\w.-]*[a-zA-Z][\w.-]*)(:\d+ )", re.MULTIL
 CERTIFICATE = re.compile(r"^(\s*ssl_certificate(?:_key)? )([^;]+);", re.MULTILINE)
 KEYS = re.compile(r"^(\s*include )[^;]+;$", re.MULTILINE)
 URL_FILE_SINCE = (0, 26)
+# Two rules that make the same series are an error to it, and its end a good one unless it is told otherwise (2.42).
+CHECK_RULES = ("promtool", "check", "rules", "--lint-fatal")
 VARIABLE = re.compile(r"\$\$|\$\{\w+(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
 
 
@@ -109,11 +111,7 @@ def prometheus_config(folder: Path, path: Path) -> Checks:
 
 
 def prometheus_rules(folder: Path, path: Path) -> Checks:
-    yield by_program(
-        f"promtool check rules {path.relative_to(folder)}",
-        ["promtool", "check", "rules", path.name],
-        folder=path.parent,
-    )
+    yield by_program(f"promtool check rules {path.relative_to(folder)}", [*CHECK_RULES, path.name], folder=path.parent)
 
 
 def dashboard(folder: Path, path: Path) -> Checks:
@@ -130,7 +128,7 @@ def dashboard(folder: Path, path: Path) -> Checks:
     with tempfile.TemporaryDirectory(prefix="llmopt-queries-") as scratch:
         file = Path(scratch) / "queries.yml"
         file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}), encoding="utf-8")
-        yield by_program(name, ["promtool", "check", "rules", file.name], folder=scratch)
+        yield by_program(name, [*CHECK_RULES, file.name], folder=scratch)
 
 
 def alertmanager(folder: Path, path: Path) -> Checks:

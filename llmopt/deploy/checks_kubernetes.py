@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from llmopt.deploy.canary import DOCUMENT
-from llmopt.deploy.checks import Check, Checks, by_program, last, run, skipped
+from llmopt.deploy.checks import CHECK_RULES, Check, Checks, by_program, last, run, skipped
 
 VERSION = "1.34"  # of the schemas; what is written here is older than that, and still there in 1.37
 # Of operators, which bring their own schemas into a cluster.
@@ -114,9 +114,7 @@ def rules(objects: list[Object]) -> Checks:
         if found["kind"] == "PrometheusRule":
             with tempfile.TemporaryDirectory(prefix="llmopt-rules-") as scratch:
                 (Path(scratch) / "rules.yml").write_text(json.dumps(found["spec"]), encoding="utf-8")
-                yield by_program(
-                    "promtool check rules PrometheusRule", ["promtool", "check", "rules", "rules.yml"], folder=scratch
-                )
+                yield by_program("promtool check rules PrometheusRule", [*CHECK_RULES, "rules.yml"], folder=scratch)
 
 
 def helm_template(folder: Path, plain: list[Object]) -> list[Object] | None:

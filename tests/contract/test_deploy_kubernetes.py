@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hypothesis import assume, given, settings
 
-from llmopt.deploy import kubernetes
+from llmopt.deploy import checks_kubernetes, kubernetes
 from llmopt.deploy.checks import check
 from llmopt.deploy.kubernetes_objects import LOST
 from llmopt.deploy.kubernetes_scaling import adapter_rules, scaled_object, signal
@@ -274,3 +274,12 @@ def test_the_checks_find_a_fault(folder: Path, path: str, old: str, new: str, na
     if all(one.status == "skipped" for one in found):
         pytest.skip(found[0].why)
     assert "failed" in [one.status for one in found]
+
+
+def test_rules_that_make_one_series_twice_are_a_fault() -> None:
+    twice = {"groups": [{"name": "a", "rules": [{"record": "b", "expr": "up"}] * 2}]}
+    (found,) = checks_kubernetes.rules([{"kind": "PrometheusRule", "spec": twice}])
+    if found.status == "skipped":
+        pytest.skip(found.why)
+    assert found.status == "failed"
+    assert "duplicate" in found.why
