@@ -88,6 +88,7 @@ def test_real_programs_take_what_is_written(checked: list[Check], program: str) 
     [
         ("nginx.conf", "events {}\nhttp { server { listen 127.0.0.1:1; no_such_directive on; } }\n"),
         ("rules.yml", "groups: [{name: a, rules: [{record: b, expr: 'sum('}]}]\n"),
+        ("rules.yml", "groups: [{name: a, rules: [{record: b, expr: up}, {record: b, expr: up}]}]\n"),
         ("prometheus.yml", "global: {scrape_interval: soon}\n"),
         ("alertmanager.yml", "route: {receiver: nobody}\n"),
         ("llmopt.json", json.dumps({"panels": [{"targets": [{"expr": "rate(x[5m]"}]}]})),
@@ -392,6 +393,18 @@ def test_a_queue_longer_than_measured_is_told(tmp_path: Path, waiting: int, fire
     }
     series = {'vllm:num_requests_waiting{job="engine",instance="a:1"}': f"{waiting}x20"}
     promtool(tmp_path, made, series, at="10m", expected=[alert] if fires else [], name="QueueGrowing")
+
+
+@pytest.mark.parametrize(("failures", "value"), [("0x10 1x50", None), ("0x10 1x9 2x40", "3.333%")])
+def test_one_failed_probe_of_half_an_hour_is_no_ticket(tmp_path: Path, failures: str, value: str | None) -> None:
+    made = deployment()
+    name = "llmopt_probe_requests_total"
+    series = {  # two probes a minute
+        f'{name}{{job="canary",outcome="ok"}}': "0+2x10 21+2x9 40+2x40" if value else "0+2x10 21+2x50",
+        f'{name}{{job="canary",outcome="failed"}}': failures,
+    }
+    expected = [with_value(labels_of(made, "CanaryErrors"), value)] if value else []
+    promtool(tmp_path, made, series, at="35m", expected=expected, name="CanaryErrors")
 
 
 def test_an_alert_is_posted_to_the_webhook(tmp_path: Path) -> None:
