@@ -91,7 +91,10 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Slo:
-    """``ttft_p95<500ms``: this share (.95) of requests keeps ``metric`` (ttft, tpot, e2e …) within ``bound`` (its unit, mostly s)."""
+    """``ttft_p95<500ms``: this share (.95) of requests keeps ``metric`` (ttft, tpot, e2e …) within ``bound`` (its unit, mostly s).
+
+    ``implies``: wider ones on the same percentile, which were asked for too and follow from it.
+    """
 
     text: str
     metric: str
@@ -99,6 +102,7 @@ class Slo:
     bound: float
     measured: float | None
     chosen_by_us: bool = False  # no SLO was given: twice what was measured
+    implies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,21 +17,17 @@ import msgspec
 from llmopt import serve
 from llmopt.core.domain import Goal, Limit, Measurement
 from llmopt.core.errors import LlmoptError, UsageError
-from llmopt.core.limits import parse_limit
 from llmopt.core.metric_table import METRICS, value_of
 from llmopt.core.run_index import read_store
 from llmopt.core.run_table import RunTable
 from llmopt.core.store import read_run
-from llmopt.core.units import bound_that_holds
-from llmopt.deploy.plan import Evidence, Figure, Slo
+from llmopt.deploy.plan import Evidence, Figure
 from llmopt.pipeline import ranking
+from llmopt.pipeline.deploy_slos import slos_of
 from llmopt.pipeline.remembered import STATE
 from llmopt.recommend.constraints import make_goal
 from llmopt.report.saved import saved_document
 
-OF_SLOS = ("ttft", "tpot")  # what twice the measured is promised of where nobody gave an SLO
-PERCENTILES = ("p95", "p90", "p50")  # the highest of which there were samples enough
-SLACK = 2.0
 HEADLINE = ("ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95", "tps_p50", "e2e_p50", "e2e_p95", "output_tps", "requests_per_s",
             "error_rate", "peak_vram_bytes", "peak_rss_bytes", "load_s")  # fmt: skip
 
@@ -250,7 +246,7 @@ def known_of(chosen: Chosen, asked: Asked) -> Evidence:
         figures=figures_of(row),
         curve=tuple(row["curve"]),
         quality=row["quality"],
-        slos=slos_of(chosen, asked),
+        slos=slos_of(asked.slos, chosen.limits, chosen.workload.get("slos") or (), metrics),
         peak_memory_bytes=peak_of(row, "peak_rss_bytes"),
         peak_vram_bytes=peak_of(row, "peak_vram_bytes"),
         load_s=number(metrics, "load_s"),
@@ -316,43 +312,3 @@ def split(name: str) -> tuple[str | None, str | None]:
         return name, None
     metric, _, statistic = name.rpartition("_")
     return (metric, statistic) if metric in METRICS else (None, None)
-
-
-def slos_of(chosen: Chosen, asked: Asked) -> tuple[Slo, ...]:
-    """Those that were asked for now, else the goal's limits on latencies, else those that its runs were judged by, else ours."""
-    metrics = chosen.row["metrics"]
-    judged = [parse_limit(text, bare_distribution=True) for text in chosen.workload.get("slos") or ()]
-    for limits in ([parse_limit(text) for text in asked.slos], chosen.limits, judged):
-        if found := tuple(slo for limit in limits if not limit.default and (slo := slo_of(limit, metrics))):
-            return found
-    return ours(metrics)
-
-
-def slo_of(limit: Limit, metrics: dict[str, Any]) -> Slo | None:
-    """A limit on a percentile of what a request takes; ``None`` for others.
-
-    ``tps_p50>20`` says that half of the requests take at most 1/20 s a token: the same share of ``tpot``.
-    """
-    if METRICS[limit.metric].of_request is None or limit.statistic is None or not limit.statistic.startswith("p"):
-        return None
-    share, metric, bound = float(limit.statistic[1:]) / 100, limit.metric, limit.bound
-    if metric == "tps":
-        metric, bound, share = "tpot", 1 / limit.bound, round(1 - share, 4)
-    measured = value_of(metrics, METRICS[metric], f"p{round(share * 100)}")
-    return Slo(text=limit.text, metric=metric, share=share, bound=bound, measured=measured)
-
-
-def ours(metrics: dict[str, Any]) -> tuple[Slo, ...]:
-    """Twice what was measured, as a limit that can be written."""
-    found = []
-    for metric in OF_SLOS:
-        known = ((p, value_of(metrics, METRICS[metric], p)) for p in PERCENTILES)
-        percentile, value = next(((p, v) for p, v in known if v is not None), ("", None))
-        if value is not None:
-            text = f"{metric}_{percentile}<{bound_that_holds(SLACK * value, 's', at_most=True)}"
-            limit = parse_limit(text)
-            share = float(percentile[1:]) / 100
-            found.append(
-                Slo(text=text, metric=metric, share=share, bound=limit.bound, measured=value, chosen_by_us=True)
-            )
-    return tuple(found)

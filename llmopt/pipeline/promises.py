@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from llmopt.core.errors import UsageError
-from llmopt.core.limits import parse_limit
 from llmopt.deploy.plan import Evidence
 from llmopt.deploy.writing import DOCUMENT, SCHEMA
-from llmopt.pipeline.deploy_source import Asked, evidence_of, read_source, slo_of
+from llmopt.pipeline.deploy_slos import one_each, require_sound, slos_asked_for
+from llmopt.pipeline.deploy_source import Asked, evidence_of, read_source
 from llmopt.pipeline.measuring import check_url
 from llmopt.pipeline.verifying import Promise
 
@@ -44,7 +44,7 @@ def read_promise(where: str, wanted: Wanted) -> Promise:
             hint="llmopt deploy RANKING -o DIR --target … writes one; for a URL: http://…/v1 --against RANKING",
         )
     document = read_document(folder / DOCUMENT)
-    evidence = with_slos(evidence_of_document(document), wanted)
+    evidence = with_slos(evidence_of_document(document), wanted.slos)
     if wanted.against is not None:
         evidence = against(wanted)
     url = wanted.url or document["url"]
@@ -98,24 +98,20 @@ def read_document(file: Path) -> dict[str, Any]:
 def evidence_of_document(document: Mapping[str, Any]) -> Evidence:
     """As ``llmopt deploy`` wrote it down, beside all else. Raises UsageError."""
     try:
-        return msgspec.convert({f.name: document[f.name] for f in fields(Evidence) if f.name in document}, Evidence)
+        found = msgspec.convert({f.name: document[f.name] for f in fields(Evidence) if f.name in document}, Evidence)
     except msgspec.ValidationError as error:
         raise UsageError(f"the deployment's document lacks its evidence: {error}", hint="deploy it again") from error
+    for slo in found.slos:
+        require_sound(slo)
+    return replace(found, slos=one_each(found.slos))
 
 
-def with_slos(evidence: Evidence, wanted: Wanted) -> Evidence:
+def with_slos(evidence: Evidence, texts: Sequence[str]) -> Evidence:
     """With the SLOs that were asked for now, where there are any. Raises UsageError for what is no percentile of a request."""
-    if not wanted.slos:
+    if not texts:
         return evidence
-    figures = {name: figure.value for name, figure in evidence.figures.items()}
-    slos = []
-    for text in wanted.slos:
-        limit = parse_limit(text)
-        slo = slo_of(limit, {})
-        if slo is None:
-            raise UsageError(f"--slo {text!r} is no percentile of what a request takes", hint="--slo 'ttft_p95<500ms'")
-        slos.append(replace(slo, measured=figures.get(f"{slo.metric}_p{slo.share * 100:g}")))
-    return replace(evidence, slos=tuple(slos))
+    known = {name: figure.value for name, figure in evidence.figures.items()}
+    return replace(evidence, slos=slos_asked_for(texts, lambda metric, share: known.get(f"{metric}_p{share * 100:g}")))
 
 
 def tokenizer_in(artifact: str | None) -> str | None:

@@ -113,6 +113,9 @@ def notes(promise: Promise, level: Mapping[str, Any]) -> list[str]:
     if evidence.verdict != "valid":
         found.append(f"the runs behind the promise are {evidence.verdict}")
     found += [f"the promise itself is doubtful: {reason}" for reason in evidence.forced]
+    found += [
+        f"{' and '.join(slo.implies)}: kept with {slo.text}, which is tighter" for slo in evidence.slos if slo.implies
+    ]
     lacking = [m for m in ("ttft_p50", "tpot_p50", "requests_per_s") if m not in evidence.figures]
     if lacking:
         found.append(f"nothing was promised of {', '.join(lacking)}")

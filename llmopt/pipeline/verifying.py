@@ -154,7 +154,7 @@ def level_of(promise: Promise, effort: Effort, subject: Subject, replicas: int, 
     """``rounds`` runs. A server that answers nothing at all ends the first level, and is a result of a later one."""
     evidence = promise.evidence
     workload = times(workload_of(evidence.workload), replicas, [slo.share for slo in evidence.slos])
-    workload = replace(workload, slos=tuple(slo.text for slo in evidence.slos if slo.metric in METRICS))
+    workload = replace(workload, slos=tuple(slo.text for slo in evidence.slos))
     runs: list[Measurement] = []
     word = f"load of {replicas} of {promise.replicas} replica(s)" if promise.replicas > 1 else "the promised load"
     for place in range(effort.rounds):
@@ -175,7 +175,7 @@ def level_of(promise: Promise, effort: Effort, subject: Subject, replicas: int, 
 def judge(level: Level, promise: Promise, effort: Effort) -> dict[str, Any]:
     """One load: its SLOs, its figures against those that were promised for so many replicas, its failures."""
     error = 1 - effort.confidence
-    slos = [(slo, slo_found(level, slo, error)) for slo in promise.evidence.slos if slo.metric in METRICS]
+    slos = [(slo, slo_found(level, slo, error)) for slo in promise.evidence.slos]
     statuses = {found.status for _, found in slos}
     failures = failures_of(level)
     worst = (

@@ -116,13 +116,15 @@ def bounds(metric: str, slos: Sequence[Slo]) -> list[float]:
 def watch(promise: Promise, settings: Watch, say: Callable[[str], None]) -> None:
     """Until it is stopped. Raises UsageError for a port that is taken."""
     check_url(promise.url)
-    slos = [slo for slo in promise.evidence.slos if METRICS[slo.metric].of_request is not None]
-    canary = Canary(slos, promise.model)
+    canary = Canary(promise.evidence.slos, promise.model)
     with shown(canary, settings), clients(1) as crew:
         say(
             f"asking {without_secrets(promise.url)} every {settings.every_s:g} s; "
             f"metrics: http://{settings.host}:{settings.port}/metrics"
         )
+        for slo in promise.evidence.slos:
+            if slo.implies:
+                say(f"{' and '.join(slo.implies)}: counted with {slo.text}, which is tighter")
         for trace in probes(promise, settings, crew, say):
             canary.take(trace)
 

@@ -126,7 +126,12 @@ def slo_words(slo: Mapping[str, Any]) -> str:
     measured = "not measured" if slo["measured"] is None else f"measured {show(slo['measured'], unit)}"
     ours = "; nobody gave one: it is twice what was measured" if slo["chosen_by_us"] else ""
     share = f"{slo['share']:.0%} of requests within {show(slo['bound'], unit)}"
-    return f"**{markdown_text(slo['text'])}**: {share} ({measured}{ours})"
+    return f"**{markdown_text(slo['text'])}**: {share} ({measured}{ours}{markdown_text(implied_words(slo))})"
+
+
+def implied_words(slo: Mapping[str, Any]) -> str:
+    """One percentile has one SLO, the tightest: the others follow from it."""
+    return f"; {' and '.join(slo['implies'])} asked for as well, and kept with it" if slo.get("implies") else ""
 
 
 def quality_words(quality: Mapping[str, Any]) -> str:
@@ -229,6 +234,7 @@ def print_deployment(document: Mapping[str, Any], console: Console | None = None
     say(console, f"{heads[status]} ({len(document['files'])} files for {document['targets'][0]})", style="bold")
     say(console, f"{document['label']}, {plural(document['capacity']['replicas'], 'replica')}, at {document['url']}")
     print_lines(document["capacity"]["words"], console)
+    print_lines([f"{slo['text']}{implied_words(slo)}" for slo in document["slos"] if implied_words(slo)], console)
     if document["forced"]:
         print_lines([f"against its evidence: {reason}" for reason in document["forced"]], console)
     print_lines([boot_words(document["boot"]), *check_lines(document["checks"])], console)

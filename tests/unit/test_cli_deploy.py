@@ -109,6 +109,7 @@ def test_the_measured_threads_are_pinned(results):
     (("--name", "Not A Label"), "is no name of a service"),
     (("--rank", "7"), "--rank 7"),
     (("--slo", "ttft_p95<500"), "needs a unit"),
+    (("--slo", "requests_per_s>3"), "on a percentile of what a request takes"),
     (("--target", "kubernetes", "--domain", "x y"), "'x y' is no host name"),
     (("--target", "rayserve", "--domain", "http://foo/;"), "is no host name"),
     (("--target", "compose", "--monitoring", "--port", "9090"), "--port 9090 is that of a program of --monitoring"),
@@ -302,6 +303,26 @@ def test_another_target_is_another_stack(results):
     written(results, "--name", "one", target="shell")
     written(results, "--name", "one", target="compose")
     assert document(results)["replaces"]["target"] == "shell"
+
+
+def test_the_wider_of_two_slos_on_one_percentile_is_named(results):
+    done = written(results, "--slo", "ttft_p50<500ms", "--slo", "ttft_p50<400ms", "--monitoring")
+    words = "ttft_p50<500ms asked for as well, and kept with it"
+    assert words in " ".join(done.stdout.split())
+    assert "500ms asked for as well" in (results.parent / "out" / "README.md").read_text()
+    made = [
+        rule["record"]
+        for rule in rules_of(results)
+        if rule.get("labels", {}).get("slo") == "ttft_p50" and "record" in rule
+    ]
+    assert len(made) == len(set(made)) > 0
+
+
+def rules_of(results: Path) -> list[dict[str, Any]]:
+    import yaml
+
+    file = next((results.parent / "out").rglob("rules.yml"))
+    return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
 
 
 def test_a_file_s_purpose_is_that_of_its_folder(results):

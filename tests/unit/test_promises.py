@@ -70,6 +70,35 @@ def test_an_slo_that_no_request_has_is_refused(tmp_path: Path, slo: str) -> None
         read_promise(folder_of(tmp_path), Wanted(slos=(slo,)))
 
 
+@pytest.mark.parametrize(
+    "slo",
+    [
+        {"text": "ttft_p95<500ms", "metric": "ttfb", "share": 0.95, "bound": 0.5},
+        {"text": "ttft_p95<500ms", "metric": "ttft", "share": 9.5, "bound": 0.5},
+        {"text": "ttft_p95<500ms", "metric": "ttft", "share": 0.95, "bound": 0.4},
+        {"text": "requests_per_s>5", "metric": "requests_per_s", "share": 0.95, "bound": 5.0},
+    ],
+)
+def test_an_slo_of_a_document_that_is_none_is_refused(tmp_path: Path, slo: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is none that llmopt knows"):
+        read_promise(folder_of(tmp_path, slos=[slo | {"measured": None}]), Wanted())
+
+
+def test_of_two_slos_on_one_percentile_the_tighter_is_judged_and_says_so(tmp_path: Path) -> None:
+    wanted = Wanted(slos=("ttft_p95<500ms", "tps_p50>20", "ttft_p95<400ms", "tpot_p50<40ms"))
+    found = read_promise(folder_of(tmp_path), wanted).evidence.slos
+    assert [(s.text, s.implies) for s in found] == [
+        ("ttft_p95<400ms", ("ttft_p95<500ms",)),
+        ("tpot_p50<40ms", ("tps_p50>20",)),
+    ]
+
+
+def test_two_slos_of_a_document_on_one_percentile_are_one(tmp_path: Path) -> None:
+    twice = [asdict(slo) for slo in (*evidence().slos, replace(evidence().slos[0], text="ttft_p95<0.4s", bound=0.4))]
+    found = read_promise(folder_of(tmp_path, slos=twice), Wanted()).evidence.slos
+    assert [slo.text for slo in found] == ["ttft_p95<0.4s", "tpot_p95<50ms"]
+
+
 def test_a_load_is_that_of_all_replicas_with_requests_enough_for_its_percentiles() -> None:
     closed = times(Workload(concurrency=4, requests=64), 3, [0.5])
     assert (closed.concurrency, closed.requests) == (12, 192)

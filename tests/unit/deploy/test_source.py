@@ -129,6 +129,25 @@ def test_those_that_are_asked_for_now_go_first(results, tmp_path):
     assert [s.text for s in found(file, results, slos=("e2e_p50<9s",)).slos] == ["e2e_p50<9s"]
 
 
+@pytest.mark.parametrize("slo", ["requests_per_s>3", "ttft_mean<1s", "error_rate<1%", "tps_p50>0", "ttft_p95<=0s"])
+def test_one_that_is_asked_for_and_is_no_percentile_is_refused(results, tmp_path, slo):
+    file = ranking(results, tmp_path, "--slo", "ttft_p50<500ms")
+    with pytest.raises(UsageError, match="on a percentile of what a request takes"):
+        found(file, results, slos=(slo, "e2e_p50<9s"))
+
+
+def test_of_two_on_one_percentile_the_tighter_counts(results):
+    slos = found(results, results, slos=("tps_p50>2", "tpot_p50<400ms", "ttft_p50<2s", "ttft_p50<2s")).slos
+    assert [(s.text, s.implies) for s in slos] == [("tpot_p50<400ms", ("tps_p50>2",)), ("ttft_p50<2s", ())]
+
+
+def test_an_slo_of_a_ranking_whose_words_say_something_else_is_refused(results, tmp_path):
+    file = ranking(results, tmp_path, "--slo", "ttft_p50<500ms")
+    file.write_text(file.read_text().replace('"bound": 0.5', '"bound": 0.9').replace('"bound":0.5', '"bound":0.9'))
+    with pytest.raises(UsageError, match="none that llmopt knows"):
+        found(file, results)
+
+
 def test_a_rate_of_tokens_is_the_time_of_one(results, tmp_path):
     [slo] = found(ranking(results, tmp_path, "--slo", "tps_p50>2"), results).slos
     assert (slo.metric, slo.share, slo.bound) == ("tpot", 0.5, 0.5)
