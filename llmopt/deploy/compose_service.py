@@ -12,7 +12,8 @@ from llmopt.deploy.templates import without_nul
 FILES_LABEL = "llmopt.files"
 
 
-def published(inside: int, port: int, *, everywhere: bool = False) -> dict[str, Any]:
+def published(inside: int, port: int | str, *, everywhere: bool = False) -> dict[str, Any]:
+    """``port``: of this machine, a number or a variable of ``.env``; on the loopback address, or ``everywhere``."""
     return {
         "target": inside,
         "published": str(port),

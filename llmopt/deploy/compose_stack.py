@@ -43,17 +43,26 @@ KEPT = "15d"  # of what Prometheus has seen: five times the longest window of a 
 
 @dataclass(kw_only=True)
 class Stack:
-    """What services want from the rest of the file; ``wanted``: variables of ``.env``, with what they are for."""
+    """What services want from the rest of the file; ``wanted``: variables of ``.env``, with what they are for; ``defaults``:
+    those that have a value without it, (value, what it is).
+    """
 
     deployment: Deployment
     volumes: list[str] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
     wanted: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def required(self, name: str, why: str) -> str:
         """A variable without which compose does not start, and says so."""
         self.wanted[name] = why
         return f"${{{name}:?set it in .env}}"
+
+    def page(self, program: str, port: int) -> list[dict[str, Any]]:
+        """Ports of a program with a page for this machine; who has the port of its own already names another one."""
+        name = f"{program.upper()}_PORT"
+        self.defaults[name] = (str(port), f"of {program.capitalize()}'s page, on 127.0.0.1")
+        return [published(port, f"${{{name}:-{port}}}")]
 
     def networks(self) -> dict[str, Any]:
         """Only what has a port of this machine, or posts alerts, is on ``edge``: an engine reaches nobody."""
@@ -66,7 +75,7 @@ class Stack:
         """What ``.env`` needs, those of the gateway first."""
         if self.deployment.wishes.tls:
             self.wanted["TLS_FOLDER"] = "folder with tls.crt (the chain) and tls.key, readable for user 101"
-        return render("env.example", wanted=self.wanted)
+        return render("env.example", wanted=self.wanted, defaults=self.defaults)
 
 
 def beside(stack: Stack, services: dict[str, Any], made: dict[str, File]) -> None:
@@ -207,7 +216,7 @@ def prometheus(stack: Stack, replicas: list[str], made: dict[str, File]) -> dict
             volume("prometheus", "/prometheus"),
         ],
         "networks": ["edge", "engines", "monitoring"],
-        "ports": [published(PROMETHEUS_PORT, PROMETHEUS_PORT)],
+        "ports": stack.page("prometheus", PROMETHEUS_PORT),
         "healthcheck": ready(PROMETHEUS_PORT),
     }
 
@@ -229,7 +238,7 @@ def alertmanager(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
             volume("alertmanager", "/alertmanager"),
         ],
         "networks": ["edge", "monitoring"],
-        "ports": [published(ALERTMANAGER_PORT, ALERTMANAGER_PORT)],
+        "ports": stack.page("alertmanager", ALERTMANAGER_PORT),
         "healthcheck": ready(ALERTMANAGER_PORT),
     }
 
@@ -255,7 +264,7 @@ def grafana(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
             volume("grafana", "/var/lib/grafana"),
         ],
         "networks": ["edge", "monitoring"],
-        "ports": [published(GRAFANA_PORT, GRAFANA_PORT)],
+        "ports": stack.page("grafana", GRAFANA_PORT),
         "depends_on": {"prometheus": {"condition": "service_started"}},
     }
 

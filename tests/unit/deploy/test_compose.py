@@ -91,6 +91,19 @@ def test_only_a_domain_opens_the_gateway_to_others() -> None:
     assert "host_ip" not in service("gateway", wishes={"domain": "llm.example.org"})["ports"][0]
 
 
+@pytest.mark.parametrize(("name", "port"), [("prometheus", 9090), ("alertmanager", 9093), ("grafana", 3000)])
+def test_pages_of_monitoring_can_have_another_port(name: str, port: int) -> None:
+    made = files(deployment())
+    (found,) = yaml.safe_load(made["compose.yaml"].text)["services"][name]["ports"]
+    assert found["published"] == f"${{{name.upper()}_PORT:-{port}}}"
+    assert (found["host_ip"], found["target"]) == ("127.0.0.1", port)
+    assert f"# {name.upper()}_PORT={port}" in made[".env.example"].text.splitlines()
+
+
+def test_what_is_not_there_has_no_line_in_the_example() -> None:
+    assert "GRAFANA_PORT" not in files(deployment(wishes=ALONE))[".env.example"].text
+
+
 def test_a_gateway_that_others_reach_asks_for_a_key() -> None:
     made = files(deployment(wishes={"domain": "llm.example.org"}))
     assert "return 401" in made["nginx/nginx.conf"].text
