@@ -17,6 +17,7 @@ from llmopt.deploy.templates import render
 VERSION = "1.106.2"
 # The proxy imports it whenever it refuses a key, with a database or without: where it is missing, a refusal is a 500 (1.106.2).
 BESIDE = "prisma==0.15.0"
+REQUIREMENTS = (f"litellm[proxy]=={VERSION}", BESIDE)
 RETRIES = 2
 COOLDOWN_S = 5
 CACHED_S = 3600
@@ -88,4 +89,4 @@ def most_at_once(deployment: Deployment) -> int:
 
 
 def litellm_dockerfile() -> str:
-    return render("litellm.Dockerfile", version=VERSION, beside=BESIDE)
+    return render("litellm.Dockerfile", requirements=REQUIREMENTS)

@@ -5,12 +5,14 @@ What nginx, Prometheus and the others read lies beside it and names only paths o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from llmopt.deploy import Target, local
 from llmopt.deploy.documents import json_text, yaml_text
+from llmopt.deploy.litellm import REQUIREMENTS
 from llmopt.deploy.local import HOST, Ports
 from llmopt.deploy.nginx import asks_for_keys, nginx_conf
 from llmopt.deploy.plan import Deployment, File
@@ -18,8 +20,15 @@ from llmopt.deploy.templates import render
 
 DRAIN_S = 10  # that nginx gets for answers under way
 STOP_S = 20  # that engines get before they are killed: vLLM's children take some seconds
-# Program → the Debian package that has it.
-PACKAGES = {"nginx": "nginx-light", "curl": "curl", "redis-server": "redis-server", "prometheus": "prometheus"}
+# Program → the Debian package that has it, where the two are not called alike.
+PACKAGES = {
+    "nginx": "nginx-light",
+    "setsid": "util-linux",
+    "flock": "util-linux",
+    "runuser": "util-linux",
+    "systemctl": "systemd",
+}
+TOO_OLD_ALERTMANAGER = "one older than 0.26 does not know the url_file of alertmanager.yml; a newer one is at https://prometheus.io/download"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +96,8 @@ def script(deployment: Deployment, ports: Ports, programs: list[Program]) -> str
         optional=[p for p in others if p.optional],
         programs=programs,
         tools=tools(deployment),
-        packages=" ".join(PACKAGES[t] for t in tools(deployment) if t in PACKAGES),
+        installs=installs(deployment, programs, tools(deployment)),
+        too_old_alertmanager=TOO_OLD_ALERTMANAGER,
         through_litellm=deployment.wishes.gateway == "litellm",
         secrets=["LITELLM_MASTER_KEY"] if deployment.wishes.gateway == "litellm" else [],
         keys=Places().keys if asks_for_keys(deployment) else None,
@@ -100,6 +110,16 @@ def tools(deployment: Deployment) -> list[str]:
     litellm = ["litellm"] if deployment.wishes.gateway == "litellm" else []
     redis = ["redis-server"] if deployment.wishes.cache == "redis" else []
     return ["setsid", "flock", "curl", "nginx", *litellm, *redis]
+
+
+def installs(deployment: Deployment, programs: Iterable[Program], needed: Iterable[str]) -> dict[str, str]:
+    """Program → what brings it, of those that are needed or wished for."""
+    wanted = dict.fromkeys([*needed, *(p.words[0] for p in programs if p.optional)])
+    known = {
+        "litellm": f"pip install {shlex.join(REQUIREMENTS)}",
+        "llmopt": f"pip install llmopt=={deployment.llmopt_version}, or a wheel of it",
+    }
+    return {tool: known.get(tool, f"apt-get install {PACKAGES.get(tool, tool)} (Debian)") for tool in wanted}
 
 
 def programs_of(deployment: Deployment, ports: Ports) -> Iterator[Program]:

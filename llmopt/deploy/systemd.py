@@ -175,6 +175,8 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
     instances = [f"{name}@{port}.service" for port in ports.engines]
     instances += [unit for unit in units if unit.endswith(".service") and "@" not in unit]
     launch = deployment.engine.native(HOST, ONE)
+    programs = list(shell.programs_of(deployment, ports))
+    tools = ["systemctl", "runuser", *(tool for tool in shell.tools(deployment) if tool not in ("setsid", "flock"))]
     program = launch.argv[0] if PurePosixPath(launch.argv[0]).is_absolute() else None
     return render(
         "install.sh",
@@ -189,8 +191,10 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         instances=instances,
         files=[*read, "README.md", "deployment.json"],
         places=[place for place in (program, deployment.engine.artifact) if place],
-        optional=[(p.words[0], f"{name}-{p.name}.service") for p in shell.programs_of(deployment, ports) if p.optional],
-        tools=["systemctl", "runuser", *(tool for tool in shell.tools(deployment) if tool not in ("setsid", "flock"))],
+        optional=[(p.words[0], f"{name}-{p.name}.service") for p in programs if p.optional],
+        tools=tools,
+        installs=shell.installs(deployment, programs, tools),
+        too_old_alertmanager=shell.TOO_OLD_ALERTMANAGER,
         gpus=[(port, ",".join(str(n * gpus + i) for i in range(gpus))) for n, port in enumerate(ports.engines)]
         if gpus
         else [],

@@ -54,14 +54,32 @@ if [ "${1:-}" = --remove ]; then
   exit
 fi
 
-{% for tool, service in optional %}
-command -v {{ tool | sh }} >/dev/null || {
-  echo "{{ service }} is left out: {{ tool }} is not on the PATH" >&2
-  INSTANCES=$(printf '%s\n' $INSTANCES | grep -vx {{ service | sh }} | tr '\n' ' ')
-}
+install_of() {  # what brings a program that is not here
+  case $1 in
+{% for tool, how in installs.items() %}
+    {{ tool | sh }}) printf '%s\n' {{ how | sh }} ;;
 {% endfor %}
+  esac
+}
+
+leave_out() {  # SERVICE WHY
+  echo "$1 is left out: $2" >&2
+  INSTANCES=$(printf '%s\n' $INSTANCES | grep -vx "$1" | tr '\n' ' ')
+}
+
+{% for tool, service in optional %}
+command -v {{ tool | sh }} >/dev/null || leave_out {{ service | sh }} "{{ tool }} is not on the PATH: $(install_of {{ tool | sh }})"
+{% endfor %}
+case " $INSTANCES " in
+  *" {{ unit }}-alertmanager.service "*)
+    # It would end at once, and again each time that it is started.
+    if command -v amtool >/dev/null && ! told=$(amtool check-config alertmanager.yml 2>&1); then
+      case $told in *url_file*) told={{ too_old_alertmanager | sh }} ;; esac
+      leave_out {{ unit }}-alertmanager.service "it does not take alertmanager.yml: $(printf '%s' "$told" | tr '\n' ' ')"
+    fi ;;
+esac
 for tool in {% for tool in tools %}{{ tool | sh }} {% endfor %}; do
-  command -v "$tool" >/dev/null || { echo "error: $tool is not on the PATH" >&2; [ -n "$DO" ] || exit 1; }
+  command -v "$tool" >/dev/null || { echo "error: $tool is not on the PATH: $(install_of "$tool")" >&2; [ -n "$DO" ] || exit 1; }
 done
 id {{ user }} >/dev/null 2>&1 || $DO useradd --system --no-create-home --shell /usr/sbin/nologin {{ user }}
 $DO install -d -m 0755 "$FOLDER" /etc/{{ unit }}

@@ -58,6 +58,14 @@ path_of() {  # what tells that it is alive
   esac
 }
 
+install_of() {  # what brings a program that is not here
+  case $1 in
+{% for tool, how in installs.items() %}
+    {{ tool | sh }}) printf '%s\n' {{ how | sh }} ;;
+{% endfor %}
+  esac
+}
+
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
 alive() { [ -s "run/$1.pid" ] && kill -0 "$(cat "run/$1.pid")" 2>/dev/null; }
@@ -180,7 +188,7 @@ case ${1:-start} in
 esac
 
 for tool in {% for tool in tools %}{{ tool | sh }} {% endfor %}; do
-  command -v "$tool" >/dev/null || fail "$tool is not on the PATH: install it (Debian: {{ packages | line }})"
+  command -v "$tool" >/dev/null || fail "$tool is not on the PATH: $(install_of "$tool")"
 done
 for name in {% for program in optional %}{{ program.name }} {% endfor %}; do
   case $name in
@@ -189,16 +197,17 @@ for name in {% for program in optional %}{{ program.name }} {% endfor %}; do
 {% endfor %}
   esac
   command -v "$tool" >/dev/null && continue
-  say "$name is left out: $tool is not on the PATH"
+  say "$name is left out: $tool is not on the PATH: $(install_of "$tool")"
   OTHERS=$(printf '%s\n' $OTHERS | grep -vx "$name" | tr '\n' ' ')
 done
 case " $OTHERS " in
   *" alertmanager "*)
-    # Before 0.26 it knows no file for the address of a webhook, and ends at once.
-    command -v amtool >/dev/null && ! told=$(amtool check-config alertmanager.yml 2>&1) && {
-      say "alertmanager is left out: it does not take alertmanager.yml: $(printf '%s\n' "$told" | tail -n 1)"
+    # It would end at once, and again each time that it is started.
+    if command -v amtool >/dev/null && ! told=$(amtool check-config alertmanager.yml 2>&1); then
+      case $told in *url_file*) told={{ too_old_alertmanager | sh }} ;; esac
+      say "alertmanager is left out: it does not take alertmanager.yml: $(printf '%s' "$told" | tr '\n' ' ')"
       OTHERS=$(printf '%s\n' $OTHERS | grep -vx alertmanager | tr '\n' ' ')
-    } ;;
+    fi ;;
 esac
 # The lock goes with this process, however it ends; what it starts is not given it.
 exec 9>run/lock

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmopt.core.errors import UsageError
 from llmopt.deploy import local, target
+from llmopt.deploy.litellm import VERSION
 from llmopt.deploy.plan import Deployment, Launch
 from unit.deploy import hostile
 from unit.deploy.make import deployment
@@ -176,19 +177,46 @@ def test_status_of_what_does_not_run_is_1(tmp_path):
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "gateway: does not run")
 
 
-def test_a_missing_program_is_named_before_anything_starts(tmp_path):
-    (tmp_path / "run.sh").write_text(script(of(wishes={"gateway": "litellm"})))
+def told(tmp_path: Path, made: Deployment, **fakes: str) -> str:
+    """What run.sh says where these programs alone are, each a line of shell; ``flock``, which is asked late, ends it."""
     bare = tmp_path / "bin"
     bare.mkdir()
-    for name in ("sh", "dirname", "mkdir", "date", "setsid", "flock", "curl", "nginx", "rm"):
-        (bare / name).symlink_to(f"/bin/{name}" if Path(f"/bin/{name}").exists() else f"/usr/bin/{name}")
-    (bare / "nginx").unlink()
-    (bare / "nginx").symlink_to("/bin/true")
+    for name in ("sh", "dirname", "mkdir", "date", "rm", "cat", "grep", "tr"):
+        (bare / name).symlink_to(f"/bin/{name}")
+    for name, line in {"setsid": "", "curl": "", "nginx": "", "flock": "exit 1", **fakes}.items():
+        (bare / name).write_text(f"#!/bin/sh\n{line}\n")
+        (bare / name).chmod(0o755)
+    for path, file in target("shell").files(made).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(file.text)
     done = subprocess.run(
         ["/bin/sh", "run.sh"], cwd=tmp_path, env={"PATH": str(bare)}, capture_output=True, text=True, timeout=20
     )
     assert done.returncode == 1
-    assert "litellm is not on the PATH" in done.stderr
+    return done.stderr
+
+
+def test_a_missing_program_is_named_with_what_brings_it_before_anything_starts(tmp_path: Path) -> None:
+    said = told(tmp_path, of(wishes={"gateway": "litellm"}))
+    assert f"litellm is not on the PATH: pip install 'litellm[proxy]=={VERSION}'" in said
+
+
+def test_what_is_left_out_is_named_with_what_brings_it(tmp_path: Path) -> None:
+    said = told(tmp_path, of(wishes={"monitoring": True}))
+    assert "canary is left out: llmopt is not on the PATH: pip install llmopt==0.1.0" in said
+    assert "prometheus is left out: prometheus is not on the PATH: apt-get install prometheus (Debian)" in said
+
+
+def test_an_alertmanager_that_is_too_old_is_left_out_by_that_reason(tmp_path: Path) -> None:
+    old = "echo 'line 33: field url_file not found'; echo 'failed to validate 1 file(s)'; exit 1"
+    said = told(tmp_path, of(wishes={"monitoring": True}), amtool=old, **{"prometheus-alertmanager": ""})
+    assert "alertmanager is left out" in said
+    assert "older than 0.26" in said
+
+
+def test_an_alertmanager_that_takes_its_file_is_not_left_out(tmp_path: Path) -> None:
+    said = told(tmp_path, of(wishes={"monitoring": True}), amtool="", **{"prometheus-alertmanager": ""})
+    assert "alertmanager is left out" not in said
 
 
 def test_who_can_be_reached_by_others_asks_for_keys_and_does_not_start_without_them() -> None:

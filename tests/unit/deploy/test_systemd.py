@@ -186,6 +186,27 @@ def test_a_model_that_cannot_load_is_not_loaded_for_ever() -> None:
     assert int(interval) > int(burst) * 180  # three times the measured start is what one may take
 
 
+def test_an_alertmanager_that_would_end_at_once_is_not_started(tmp_path: Path) -> None:
+    for path, text in files(wishes={"monitoring": True}).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    env = systemd_here(tmp_path)
+    for name, line in {"amtool": "echo 'field url_file not found'; exit 1", "prometheus-alertmanager": ""}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    done = subprocess.run(["sh", "install.sh", "--dry-run"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "older than 0.26" in done.stderr
+    (started,) = [line for line in done.stdout.splitlines() if line.startswith("systemctl restart")]
+    assert "alertmanager" not in started
+
+
+def test_a_program_that_services_need_is_named_with_what_brings_it(tmp_path: Path) -> None:
+    (tmp_path / "install.sh").write_text(files(wishes={"gateway": "litellm"})["install.sh"])
+    env = {"PATH": "/usr/sbin:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "install.sh", "--dry-run"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "litellm is not on the PATH: pip install 'litellm[proxy]==" in done.stderr
+
+
 def systemd_here(tmp_path: Path, *known: str) -> dict[str, str]:
     """An environment whose ``systemctl`` is a fake that knows these services and does nothing."""
     fake = tmp_path / "bin" / "systemctl"
