@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -18,6 +19,8 @@ from llmopt.deploy.templates import render, systemd_word
 # Two ports that no words have: the places where the words for them differ are where the port goes.
 ONE, OTHER = 64901, 64902
 LOWEST_FREE_PORT = 1024
+# Folders that a unit has of its own with PrivateTmp=, in a word that may hold more than one path.
+TEMPORARY = re.compile(r"(?<![\w.])/(?:var/)?tmp(?:/|$)")
 # That shell.programs_of ever gives, beside the replicas.
 EVERY_PROGRAM = ("gateway", "litellm", "redis", "prometheus", "alertmanager", "canary")
 # Program → how it is stopped: nginx answers what it has begun.
@@ -77,6 +80,26 @@ def places(deployment: Deployment) -> shell.Places:
     )
 
 
+def read_places(deployment: Deployment) -> list[str]:
+    """What the engine reads, by the names that its words have for it: the weights, and drafts or adapters beside them."""
+    return [deployment.engine.artifact, *(here for here, _ in deployment.engine.mounts)]
+
+
+def reads_temporary(deployment: Deployment) -> bool:
+    """Whether something that it is started with lies where a unit of its own /tmp would not see it."""
+    launch = deployment.engine.native(HOST, ONE)
+    return any(TEMPORARY.search(w) for w in (*launch.argv, *launch.environment.values(), *read_places(deployment)))
+
+
+def doubts(deployment: Deployment) -> tuple[str, ...]:
+    if not reads_temporary(deployment):
+        return ()
+    return (
+        "what the engine reads lies below /tmp or /var/tmp, which machines empty by themselves, at a start or by age:"
+        " the services do not start any more then",
+    )
+
+
 def units_of(deployment: Deployment, ports: Ports) -> Iterator[tuple[str, str]]:
     name = unit_name(deployment)
     yield f"{name}@.service", engine_unit(deployment)
@@ -102,6 +125,7 @@ def engine_unit(deployment: Deployment) -> str:
         ready_s=round(deployment.ready_timeout_s),
         memory_bytes=deployment.memory_limit_bytes,
         gpus=deployment.engine.gpus,
+        reads_temporary=reads_temporary(deployment),
     )
 
 
@@ -155,6 +179,8 @@ def program_unit(deployment: Deployment, program: shell.Program) -> str:
         reload=reload,
         state=state,
         stop_signal=STOPS.get(program.name, "SIGTERM"),
+        # It reads the tokenizer of the weights.
+        reads_temporary=program.name == "canary" and reads_temporary(deployment),
         low_port=program.name == "gateway" and program.port < LOWEST_FREE_PORT,
     )
 
@@ -190,7 +216,7 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         units=units,
         instances=instances,
         files=[*read, "README.md", "deployment.json"],
-        places=[place for place in (program, deployment.engine.artifact) if place],
+        places=[*([program] if program else []), *read_places(deployment)],
         optional=[(p.words[0], f"{name}-{p.name}.service") for p in programs if p.optional],
         tools=tools,
         installs=shell.installs(deployment, programs, tools),
@@ -211,5 +237,6 @@ TARGET = Target(
     files=files,
     start=lambda deployment: ("sudo", "./install.sh"),
     url=shell.url,
+    doubts=doubts,
     secrets=settings,
 )

@@ -126,6 +126,29 @@ def test_a_long_name_gives_a_user_that_linux_takes():
     assert len(setting(unit, "User")[0]) <= 31
 
 
+@pytest.mark.parametrize(
+    ("where", "own"),
+    [("/srv/tmp/model", "yes"), ("/srv/models", "yes"), ("/tmp/model", "no"), ("/var/tmp/a b", "no"), ("/tmp", "no")],
+)
+def test_a_model_in_a_temporary_folder_is_seen_and_doubted(where: str, own: str) -> None:
+    made = of(engine={"artifact": where}, wishes={"monitoring": True})
+    units = target("systemd").files(made)
+    assert setting(units[ENGINE].text, "PrivateTmp") == [own]
+    assert setting(units["units/llmopt-tiny-canary.service"].text, "PrivateTmp") == [own]
+    assert setting(units["units/llmopt-tiny-gateway.service"].text, "PrivateTmp") == ["yes"]
+    assert bool(target("systemd").doubts(made)) == (own == "no")
+
+
+def test_what_a_word_of_the_engine_names_is_seen_too() -> None:
+    native = lambda host, port: Launch(argv=("/usr/bin/serve", '--draft={"model":"/tmp/draft"}', str(port)))  # noqa: E731
+    assert setting(files(engine={"native": native})[ENGINE], "PrivateTmp") == ["no"]
+
+
+def test_installing_asks_for_everything_that_the_engine_reads() -> None:
+    made = files(engine={"artifact": "/srv/model", "mounts": (("/srv/a draft", "/llmopt/draft"),)})
+    assert "for place in /srv/model '/srv/a draft' ; do" in made["install.sh"]
+
+
 def test_an_engine_with_files_for_each_port_is_refused():
     launch = Launch(argv=("/usr/bin/serve",), files={"/x": "y"})
     with pytest.raises(UsageError, match="a template unit has not"):
