@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmopt.core.domain import Evidence as Origin
+from llmopt.core.domain import Status
+
 ENGINE_PORT = 8000  # of an engine in a container; what runs on one machine has ports of its own (local.py)
 GATEWAY_PORT = 8080
 LITELLM_PORT, REDIS_PORT, PROMETHEUS_PORT, ALERTMANAGER_PORT, GRAFANA_PORT, CANARY_PORT = (
@@ -20,6 +23,7 @@ LITELLM_PORT, REDIS_PORT, PROMETHEUS_PORT, ALERTMANAGER_PORT, GRAFANA_PORT, CANA
     9464,
 )
 MODEL_IN_CONTAINER = "/model"
+MOST_REPLICAS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +111,13 @@ class Slo:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A number with its interval, and where it is from: ``measured``, ``interpolated`` or ``estimated``."""
+    """A number with its interval, and where it is from."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
     unit: str = ""
-    evidence: str = "measured"
+    evidence: Origin = "measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +134,9 @@ class Evidence:
     label: str
     key: str
     rank: int | None
-    verdict: str
+    verdict: Status
     reasons: tuple[str, ...]
-    evidence: str
+    evidence: Origin
     runs: int
     run_ids: tuple[str, ...]
     machine: Mapping[str, Any]

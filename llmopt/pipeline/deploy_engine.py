@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from llmopt import serve
 from llmopt.core import environments
@@ -17,8 +16,9 @@ from llmopt.core.errors import MissingEnvironment, ModelError, UsageError
 from llmopt.core.files import read_text
 from llmopt.deploy.plan import ENGINE_PORT, Engine, Image, Launch
 from llmopt.deploy.templates import render
-from llmopt.pipeline.deploy_source import Chosen, whole
+from llmopt.pipeline.deploy_source import Chosen
 from llmopt.pipeline.hosting import ELSEWHERE
+from llmopt.pipeline.measured_row import MeasuredCase, Ran, Served
 from llmopt.pipeline.measuring import version_of
 from llmopt.serve import FILES_IN_CONTAINER, Backend, LaunchContext, Recipe
 from llmopt.serve.container import EVERY_ADDRESS, carried
@@ -26,6 +26,7 @@ from llmopt.serve.options import require_known
 from llmopt.serve.vllm_arguments import whole_arguments
 
 BLOTTED = "***"  # in the place of a secret that a record does not hold
+THREADS = re.compile("[1-9][0-9]{0,4}")
 SHM = re.compile(r"(\d+)g")
 GIB = 1 << 30
 EMBEDDED = ("vllm", "rayserve")  # what Ray Serve LLM runs inside itself
@@ -52,10 +53,8 @@ class Subject:
 
 def subject_of(chosen: Chosen, *, artifact: Path | None = None) -> Subject:
     """Raises UsageError for what cannot be deployed, ModelError where the weights are gone or have become others."""
-    with whole(chosen.source):
-        case = chosen.row["case"]
-        name, record = case["serve"]["backend"], case["artifact"]
-        version = case["backend"].get("version")
+    case = chosen.row.case
+    name, version = case.serve.backend, case.backend.version
     if name not in serve.BACKENDS or name == "scripted":
         what = {
             "url": "a server that llmopt did not start: its command is not known",
@@ -66,14 +65,14 @@ def subject_of(chosen: Chosen, *, artifact: Path | None = None) -> Subject:
             hint="deploy what llmopt started itself: llmopt bench, llmopt tune",
         )
     backend = serve.backend(name)
-    options = pinned_options(backend, case, chosen)
+    options = pinned_options(backend, case, chosen.ran)
     require_known(backend, options)
     if any(BLOTTED in word for word in (*options.extra_args, *options.lora_modules)):
         raise UsageError(
             "the measured command had a secret in it, which its record does not hold",
             hint="measure it without: engines read keys from their environment too",
         )
-    found = opened(record, artifact)
+    found = opened(case.artifact, artifact)
     environment = environment_of(backend)
     return Subject(
         backend=backend,
@@ -81,9 +80,9 @@ def subject_of(chosen: Chosen, *, artifact: Path | None = None) -> Subject:
         options=options,
         environment=environment,
         version=version,
-        device="cuda" if chosen.machine.get("gpus") else "cpu",
-        freeze=freeze_of(chosen, environment),
-        doubts=tuple(doubts_of(backend, environment, version, case, chosen)),
+        device="cuda" if chosen.machine.gpus else "cpu",
+        freeze=freeze_of(chosen.ran, environment),
+        doubts=tuple(doubts_of(backend, environment, version, case, chosen.ran)),
     )
 
 
@@ -94,60 +93,53 @@ def environment_of(backend: Backend) -> Environment | None:
         return None
 
 
-def pinned_options(backend: Backend, case: dict[str, Any], chosen: Chosen) -> ServeOptions:
+def pinned_options(backend: Backend, case: MeasuredCase, ran: Ran | None) -> ServeOptions:
     """The measured options; threads that were left to llmopt are those that it chose then, on that machine."""
-    known: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v
-        for name, v in case["serve"].items()
-        if name in ServeOptions.__dataclass_fields__
-    }
-    options = ServeOptions(**known)
-    flag = backend.flags.get("threads")
+    options, flag = case.serve, backend.flags.get("threads")
     if options.threads is not None or flag is None:
         return options
-    argv = list(map(str, case["backend"].get("argv") or ()))
-    environment = chosen.record.backend.get("environment", {}) if chosen.record else {}
+    argv = case.backend.argv or []
     told = (
         argv[argv.index(flag) + 1]
         if isinstance(flag, str) and flag in argv[:-1]
-        else environment.get("OMP_NUM_THREADS", "")
+        else (ran.environment if ran else {}).get("OMP_NUM_THREADS", "")
     )
-    return replace(options, threads=int(told)) if told.isdigit() and int(told) > 0 else options
+    return replace(options, threads=int(told)) if THREADS.fullmatch(told) else options
 
 
-def opened(record: dict[str, Any], elsewhere: Path | None) -> Artifact:
+def opened(record: Served, elsewhere: Path | None) -> Artifact:
     """The weights that were measured, where they lay or where they lie now. Raises ModelError, UsageError."""
-    place = elsewhere or (Path(record["path"]) if record.get("path") else None)
+    place = elsewhere or (Path(record.path) if record.path else None)
     if place is None:
         raise UsageError(
-            f"the record of {record.get('label') or record.get('quantization')} does not say where its weights lie",
+            f"the record of {record.label or record.quantization} does not say where its weights lie",
             hint="--artifact DIR, the folder of these very weights",
         )
     try:
         found = open_artifact(place)
-    except ModelError as error:
-        if place.is_dir():
+    except (ModelError, OSError) as error:  # OSError: a name that no file system takes
+        if isinstance(error, ModelError) and place.is_dir():
             raise
         raise ModelError(
             f"the weights that were measured are not at {place}", hint="--artifact DIR, where they lie now"
         ) from error
-    if found.key != record.get("key"):
+    if found.key != record.key:
         raise ModelError(
-            f"{place} holds other weights than were measured (key {found.key}, not {record.get('key')})",
+            f"{place} holds other weights than were measured (key {found.key}, not {record.key})",
             hint="--artifact DIR, the folder of the measured ones; or measure these: llmopt bench",
         )
     return found
 
 
-def freeze_of(chosen: Chosen, environment: Environment | None) -> Mapping[str, str]:
+def freeze_of(ran: Ran | None, environment: Environment | None) -> Mapping[str, str]:
     """Name → version of what the engine ran with: of the record, else of its environment here."""
-    if chosen.record is not None and (frozen := chosen.record.backend.get("freeze")):
-        return dict(frozen)
+    if ran is not None and ran.freeze:
+        return ran.freeze
     return environments.freeze(environment) if environment else {}
 
 
 def doubts_of(
-    backend: Backend, environment: Environment | None, version: str | None, case: dict[str, Any], chosen: Chosen
+    backend: Backend, environment: Environment | None, version: str | None, case: MeasuredCase, ran: Ran | None
 ) -> list[str]:
     found = []
     here = version_of(backend, environment) if environment else None
@@ -155,10 +147,10 @@ def doubts_of(
         found.append(f"measured with {backend.name} {version}; here is {here}")
     if doubt := backend.doubt(version):
         found.append(doubt)
-    if chosen.record is None:
+    if ran is None:
         found.append("the run's record was not found: what is pinned comes from the ranking alone")
-    if note := case["backend"].get("note"):
-        found.append(str(note))
+    if case.backend.note:
+        found.append(case.backend.note)
     return found
 
 

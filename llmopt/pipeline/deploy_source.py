@@ -5,9 +5,9 @@ All of them become one row of a ranking document (``report/document.py``), and t
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,32 @@ from typing import Any
 import msgspec
 
 from llmopt import serve
-from llmopt.core.domain import Goal, Limit, Measurement
+from llmopt.core.domain import Goal, Limit, Measurement, Workload
 from llmopt.core.errors import LlmoptError, UsageError
-from llmopt.core.metric_table import METRICS, value_of
+from llmopt.core.metric_table import METRICS, Metric, parse_metric, value_of
 from llmopt.core.run_index import read_store
 from llmopt.core.run_table import RunTable
 from llmopt.core.store import read_run
 from llmopt.deploy.plan import Evidence, Figure
 from llmopt.pipeline import ranking
 from llmopt.pipeline.deploy_slos import slos_of
+from llmopt.pipeline.measured_row import (
+    CurvePoint,
+    MeasuredMachine,
+    Place,
+    Ran,
+    Ranking,
+    Row,
+    read,
+    read_ranking,
+    workload_of,
+)
 from llmopt.pipeline.remembered import STATE
 from llmopt.recommend.constraints import make_goal
 from llmopt.report.saved import saved_document
 
+GOOD_ENOUGH = ("valid", "suspect")  # of verdicts
+FROM_RUNS = ("measured", "interpolated")  # of evidence
 HEADLINE = ("ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95", "tps_p50", "e2e_p50", "e2e_p95", "output_tps", "requests_per_s",
             "error_rate", "peak_vram_bytes", "peak_rss_bytes", "load_s")  # fmt: skip
 
@@ -44,18 +57,18 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """One row, ranked or rejected, with what stands around it; ``run_ids`` are the runs of its point, ``record`` the
-    newest of them where it was found.
+    """One row, ranked or rejected, with what stands around it; ``run_ids`` are the runs of its point, ``ran`` is what the
+    record of the newest of them says, where it was found.
     """
 
     source: str
-    row: dict[str, Any]
+    row: Row
     limits: tuple[Limit, ...]
-    machine: dict[str, Any]
-    workload: dict[str, Any]
+    machine: MeasuredMachine
+    workload: Workload
     ties: tuple[str, ...] = ()
     rejected: bool = False
-    record: Measurement | None = None
+    ran: Ran | None = None
     run_ids: tuple[str, ...] = ()
 
 
@@ -93,20 +106,7 @@ def of_file(path: Path, text: str, asked: Asked) -> Chosen:
             f"{path} holds the steps of a recipe, none of which is a recommendation",
             hint="llmopt recommend --json > ranking.json",
         )
-    with whole(text):
-        return of_document(text, document, asked, asked.results)
-
-
-@contextlib.contextmanager
-def whole(source: str) -> Iterator[None]:
-    """A saved ranking may have been cut or edited since: what it lacks is said as its fault. Raises UsageError."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"{source} is no whole ranking: {type(error).__name__} {error}",
-            hint="make it anew with this version: llmopt recommend --json",
-        ) from error
+    return of_document(text, document, asked, asked.results)
 
 
 def home_of(record: Path) -> Path:
@@ -128,15 +128,18 @@ def of_name(text: str, asked: Asked) -> Chosen | None:
         chosen = of_runs(text, [table.record(n) for n in mine], asked, asked.results)
         curve = ranked([table.record(n) for n in alike], asked)["ranked"]
         return with_curve(chosen, curve[0]["curve"]) if len(curve) == 1 else chosen
-    document = ranked(table, asked) if len(table) else {"ranked": [], "rejected": []}
-    for row in (*document["ranked"], *document["rejected"]):
+    if not len(table):
+        return None
+    document = read_ranking(ranked(table, asked), text)
+    for row in (*document.ranked, *document.rejected):
         if row["key"] == text:
             return chosen_row(text, document, row, asked.results)
     return None
 
 
 def with_curve(chosen: Chosen, curve: Sequence[dict[str, Any]]) -> Chosen:
-    return replace(chosen, row={**chosen.row, "curve": list(curve)})
+    points = read(curve, list[CurvePoint], chosen.source)
+    return replace(chosen, row=msgspec.structs.replace(chosen.row, curve=points))
 
 
 def of_runs(text: str, runs: RunTable | list[Measurement], asked: Asked, folder: Path) -> Chosen:
@@ -169,53 +172,53 @@ def goal_of(asked: Asked) -> Goal:
 
 def of_document(text: str, document: dict[str, Any], asked: Asked, folder: Path) -> Chosen:
     """The row of that rank; where nothing was ranked, the one that was rejected, for --force. Raises LlmoptError."""
-    rows = document["ranked"]
-    for row in rows:
-        if row["rank"] == asked.rank:
-            return chosen_row(text, document, row, folder)
-    rejected = document["rejected"]
+    ranking = read_ranking(document, text)
+    rows, rejected = ranking.ranked, ranking.rejected
+    for place, row in zip(places_in(ranking, text), rows, strict=True):
+        if place.rank == asked.rank:
+            return chosen_row(text, ranking, row, folder)
     if not rows and rejected and asked.rank <= len(rejected):
-        return chosen_row(text, document, rejected[asked.rank - 1], folder)
+        return chosen_row(text, ranking, rejected[asked.rank - 1], folder)
     if not rows and not rejected:
         raise LlmoptError(f"{text} ranks nothing", hint="measure something first: llmopt bench, or llmopt tune")
     raise UsageError(f"--rank {asked.rank}: {text} has {len(rows)} ranked", hint=f"--rank 1 to {max(1, len(rows))}")
 
 
-def chosen_row(text: str, document: dict[str, Any], row: dict[str, Any], folder: Path) -> Chosen:
-    ties = [
-        r["label"]
-        for r in document["ranked"]
-        if row.get("tie_group") is not None and r["tie_group"] == row["tie_group"]
-    ]
+def places_in(ranking: Ranking, text: str) -> list[Place]:
+    return read([{n: row.get(n) for n in Place.__struct_fields__} for row in ranking.ranked], list[Place], text)
+
+
+def chosen_row(text: str, ranking: Ranking, told: dict[str, Any], folder: Path) -> Chosen:
+    """Raises UsageError for a row that is not whole, StoreError for a record that is not."""
+    row = read(told, Row, text)
+    ties = [p.label for p in places_in(ranking, text) if p.tie_group is not None and p.tie_group == row.tie_group]
     record = newest_record(folder, row)
-    workload = {**document["workload"], **(record.workload if record else {}), **row["case"]["workload"]}
     return Chosen(
         source=text,
         row=row,
-        limits=tuple(msgspec.convert(limit, Limit) for limit in document["goal"]["limits"]),
-        machine=msgspec.json.decode(msgspec.json.encode(document["machine"])),
-        workload=workload,
-        ties=tuple(label for label in ties if label != row["label"]),
-        rejected="rank" not in row or row["rank"] is None,
-        record=record,
+        limits=tuple(ranking.goal.limits),
+        machine=ranking.machine,
+        workload=workload_of({**ranking.workload, **(record.workload if record else {}), **row.case.workload}),
+        ties=tuple(label for label in ties if label != row.label),
+        rejected=row.rank is None,
+        ran=read(record.backend, Ran, f"the record {record.run_id} of {text}") if record else None,
         run_ids=tuple(run_ids_of(row)),
     )
 
 
-def newest_record(folder: Path, row: dict[str, Any]) -> Measurement | None:
+def newest_record(folder: Path, row: Row) -> Measurement | None:
     """The newest run at the row's point, by its name: no need to read all of them."""
     for run_id in sorted(run_ids_of(row), reverse=True):
-        for place in (*folder.glob(f"*/{run_id}.json"), *folder.glob(f"{run_id}.json")):
+        name = glob.escape(run_id)
+        for place in (*folder.glob(f"*/{name}.json"), *folder.glob(f"{name}.json")):
             return read_run(place)
     return None
 
 
-def run_ids_of(row: dict[str, Any]) -> list[str]:
+def run_ids_of(row: Row) -> list[str]:
     """Of the point that the row was judged at."""
-    points = [p for p in row["curve"] if p.get("chosen")] or [
-        p for p in row["curve"] if p.get("level") == row["point"].get("level")
-    ]
-    return [str(run_id) for p in points for run_id in p.get("run_ids", ()) if "/" not in run_id and "*" not in run_id]
+    points = [p for p in row.curve if p.chosen] or [p for p in row.curve if p.level == row.point.level]
+    return [run_id for p in points for run_id in p.run_ids]
 
 
 # --- from a row to evidence ------------------------------------------------------------------------------------------
@@ -223,92 +226,82 @@ def run_ids_of(row: dict[str, Any]) -> list[str]:
 
 def evidence_of(chosen: Chosen, asked: Asked) -> Evidence:
     """Everything that is known of it. ``forced``: why it is deployed only with --force, a sentence each. Raises UsageError."""
-    with whole(chosen.source):
-        return known_of(chosen, asked)
-
-
-def known_of(chosen: Chosen, asked: Asked) -> Evidence:
-    row, metrics = chosen.row, chosen.row["metrics"]
+    row, metrics = chosen.row, msgspec.to_builtins(chosen.row.metrics)
     return Evidence(
         source=chosen.source,
-        label=row["label"],
-        key=row["key"],
-        rank=row.get("rank"),
-        verdict=row["verdict"]["status"],
-        reasons=tuple(map(str, row.get("reasons") or row.get("because") or ())),
-        evidence=row["evidence"],
-        runs=row["runs"],
+        label=row.label,
+        key=row.key,
+        rank=row.rank,
+        verdict=row.verdict.status,
+        reasons=tuple(row.reasons or row.because),
+        evidence=row.evidence,
+        runs=row.runs,
         run_ids=chosen.run_ids,
-        machine=chosen.machine,
-        workload=chosen.workload,
-        load=str(row["point"]["load"]),
+        machine=msgspec.to_builtins(chosen.machine),
+        workload=msgspec.to_builtins(chosen.workload),
+        load=row.point.load,
         concurrency=concurrency_of(chosen.workload),
-        figures=figures_of(row),
-        curve=tuple(row["curve"]),
-        quality=row["quality"],
-        slos=slos_of(asked.slos, chosen.limits, chosen.workload.get("slos") or (), metrics),
+        figures=figures_of(row, metrics),
+        curve=tuple(msgspec.to_builtins(row.curve)),
+        quality=row.quality,
+        slos=slos_of(asked.slos, chosen.limits, chosen.workload.slos, metrics),
         peak_memory_bytes=peak_of(row, "peak_rss_bytes"),
         peak_vram_bytes=peak_of(row, "peak_vram_bytes"),
-        load_s=number(metrics, "load_s"),
+        load_s=value_of(metrics, METRICS["load_s"], None),
         forced=tuple(reasons_to_refuse(chosen)),
     )
 
 
-def peak_of(row: dict[str, Any], name: str) -> int | None:
+def peak_of(row: Row, name: str) -> int | None:
     """At any load that was measured: a limit from the quiet ones would kill it under the others."""
-    every = (row["metrics"], *(point["metrics"] for point in row["curve"]))
-    peaks = [peak for metrics in every if (peak := number(metrics, name))]
+    every = (row.metrics, *(point.metrics for point in row.curve))
+    peaks = [peak for metrics in every if (peak := getattr(metrics, name))]
     return int(max(peaks)) if peaks else None
 
 
 def reasons_to_refuse(chosen: Chosen) -> list[str]:
-    row = chosen.row
-    found = []
-    if row["verdict"]["status"] == "invalid":
-        why = "; ".join(r["message"] for r in row["verdict"].get("reasons", ()) if r.get("severity") == "invalid")
-        found.append(f"its runs are invalid{': ' + why if why else ''}")
-    if row["evidence"] == "estimated":
-        found.append("its figures are estimated: nothing of it was measured")
-    if chosen.rejected and row["verdict"]["status"] != "invalid":
-        found.append(f"it was rejected: {'; '.join(map(str, row.get('because') or ('no reason is told',)))}")
+    """What is not known to be good is refused: a verdict or an origin that nobody here knows is one."""
+    row, found = chosen.row, []
+    if row.verdict.status not in GOOD_ENOUGH:
+        why = "; ".join(reason.message for reason in row.verdict.reasons if reason.severity == "invalid")
+        found.append(f"its runs are {row.verdict.status}{': ' + why if why else ''}")
+    elif chosen.rejected:
+        found.append(f"it was rejected: {'; '.join(row.because) or 'no reason is told'}")
+    if row.evidence not in FROM_RUNS:
+        found.append(f"its figures are {row.evidence}: nothing of it was measured")
     return found
 
 
-def concurrency_of(workload: dict[str, Any]) -> float | None:
-    if workload.get("load", "closed") == "closed":
-        return float(workload["concurrency"])
-    cap = workload.get("max_concurrency")
-    return None if cap is None else float(cap)
+def concurrency_of(workload: Workload) -> float | None:
+    most = workload.max_concurrency if workload.open_loop else workload.concurrency
+    return None if most is None else float(most)
 
 
-def number(metrics: dict[str, Any], name: str) -> float | None:
-    return value_of(metrics, METRICS[name], None)
-
-
-def figures_of(row: dict[str, Any]) -> dict[str, Figure]:
+def figures_of(row: Row, metrics: dict[str, Any]) -> dict[str, Figure]:
     """The headline figures: with the ranking's own intervals where it has them."""
     found = {}
-    for name in dict.fromkeys((*HEADLINE, *row["numbers"])):
-        told, bounds = row["numbers"].get(name), row["intervals"].get(name) or {}
+    for name in dict.fromkeys((*HEADLINE, *row.numbers)):
         metric, statistic = split(name)
         if metric is None:
             continue
-        value = told["value"] if told else value_of(row["metrics"], METRICS[metric], statistic)
+        told, bounds = row.numbers.get(name), row.intervals.get(name)
+        value = told.value if told else value_of(metrics, metric, statistic)
         if value is None:
             continue
+        ends = told or bounds
         found[name] = Figure(
-            value=float(value),
-            low=(told or bounds).get("low"),
-            high=(told or bounds).get("high"),
-            unit=METRICS[metric].unit,
-            evidence=(told or {}).get("evidence") or row["evidence"],
+            value=value,
+            low=ends.low if ends else None,
+            high=ends.high if ends else None,
+            unit=metric.unit,
+            evidence=told.evidence if told else row.evidence,
         )
     return found
 
 
-def split(name: str) -> tuple[str | None, str | None]:
-    """``ttft_p95`` → (ttft, p95); (None, None) for what is no metric here, as the score of a task."""
-    if name in METRICS:
-        return name, None
-    metric, _, statistic = name.rpartition("_")
-    return (metric, statistic) if metric in METRICS else (None, None)
+def split(name: str) -> tuple[Metric | None, str | None]:
+    """``ttft_p95`` → (ttft, p95); (None, None) for what is no metric here, as a figure of another llmopt."""
+    try:
+        return parse_metric(name)
+    except UsageError:
+        return None, None

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 import llmopt
 from llmopt import deploy as targets
@@ -18,6 +20,7 @@ from llmopt.deploy.nginx import require_host_name
 from llmopt.deploy.plan import (
     ALERTMANAGER_PORT,
     GRAFANA_PORT,
+    MOST_REPLICAS,
     PROMETHEUS_PORT,
     Deployment,
     Engine,
@@ -40,6 +43,7 @@ from llmopt.deploy.writing import (
 from llmopt.pipeline.deploy_engine import Subject, engine_of, subject_of
 from llmopt.pipeline.deploy_source import Asked, Chosen, evidence_of, read_source
 from llmopt.pipeline.hosting import Place, hosted
+from llmopt.pipeline.measured_row import NotNegative
 from llmopt.pipeline.measuring import now, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
 from llmopt.report.deployment import readme
@@ -49,7 +53,6 @@ ONE_MACHINE = ("shell", "systemd", "compose")
 WITHOUT_IMAGE = ("shell", "systemd", "rayserve")  # they run the engine that is installed
 README, VERIFY = "README.md", "verify.sh"
 PUBLISHED_BESIDE = (PROMETHEUS_PORT, ALERTMANAGER_PORT, GRAFANA_PORT)
-MOST_REPLICAS = 1000
 REPLICAS = 2  # one may be lost, or updated, while the other answers
 
 
@@ -87,7 +90,7 @@ def plan(request: Request) -> Plan:
     evidence = evidence_of(chosen, request.asked)
     require_evidence(evidence, force=request.force)
     subject = subject_of(chosen, artifact=request.artifact)
-    machine_gpus = len(chosen.machine.get("gpus") or ())
+    machine_gpus = len(chosen.machine.gpus)
     engine, doubts = engine_of(subject, folder=request.out.resolve(), gpus_of_machine=machine_gpus)
     former = former_of(request.out)
     wishes = completed(request.wishes, evidence, engine, machine_gpus, former)
@@ -171,7 +174,7 @@ def name_of(label: str) -> str:
 
 def doubts_of(deployment: Deployment, chosen: Chosen, machine_gpus: int) -> list[str]:
     evidence, engine = deployment.evidence, deployment.engine
-    found = [f"its runs are {evidence.verdict}: {r['message']}" for r in chosen.row["verdict"].get("reasons", ())]
+    found = [f"its runs are {evidence.verdict}: {reason.message}" for reason in chosen.row.verdict.reasons]
     if evidence.evidence == "interpolated":
         found.append("its figures are interpolated between loads that were measured")
     wanted = engine.gpus * deployment.replicas
@@ -179,7 +182,7 @@ def doubts_of(deployment: Deployment, chosen: Chosen, machine_gpus: int) -> list
         found.append(
             f"{deployment.replicas} replicas want {wanted} GPUs, and the machine that measured has {machine_gpus}"
         )
-    cores = chosen.machine.get("logical_cores")
+    cores = chosen.machine.logical_cores
     if deployment.wishes.target in ONE_MACHINE and not engine.gpus and engine.threads and cores:
         busy = engine.threads * deployment.replicas
         if busy > cores:
@@ -276,17 +279,17 @@ def deploy(request: Request, report: Reporter) -> dict[str, Any]:
     made = plan(request)
     files = files_of(made)
     former = former_of(request.out)
-    before = former.document if former else {}
-    boot, checks = before.get("boot") or {}, before.get("checks") or ()
-    same = {**files, **told(files, document_of(made, boot=boot, checks=checks))}
+    boot, checks = proof_of(former)
+    document = document_of(made, boot=boot, checks=checks)
+    same = {**files, **told(files, document)}
     require_unedited(request.out.resolve(), former, same)
     unchanged = is_unchanged(request.out, former, same)
     if not (unchanged and (boot.get("status") == "booted" or not request.boot)):
         tried = smoke_boot(made, report) if request.boot else {"status": "skipped", "why": "--no-boot"}
         unchanged = unchanged and tried == boot
         boot = tried
-    if unchanged:
-        return {**before, "folder": str(request.out), "status": "unchanged"}
+    if unchanged and former is not None:
+        return {**former.document, **document, "folder": str(request.out), "status": "unchanged"}
 
     def complete(staged: Path) -> tuple[dict[str, File], dict[str, Any]]:
         document = document_of(made, boot=boot, checks=checked(staged, request))
@@ -294,6 +297,34 @@ def deploy(request: Request, report: Reporter) -> dict[str, Any]:
 
     written = write(request.out, files, complete)
     return {**written, "folder": str(request.out), "status": "written"}
+
+
+class Booted(msgspec.Struct, tag_field="status", tag="booted"):
+    """Of ``deployment.json``: what ``smoke_boot`` gives."""
+
+    seconds: NotNegative
+    argv: list[str]
+
+
+class NotBooted(msgspec.Struct, tag_field="status", tag="skipped"):
+    why: str
+
+
+class Checked(msgspec.Struct):
+    name: str
+    status: Literal["passed", "failed", "skipped"]
+    why: str = ""
+
+
+def proof_of(former: Former | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How the folder's deployment booted and what its checks said; nothing where that is damaged, and both are done anew."""
+    told = former.document if former else {}
+    try:
+        boot = msgspec.convert(told.get("boot"), Booted | NotBooted)
+        checks = msgspec.convert(told.get("checks"), list[Checked])
+    except msgspec.ValidationError:
+        return {}, []
+    return msgspec.to_builtins(boot), msgspec.to_builtins(checks)
 
 
 def checked(staged: Path, request: Request) -> list[dict[str, Any]]:

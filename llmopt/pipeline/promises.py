@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from llmopt.core.errors import UsageError
-from llmopt.deploy.plan import Evidence
+from llmopt.deploy.plan import MOST_REPLICAS, Evidence
 from llmopt.deploy.writing import DOCUMENT, SCHEMA
 from llmopt.pipeline.deploy_slos import one_each, require_sound, slos_asked_for
 from llmopt.pipeline.deploy_source import Asked, evidence_of, read_source
+from llmopt.pipeline.measured_row import Line, require_possible, workload_of
 from llmopt.pipeline.measuring import check_url
 from llmopt.pipeline.verifying import Promise
 
@@ -43,18 +43,16 @@ def read_promise(where: str, wanted: Wanted) -> Promise:
             f"{where!r} is no URL and no folder of a deployment",
             hint="llmopt deploy RANKING -o DIR --target … writes one; for a URL: http://…/v1 --against RANKING",
         )
-    document = read_document(folder / DOCUMENT)
-    evidence = with_slos(evidence_of_document(document), wanted.slos)
-    if wanted.against is not None:
-        evidence = against(wanted)
-    url = wanted.url or document["url"]
+    document, told = read_document(folder / DOCUMENT)
+    evidence = against(wanted) if wanted.against is not None else with_slos(told, wanted.slos)
+    url = wanted.url or document.url
     check_url(url)
     return Promise(
         url=url,
-        model=wanted.model or document["engine"]["model"],
-        replicas=wanted.replicas or document["capacity"]["replicas"],
+        model=wanted.model or document.engine.model,
+        replicas=wanted.replicas or document.capacity.replicas,
         evidence=evidence,
-        tokenizer=wanted.tokenizer or tokenizer_in(document["engine"].get("artifact")),
+        tokenizer=wanted.tokenizer or tokenizer_in(document.engine.artifact),
         headers=wanted.headers,
     )
 
@@ -82,25 +80,44 @@ def against(wanted: Wanted) -> Evidence:
     return evidence_of(read_source(wanted.against or "", asked), asked)
 
 
-def read_document(file: Path) -> dict[str, Any]:
+class DeployedEngine(msgspec.Struct):
+    model: Annotated[Line, msgspec.Meta(min_length=1)]
+    artifact: Line | None = None
+
+
+class DeployedCapacity(msgspec.Struct):
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=MOST_REPLICAS)]
+
+
+class Deployed(msgspec.Struct):
+    """What is asked of a deployment's document beside its evidence."""
+
+    url: str
+    engine: DeployedEngine
+    capacity: DeployedCapacity
+
+
+def read_document(file: Path) -> tuple[Deployed, Evidence]:
     """Raises UsageError for one that is not whole, or of another llmopt."""
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        schema = document["schema"]
-        _ = document["url"], document["engine"]["model"], document["capacity"]["replicas"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        document = msgspec.json.decode(file.read_bytes())
+        if not isinstance(document, dict):
+            raise ValueError("it is no object")
+        if (schema := document.get("schema")) != SCHEMA:
+            raise UsageError(f"{file} has schema {schema!r}, this llmopt reads {SCHEMA}", hint="deploy it again")
+        return msgspec.convert(document, Deployed), evidence_of_document(document)
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} is no whole document of a deployment: {error}", hint="deploy it again") from error
-    if schema != SCHEMA:
-        raise UsageError(f"{file} has schema {schema!r}, this llmopt reads {SCHEMA}", hint="deploy it again")
-    return dict(document)
 
 
 def evidence_of_document(document: Mapping[str, Any]) -> Evidence:
-    """As ``llmopt deploy`` wrote it down, beside all else. Raises UsageError."""
+    """As ``llmopt deploy`` wrote it down, beside all else; every SLO in it is one. Raises UsageError."""
     try:
         found = msgspec.convert({f.name: document[f.name] for f in fields(Evidence) if f.name in document}, Evidence)
-    except msgspec.ValidationError as error:
+        require_possible({name: (figure.value, figure.low, figure.high) for name, figure in found.figures.items()})
+    except ValueError as error:
         raise UsageError(f"the deployment's document lacks its evidence: {error}", hint="deploy it again") from error
+    workload_of(found.workload)
     for slo in found.slos:
         require_sound(slo)
     return replace(found, slos=one_each(found.slos))

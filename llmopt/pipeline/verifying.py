@@ -7,14 +7,14 @@ of all of them, the loads of one fewer, two fewer … follow until they are kept
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from llmopt.bench.sweep import requests_for
+from llmopt.bench.workload import MOST_WORKERS, check_workload
 from llmopt.core.domain import Measurement, Workload
 from llmopt.core.errors import ServerError, UsageError
 from llmopt.core.metric_table import METRICS, value_of
@@ -26,6 +26,7 @@ from llmopt.gate.noise import noise_between_sessions
 from llmopt.gate.promise import Promised, SloFound, judge_slo, sample
 from llmopt.gate.thresholds import Threshold
 from llmopt.pipeline.gate_document import metric_row
+from llmopt.pipeline.measured_row import workload_of
 from llmopt.pipeline.measuring import RunOptions, Subject, measure_and_save, url_subject
 from llmopt.pipeline.reporter import Reporter
 
@@ -96,7 +97,7 @@ def percentile(distribution: Mapping[str, Any] | None, share: float) -> float | 
 
 def verify(promise: Promise, effort: Effort, report: Reporter) -> Verified:
     """Measure and judge, the load of all replicas first. Raises ServerError where nothing answers, Interrupted."""
-    require_workload(promise)
+    require_workload(times(workload_of(promise.evidence.workload), promise.replicas, []))
     require_promised(promise, effort.thresholds)
     subject = url_subject(
         promise.url, promise.model, results=effort.results, tokenizer=promise.tokenizer, headers=promise.headers
@@ -109,14 +110,15 @@ def verify(promise: Promise, effort: Effort, report: Reporter) -> Verified:
     return judged
 
 
-def require_workload(promise: Promise) -> None:
-    """Raises UsageError for a workload that cannot be asked for without what it was made of."""
-    workload = promise.evidence.workload
-    for name in ("dataset", "trace_file"):
-        if (path := workload.get(name)) and not Path(str(path)).exists():
+def require_workload(workload: Workload) -> None:
+    """Raises UsageError for one that cannot be asked for without what it was made of, or that makes no run here."""
+    for path in (workload.dataset, workload.trace_file):
+        if path and not os.path.exists(path):  # noqa: PTH110  (a name that no file system takes is not here either)
             raise UsageError(
                 f"the promise was measured with {path}, which is not here", hint="bring it to the same place"
             )
+    # How many processes sent the load then is not known: a rate that is too much for one is seen in the runs.
+    check_workload(replace(workload, slos=()), MOST_WORKERS)
 
 
 def require_promised(promise: Promise, thresholds: Sequence[Threshold]) -> None:
@@ -127,15 +129,6 @@ def require_promised(promise: Promise, thresholds: Sequence[Threshold]) -> None:
             raise UsageError(
                 f"nothing was promised of {threshold.name}", hint=f"--metric with one of {', '.join(figures) or 'none'}"
             )
-
-
-def workload_of(document: Mapping[str, Any]) -> Workload:
-    """From a record; fields that it lacks are as they are unasked. Raises UsageError."""
-    known = {f.name: document[f.name] for f in fields(Workload) if f.name in document}
-    try:
-        return msgspec.convert(known, Workload)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"the promise's workload is none: {error}", hint="deploy or measure it again") from error
 
 
 def times(workload: Workload, replicas: int, shares: Sequence[float]) -> Workload:

@@ -25,8 +25,9 @@ from llmopt.core.files import read_text
 from llmopt.core.metric_table import METRICS
 from llmopt.deploy.plan import Slo
 from llmopt.deploy.queries import slo_label
+from llmopt.pipeline.measured_row import workload_of
 from llmopt.pipeline.measuring import check_url, new_run_id, without_secrets
-from llmopt.pipeline.verifying import Promise, workload_of
+from llmopt.pipeline.verifying import Promise, require_workload
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -116,6 +117,7 @@ def bounds(metric: str, slos: Sequence[Slo]) -> list[float]:
 def watch(promise: Promise, settings: Watch, say: Callable[[str], None]) -> None:
     """Until it is stopped. Raises UsageError for a port that is taken."""
     check_url(promise.url)
+    require_workload(single(workload_of(promise.evidence.workload)))
     canary = Canary(promise.evidence.slos, promise.model)
     with shown(canary, settings), clients(1) as crew:
         say(

@@ -26,10 +26,10 @@ def saved_document(file: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict) or "run_id" in found:
         return None
     document: dict[str, Any] = found
-    if document.get("kind") == "tune" and "ranking" in document:
+    if document.get("kind") == "tune" and isinstance(document.get("ranking"), dict):
         document = document["ranking"]
     kind, schema = document.get("kind"), document.get("schema")
-    if kind not in DRAWN:
+    if not isinstance(kind, str) or kind not in DRAWN:
         raise UsageError(
             f"{file} has kind {kind!r}; a report draws a ranking or steps",
             hint="llmopt recommend --json and llmopt tune --json print them",

@@ -325,6 +325,16 @@ def rules_of(results: Path) -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
 
 
+@pytest.mark.parametrize("changes", [{"boot": 5}, {"checks": "x"}, {"boot": {"status": "booted"}}, {"capacity": None}])
+def test_what_is_damaged_in_the_folder_s_document_is_made_anew(results, changes):
+    written(results)
+    file = results.parent / "out" / "deployment.json"
+    file.write_text(json.dumps(document(results) | changes))
+    done = written(results)
+    assert done.exit_code == 0, done.stderr
+    assert "not booted here: --no-boot" in " ".join(done.stdout.split())
+
+
 def test_a_file_s_purpose_is_that_of_its_folder(results):
     written(results, "--monitoring", target="compose")
     page = (results.parent / "out" / "README.md").read_text()

@@ -15,9 +15,10 @@ from llmopt.core.errors import UsageError
 from llmopt.deploy.plan import Evidence
 from llmopt.gate.promise import default_thresholds
 from llmopt.gate.thresholds import parse_thresholds
+from llmopt.pipeline.measured_row import workload_of
 from llmopt.pipeline.promises import Wanted, read_promise
 from llmopt.pipeline.verify_document import capacity_left, status_of
-from llmopt.pipeline.verifying import percentile, require_promised, times, workload_of
+from llmopt.pipeline.verifying import percentile, require_promised, require_workload, times
 from unit.deploy.make import evidence
 
 
@@ -56,6 +57,15 @@ def test_a_url_may_be_held_to_the_folder_of_its_deployment(tmp_path: Path) -> No
         ({"engine": None}, "no whole document"),
         ({"figures": 3}, "lacks its evidence"),
         ({"slos": [{"text": "x"}]}, "lacks its evidence"),
+        ({"url": 5}, "no whole document"),
+        ({"capacity": {"replicas": "two"}}, "no whole document"),
+        ({"capacity": {"replicas": 0}}, "no whole document"),
+        ({"engine": {"model": "tiny", "artifact": 5}}, "no whole document"),
+        ({"figures": {"requests_per_s": {"value": 5.0, "low": -5, "high": 6.0}}}, "lacks its evidence.*cannot be"),
+        ({"workload": {"concurrency": 0}}, "workload is none: its concurrency is 0"),
+        ({"workload": {"load": "open"}}, "workload is none: its load is open, without a rate"),
+        ({"verdict": "fine"}, "lacks its evidence"),
+        ({"evidence": "guessed"}, "lacks its evidence"),
     ],
 )
 def test_a_damaged_document_is_one_line(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
@@ -127,6 +137,18 @@ def test_evidence_survives_its_document() -> None:
     import msgspec
 
     assert msgspec.convert(json.loads(json.dumps(asdict(made))), Evidence) == made
+
+
+def test_a_document_that_is_no_object_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "deployment.json").write_text("[1]")
+    with pytest.raises(UsageError, match="no whole document"):
+        read_promise(str(tmp_path), Wanted())
+
+
+@pytest.mark.parametrize("changes", [{"requests": 10**12}, {"dataset": "x" * 5000}])
+def test_a_workload_that_makes_no_run_here_is_refused_before_any(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        require_workload(replace(Workload(), **changes))
 
 
 def test_a_workload_that_is_none_is_one_line() -> None:

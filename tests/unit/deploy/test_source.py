@@ -101,6 +101,47 @@ def test_a_cut_ranking_is_no_whole_one(results, tmp_path):
         found(tmp_path / "cut.json", results)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("ranked", 0, "verdict", "reasons"), [{"code": "errors", "severity": "suspect"}]),
+        (("ranked", 0, "case", "workload", "request_timeout_s"), "12"),
+        (("ranked", 0, "case", "workload", "concurrency"), 0),
+        (("ranked", 0, "case", "serve", "max_num_seqs"), "many"),
+        (("ranked", 0, "case", "serve", "extra_args"), ["--x\0"]),
+        (("ranked", 0, "case", "artifact", "path"), 5),
+        (("ranked", 0, "numbers", "requests_per_s", "low"), -5),
+        (("ranked", 0, "numbers", "requests_per_s"), {"value": 5, "low": 6, "high": 4}),
+        (("ranked", 0, "metrics", "error_rate"), 9.5),
+        (("ranked", 0, "metrics", "peak_rss_bytes"), {"p50": 3}),
+        (("ranked", 0, "curve", 0, "metrics", "ttft_s"), {"p50": -1}),
+        (("ranked", 0, "curve", 0, "run_ids"), ["../../etc/passwd"]),
+        (("ranked", 0, "runs"), 0),
+        (("ranked", 0, "quality"), {"kl_mean": "small"}),
+        (("ranked",), {"0": 1}),
+        (("machine", "gpus"), "two"),
+        (("goal", "limits"), [{"metric": "ttft"}]),
+        (("kind",), []),
+        (("kind",), "tune"),
+    ],
+)
+def test_a_damaged_ranking_is_one_line_that_says_what(results, tmp_path, path, value):
+    document = json.loads(ranking(results, tmp_path).read_text())
+    part = document
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    (tmp_path / "damaged.json").write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"no whole ranking|workload is none|has kind") as told:
+        found(tmp_path / "damaged.json", results)
+    assert told.value.hint
+
+
+def test_a_part_of_a_ranking_that_nobody_asks_for_may_be_anything(results, tmp_path):
+    file = changed(results, tmp_path, diagnosis=5, numbers={"of_a_later_llmopt": {"value": -1}})
+    assert found(file, results).label.startswith("fast")
+
+
 def test_what_is_no_json_is_refused(results, tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UsageError, match="no JSON document"):
@@ -172,6 +213,18 @@ def test_an_invalid_verdict_is_a_reason_to_refuse(results, tmp_path):
     reason = {"code": "errors", "severity": "invalid", "message": "half of it failed", "remedy": ""}
     file = changed(results, tmp_path, verdict={"status": "invalid", "reasons": [reason]})
     assert found(file, results).forced == ("its runs are invalid: half of it failed",)
+
+
+def test_a_suspect_verdict_and_interpolated_figures_are_good_enough(results, tmp_path):
+    assert (
+        found(changed(results, tmp_path, verdict={"status": "suspect"}, evidence="interpolated"), results).forced == ()
+    )
+
+
+@pytest.mark.parametrize("fields", [{"verdict": {"status": "fine"}}, {"evidence": "guessed"}])
+def test_a_verdict_or_an_origin_that_nobody_knows_is_refused(results, tmp_path, fields):
+    with pytest.raises(UsageError, match="no whole ranking: Invalid enum value"):
+        found(changed(results, tmp_path, **fields), results)
 
 
 def test_an_estimate_is_a_reason_to_refuse(results, tmp_path):
