@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmopt.deploy import Step, Target
-from llmopt.deploy.canary import DOCUMENT, told
+from llmopt.deploy.canary import DOCUMENT, told, wheel
 from llmopt.deploy.compose_service import bind, escaped, hardened, label_files, published
 from llmopt.deploy.compose_stack import CANARY, GATEWAY_INSIDE, Stack, beside, gateway_name
 from llmopt.deploy.documents import yaml_text
@@ -228,10 +228,8 @@ def after(deployment: Deployment) -> tuple[Step, ...]:
         return ()
     words = ("docker", "compose", "up", "--detach", "--build", "--no-deps", CANARY)
     return (
-        (
-            words,
-            "the canary, whose llmopt canary/Dockerfile asks for; with COMPOSE_PROFILES in .env it starts with the rest",
-        ),
+        wheel(deployment),
+        (words, "the canary; from then on COMPOSE_PROFILES=canary in .env starts it with the rest"),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmopt.deploy import Step, Target
 from llmopt.deploy import kubernetes_canary as canary
-from llmopt.deploy.canary import dockerfile
+from llmopt.deploy.canary import dockerfile, wheel
 from llmopt.deploy.documents import json_text, yaml_text
 from llmopt.deploy.helm import chart
 from llmopt.deploy.kubernetes_engine import (
@@ -238,10 +238,11 @@ def before(deployment: Deployment) -> tuple[Step, ...]:
     fill: Step = (("./manifests/fill-model.sh",), "once: the model into its volume")
     own = [(image_of(deployment).name, "image")] if image_of(deployment).build is not None else []
     push = "then push it, and name your registry under images in kustomization.yaml"
-    built = [(name, folder, push) for name, folder in own]
+    watched: list[Step] = []
     if deployment.wishes.monitoring:
-        built.append((canary.image(deployment), "canary", f"with the llmopt that canary/Dockerfile asks for; {push}"))
-    return (*((("docker", "build", "--tag", name, folder), why) for name, folder, why in built), fill)
+        own.append((canary.image(deployment), "canary"))
+        watched.append(wheel(deployment))
+    return (*watched, *((("docker", "build", "--tag", name, folder), push) for name, folder in own), fill)
 
 
 def after(deployment: Deployment) -> tuple[Step, ...]:

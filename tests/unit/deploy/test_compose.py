@@ -174,7 +174,8 @@ def test_the_canary_s_image_keeps_nothing_else_from_starting() -> None:
     assert [name for name, service in made["services"].items() if service.get("profiles")] == ["canary"]
     assert all("canary" not in service.get("depends_on", ()) for service in made["services"].values())
     assert made["services"]["canary"]["build"]["args"] == {"LLMOPT": "llmopt==0.1.0"}
-    ((words, _),) = after(deployment())
+    (wheel, _), (words, _) = after(deployment())
+    assert wheel[:2] == ("pip", "wheel")
     assert words[-1] == "canary"
     assert not after(deployment(wishes=ALONE))
 

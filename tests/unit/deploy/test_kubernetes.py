@@ -470,3 +470,15 @@ def test_the_canary_is_let_in_and_is_scraped_under_its_own_name() -> None:
 
 def test_a_plain_wish_is_granted() -> None:
     assert kubernetes.refusal(deployment()) is None
+
+
+def test_the_canary_s_image_is_built_with_an_llmopt_that_there_is() -> None:
+    words = [words for words, _ in kubernetes.TARGET.before(deployment())]
+    wheel, build = (
+        next(n for n, w in enumerate(words) if w[:2] == begin) for begin in (("pip", "wheel"), ("docker", "build"))
+    )
+    assert wheel < build
+    assert words[wheel][words[wheel].index("--wheel-dir") + 1] == words[build][-1] == "canary"
+    assert "pip" not in [
+        w for words, _ in kubernetes.TARGET.before(deployment(wishes={"monitoring": False})) for w in words
+    ]
