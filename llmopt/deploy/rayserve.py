@@ -171,5 +171,6 @@ TARGET = Target(
     start=lambda deployment: ("serve", "run", CONFIG),
     before=lambda deployment: ((("pip", "install", "-r", "requirements.txt"), "where Ray runs, on every node"),),
     url=lambda deployment: f"http://127.0.0.1:{deployment.wishes.port}/v1",
-    secrets=lambda deployment: "the environment of `serve run`",
+    # Replicas have that of the Ray on their node; where one runs already, that of `serve run` reaches none of them.
+    secrets=lambda deployment: "the environment that Ray is started in (`ray start` on each node, else `serve run`)",
 )

@@ -134,3 +134,7 @@ def test_what_it_has_not_is_refused_by_name(wishes: dict[str, Any], word: str) -
 
 def test_a_plain_wish_is_granted() -> None:
     assert rayserve.refusal(deployment(wishes={"monitoring": False})) is None
+
+
+def test_variables_of_a_place_are_set_where_replicas_have_them_from() -> None:
+    assert "`ray start` on each node" in rayserve.TARGET.secrets(deployment())
