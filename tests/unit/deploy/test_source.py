@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,30 @@ def test_a_damaged_ranking_is_one_line_that_says_what(results, tmp_path, path, v
     with pytest.raises(UsageError, match=r"no whole ranking|workload is none|has kind") as told:
         found(tmp_path / "damaged.json", results)
     assert told.value.hint
+
+
+def places(part: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, inner in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def test_whatever_is_edited_is_evidence_or_an_error_of_ours(results, tmp_path):
+    """Each part of a ranking once, with a value of another type or range: any other exception fails this test."""
+    text = ranking(results, tmp_path, "--slo", "ttft_p50<500ms").read_text()
+    values = itertools.cycle([None, "x", -1, 0, [], {}, True, 10**30, "\0", [None], [{}], 9.5])
+    refused = 0
+    for path, value in zip(list(places(json.loads(text))), values, strict=False):
+        document = part = json.loads(text)
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = value
+        (tmp_path / "edited.json").write_text(json.dumps(document))
+        try:
+            found(tmp_path / "edited.json", results)
+        except LlmoptError:
+            refused += 1
+    assert refused > 50
 
 
 def test_a_part_of_a_ranking_that_nobody_asks_for_may_be_anything(results, tmp_path):
