@@ -13,6 +13,7 @@ from typing import Any
 
 from llmopt.core.errors import ModelError, UsageError
 from llmopt.quantize.checks import (
+    give_freed_memory_back_now,
     in_our_words,
     load_model,
     read_samples,
@@ -21,7 +22,7 @@ from llmopt.quantize.checks import (
     used,
     weights_bytes,
 )
-from llmopt.quantize.steps import give_back_freed_memory, step, without_bars
+from llmopt.quantize.steps import step, without_bars
 
 CALIBRATED = ("gptq", "awq", "w8a8")
 DATA_FREE = ("rtn", "fp8")
@@ -193,7 +194,7 @@ def watch(network: Any, modifiers: list[Any], calibrated: bool) -> dict[str, flo
         if loss is not None:
             layers[what] = loss
         done += 1
-        give_back_freed_memory()
+        give_freed_memory_back_now()
         step(done, total, what, loss)
         return value
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import sys
 
@@ -25,12 +23,3 @@ def without_bars() -> None:
     reason in the log.
     """
     os.environ["TQDM_DISABLE"] = "1"
-
-
-def give_back_freed_memory() -> None:
-    """Hand what is free between used blocks of the heap back to the system, where the C library can (glibc).
-
-    It stays resident otherwise, layer after layer: 10 MiB of 580 with the bundled model.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
