@@ -47,6 +47,7 @@ class Target:
     ``start``: the words with which a person starts it, in the folder; ``url``: where it then answers.  ``before`` and
     ``after``: what else it takes until it answers there, each command with what it is for.  ``secrets``: where what is
     secret, or of that place alone, belongs.  ``doubts``: what is otherwise there than was asked for, a sentence each.
+    ``limits_memory``: a replica that takes more than ``memory_limit_bytes`` is ended there.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Target:
     after: Callable[[Deployment], tuple[Step, ...]] = lambda deployment: ()
     doubts: Callable[[Deployment], tuple[str, ...]] = lambda deployment: ()
     secrets: Callable[[Deployment], str] = lambda deployment: ".env"
+    limits_memory: bool = True
 
 
 def target(name: str) -> Target:

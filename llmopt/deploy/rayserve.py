@@ -173,4 +173,5 @@ TARGET = Target(
     url=lambda deployment: f"http://127.0.0.1:{deployment.wishes.port}/v1",
     # Replicas have that of the Ray on their node; where one runs already, that of `serve run` reaches none of them.
     secrets=lambda deployment: "the environment that Ray is started in (`ray start` on each node, else `serve run`)",
+    limits_memory=False,
 )

@@ -278,4 +278,5 @@ TARGET = Target(
     files=files,
     start=lambda deployment: ("./run.sh",),
     url=url,
+    limits_memory=False,
 )

@@ -220,7 +220,7 @@ def document_of(made: Plan, *, boot: Mapping[str, Any], checks: Sequence[Mapping
         "after": [{"command": list(words), "why": why} for words, why in made.target.after(deployment)],
         "targets": [wishes.target],
         "secrets": made.target.secrets(deployment),
-        "memory_limit_bytes": deployment.memory_limit_bytes,
+        "memory_limit_bytes": deployment.memory_limit_bytes if made.target.limits_memory else None,
         "doubts": list(deployment.doubts),
         "boot": dict(boot),
         "checks": [dict(check) for check in checks],

@@ -37,6 +37,7 @@ PURPOSES = {
     "fill-model.sh": "puts the model into the cluster's volume, and compares checksums",
     "serve_config.yaml": "the application, for Ray Serve",
     "app.py": "a replica: the measured engine as a child process",
+    "requirements.txt": "what a replica's environment needs",
     "keeper.py": "ends the engine with all its processes when its replica ends",
     "segments.py": "of keeper.py",
     "units": "units of systemd",
@@ -107,12 +108,12 @@ def figures(document: Mapping[str, Any]) -> Iterator[str]:
     for name, figure in document["figures"].items():
         value, where = amount(name, figure["value"]), "" if name in WITHOUT_LOAD else at
         yield f"| {name} | {value} | {interval(name, figure)} | {figure['evidence']}{where} |"
-    if (peak := document["peak_memory_bytes"]) is not None:
-        limit = show(document["memory_limit_bytes"], "bytes")
-        yield f"| memory limit of a replica | {limit} |  | a quarter and 256 MiB above the measured peak of {show(peak, 'bytes')} |"
+    if (limit := document["memory_limit_bytes"]) is not None:
+        peak = show(document["peak_memory_bytes"], "bytes")
+        yield f"| memory limit of a replica | {show(limit, 'bytes')} |  | a quarter and 256 MiB above the measured peak of {peak} |"
     yield ""
     if document["slos"]:
-        yield "SLOs, which alerts burn against and `verify` judges by:"
+        yield f"SLOs, {'which alerts burn against and' if document['wishes']['monitoring'] else 'which'} `verify` judges by:"
         yield ""
         yield from (f"- {slo_words(slo)}" for slo in document["slos"])
         yield ""

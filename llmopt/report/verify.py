@@ -12,6 +12,10 @@ from llmopt.report.gate import STYLES
 from llmopt.report.terminal import plain_table, print_lines, say, stdout_console
 
 SLO_HEADER = ("SLO", "promised", "measured", "interval", "status")
+# Where the word alone leaves people searching.
+MEANING = {
+    "http_429": ": more than the gateway takes from one client (llmopt deploy --rate-limit), or one before it does"
+}
 METRIC_HEADER = ("metric", "promised", "measured", "change", "interval", "tolerated", "status")
 
 
@@ -59,7 +63,7 @@ def remarks(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"capacity: {document['capacity']['words']}"
     for level in document["levels"]:
         for words, count in level["errors"].items():
-            yield f"{count} × {words}"
+            yield f"{count} × {words}{MEANING.get(words, '')}"
         if level["problem"]:
             yield level["problem"]
     yield from document["notes"]

@@ -87,6 +87,22 @@ def test_json_is_one_document_and_nothing_else(results):
     assert (found["status"], found["targets"], found["schema"]) == ("written", ["shell"], 1)
 
 
+def page(results: Path) -> str:
+    return (results.parent / "out" / "README.md").read_text()
+
+
+def test_the_page_tells_of_no_limit_and_no_alert_that_nobody_keeps(results):
+    written(results)
+    assert "memory limit" not in page(results)
+    assert "SLOs, which `verify` judges by:" in page(results)
+
+
+def test_the_page_tells_the_limit_of_a_container_and_what_alerts_burn_against(results):
+    deploy(results, "-o", results.parent / "out", "--target", "compose", "--monitoring", "--no-boot")
+    assert "| memory limit of a replica |" in page(results)
+    assert "alerts burn against" in page(results)
+
+
 def test_a_dry_run_writes_nothing(results):
     done = deploy(results, "-o", results.parent / "out", "--target", "shell", "--dry-run")
     assert done.exit_code == 0

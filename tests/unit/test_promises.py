@@ -19,6 +19,7 @@ from llmopt.pipeline.measured_row import workload_of
 from llmopt.pipeline.promises import Wanted, read_promise
 from llmopt.pipeline.verify_document import capacity_left, status_of
 from llmopt.pipeline.verifying import percentile, require_promised, require_workload, times
+from llmopt.report.verify import remarks
 from unit.deploy.make import evidence
 
 
@@ -183,6 +184,12 @@ def test_a_server_that_went_away_is_told_as_that(tmp_path: Path) -> None:
     left = capacity_left(read_promise(folder_of(tmp_path), Wanted()), [gone | {"slo_status": "missed"}])
     assert left is not None
     assert left["words"] == "not known: at closed loop of 4 it answered no more"
+
+
+def test_what_a_gateway_refused_is_told_as_its_limit() -> None:
+    lines = list(remarks({"capacity": None, "levels": [LEVEL | {"errors": {"http_429": 3, "reset": 1}}], "notes": []}))
+    assert lines[0].startswith("3 × http_429: more than the gateway takes from one client")
+    assert lines[1] == "1 × reset"
 
 
 def test_a_figure_that_was_asked_for_and_is_not_there_lets_nothing_pass() -> None:
