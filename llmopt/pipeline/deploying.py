@@ -6,14 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
+from typing import Any
 
 import llmopt
 from llmopt import deploy as targets
-from llmopt.core.domain import Case, Workload
-from llmopt.core.errors import LlmoptError, MissingEnvironment, ServerError, UsageError
+from llmopt.core.errors import LlmoptError, UsageError
 from llmopt.deploy import Target
 from llmopt.deploy.capacity import capacity
 from llmopt.deploy.nginx import require_host_name
@@ -41,13 +38,11 @@ from llmopt.deploy.writing import (
     write,
 )
 from llmopt.pipeline.deploy_engine import Subject, engine_of, subject_of
+from llmopt.pipeline.deploy_proof import checked, proof_of, smoke_boot
 from llmopt.pipeline.deploy_source import Asked, Chosen, evidence_of, read_source
-from llmopt.pipeline.hosting import Place, hosted
-from llmopt.pipeline.measured_row import NotNegative
 from llmopt.pipeline.measuring import now, without_secret_arguments
 from llmopt.pipeline.reporter import Reporter
 from llmopt.report.deployment import readme
-from llmopt.serve.process import require_device
 
 ONE_MACHINE = ("shell", "systemd", "compose")
 WITHOUT_IMAGE = ("shell", "systemd", "rayserve")  # they run the engine that is installed
@@ -285,84 +280,15 @@ def deploy(request: Request, report: Reporter) -> dict[str, Any]:
     require_unedited(request.out.resolve(), former, same)
     unchanged = is_unchanged(request.out, former, same)
     if not (unchanged and (boot.get("status") == "booted" or not request.boot)):
-        tried = smoke_boot(made, report) if request.boot else {"status": "skipped", "why": "--no-boot"}
+        tried = smoke_boot(made.subject, report) if request.boot else {"status": "skipped", "why": "--no-boot"}
         unchanged = unchanged and tried == boot
         boot = tried
     if unchanged and former is not None:
         return {**former.document, **document, "folder": str(request.out), "status": "unchanged"}
 
     def complete(staged: Path) -> tuple[dict[str, File], dict[str, Any]]:
-        document = document_of(made, boot=boot, checks=checked(staged, request))
+        document = document_of(made, boot=boot, checks=checked(staged, request.wishes.target, force=request.force))
         return told(files, document), document | {"created_at": now()}
 
     written = write(request.out, files, complete)
     return {**written, "folder": str(request.out), "status": "written"}
-
-
-class Booted(msgspec.Struct, tag_field="status", tag="booted"):
-    """Of ``deployment.json``: what ``smoke_boot`` gives."""
-
-    seconds: NotNegative
-    argv: list[str]
-
-
-class NotBooted(msgspec.Struct, tag_field="status", tag="skipped"):
-    why: str
-
-
-class Checked(msgspec.Struct):
-    name: str
-    status: Literal["passed", "failed", "skipped"]
-    why: str = ""
-
-
-def proof_of(former: Former | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """How the folder's deployment booted and what its checks said; nothing where that is damaged, and both are done anew."""
-    told = former.document if former else {}
-    try:
-        boot = msgspec.convert(told.get("boot"), Booted | NotBooted)
-        checks = msgspec.convert(told.get("checks"), list[Checked])
-    except msgspec.ValidationError:
-        return {}, []
-    return msgspec.to_builtins(boot), msgspec.to_builtins(checks)
-
-
-def checked(staged: Path, request: Request) -> list[dict[str, Any]]:
-    """What the programs that are here say of the files. Raises LlmoptError where one refuses them."""
-    from llmopt.deploy.checks import check
-
-    found = [asdict(one) for one in check(staged, request.wishes.target)]
-    failed = [f"{one['name']}: {one['why']}" for one in found if one["status"] == "failed"]
-    if failed and not request.force:
-        raise LlmoptError(
-            f"what would be written does not pass: {'; '.join(failed)}",
-            hint="this is a defect of llmopt, or a program that is too old; --force writes it all the same",
-        )
-    return found
-
-
-def smoke_boot(made: Plan, report: Reporter) -> dict[str, Any]:
-    """Start the measured command here, have one completion answered, stop it; or why not. Raises ServerError."""
-    subject = made.subject
-    name = subject.backend.name
-    if subject.environment is None:
-        return {"status": "skipped", "why": f"{name} is not installed here"}
-    case = Case(artifact=subject.artifact, serve=subject.options, workload=Workload())
-    try:
-        require_device(subject.backend)
-    except ServerError as error:
-        return {"status": "skipped", "why": error.message}
-    try:
-        with hosted(case, Place(), report) as server:
-            return {
-                "status": "booted",
-                "seconds": round(server.load_s, 1),
-                "argv": without_secret_arguments(server.command.argv),
-            }
-    except (UsageError, MissingEnvironment) as error:
-        return {"status": "skipped", "why": error.message}
-    except ServerError as error:
-        raise ServerError(
-            f"the engine does not boot, so nothing was written: {error.message}",
-            hint=f"{error.hint}; or --no-boot writes it untried" if error.hint else "--no-boot writes it untried",
-        ) from error

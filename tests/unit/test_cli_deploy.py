@@ -256,12 +256,12 @@ def test_a_folder_of_something_else_is_refused(results):
 
 def test_an_engine_that_does_not_boot_writes_nothing(results, monkeypatch):
     from llmopt.core.errors import ServerError
-    from llmopt.pipeline import deploying
+    from llmopt.pipeline import deploy_proof
 
     def hosted(*arguments: Any) -> Any:
         raise ServerError("hf died while loading: memory ran out", hint="a smaller quantization")
 
-    monkeypatch.setattr(deploying, "hosted", hosted)
+    monkeypatch.setattr(deploy_proof, "hosted", hosted)
     done = deploy(results, "-o", results.parent / "out", "--target", "shell")
     assert done.exit_code == 1
     assert "memory ran out" in done.stderr
