@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from hypothesis import HealthCheck, settings
@@ -9,6 +10,9 @@ from hypothesis import HealthCheck, settings
 # An example that takes long says that the machine is busy, and nothing of the law that it is an example of.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
+
+# Debian's nginx lies where not everybody's PATH leads; what is tested looks there as well.
+os.environ["PATH"] += os.pathsep + "/usr/sbin"
 
 
 def pytest_configure() -> None:

@@ -32,6 +32,7 @@ KEYS = re.compile(r"^(\s*include )[^;]+;$", re.MULTILINE)
 URL_FILE_SINCE = (0, 26)
 # Two rules that make the same series are an error to it, and its end a good one unless it is told otherwise (2.42).
 CHECK_RULES = ("promtool", "check", "rules", "--lint-fatal")
+BESIDE_PATH = "/usr/sbin:/sbin"  # where Debian has nginx, and not everybody looks; run.sh does as well
 VARIABLE = re.compile(r"\$\$|\$\{\w+(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
 
 
@@ -71,7 +72,7 @@ def of_target(folder: Path, target: str) -> Checks:
 def nginx(folder: Path, path: Path) -> Checks:
     """``nginx -t`` with loopback addresses for names that exist in the deployment alone, a certificate and a key made for it."""
     name = f"nginx -t {path.relative_to(folder)}"
-    if not shutil.which("nginx"):
+    if (program := shutil.which("nginx") or shutil.which("nginx", path=BESIDE_PATH)) is None:
         yield skipped(name, "nginx is not here (Debian: nginx-light)")
         return
     with tempfile.TemporaryDirectory(prefix="llmopt-nginx-") as scratch:
@@ -86,7 +87,7 @@ def nginx(folder: Path, path: Path) -> Checks:
             text = with_certificate(text, Path(scratch))
         config = Path(scratch) / "nginx.conf"
         config.write_text(text, encoding="utf-8")
-        end, told = run(["nginx", "-e", "stderr", "-p", scratch, "-t", "-c", str(config)])
+        end, told = run([program, "-e", "stderr", "-p", scratch, "-t", "-c", str(config)])
     if end and "syntax is ok" in told and "bind()" in told:
         yield Check(name=name, status="passed", why=f"syntax alone: its port is not for this user ({last(told)})")
     else:

@@ -67,10 +67,16 @@ def manifests(folder: Path) -> Iterator[Object]:
                 yield found
 
 
+# libyaml's where PyYAML has it: read in Python it took .3 s of the two that a deployment may take.
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Helm and kubectl write YAML 1.2, in which a plain ``=`` is text and no key of YAML 1.1."""
+
+
+Loader.add_constructor("tag:yaml.org,2002:value", Loader.construct_yaml_str)
+
+
 def objects_in(text: str) -> list[Object]:
-    """Of YAML. By libyaml where PyYAML has it: read in Python it took .3 s of the two that a deployment may take."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [found for found in yaml.load_all(text, Loader=loader) if found]
+    return [found for found in yaml.load_all(text, Loader=Loader) if found]
 
 
 def identity(found: Object) -> tuple[str, str]:

@@ -32,14 +32,6 @@ NASTY = Launch(
 )
 DESCRIBED = '{"label": "{{ .Release.Name }} $(HOME)"}\n'
 CANARY = {"canary": {"image": f"tiny-canary:{deployment().llmopt_version}", "deployment": DESCRIBED}}
-
-
-class AsGoReadsIt(yaml.SafeLoader):
-    """What Helm and kubectl write is YAML 1.2, in which a plain ``=`` is text; PyYAML takes it for a key of YAML 1.1."""
-
-
-AsGoReadsIt.add_constructor("tag:yaml.org,2002:value", AsGoReadsIt.construct_yaml_str)
-
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "all": {"wishes": {"domain": "llm.example.com", "tls": True, "monitoring": True}},
@@ -82,14 +74,14 @@ def kustomized(folder: Path) -> list[dict[str, Any]]:
         pytest.skip("kubectl is not here")
     told = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
     assert told.returncode == 0, told.stderr
-    return list(yaml.load_all(told.stdout, AsGoReadsIt))
+    return checks_kubernetes.objects_in(told.stdout)
 
 
 def rendered(folder: Path, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not here")
     made = helm.Chart.load(str(folder / "chart")).render(values, name="release", namespace="tiny")
     texts = [text for path, text in sorted(made.items()) if not path.endswith("NOTES.txt")]
-    return [found for text in texts for found in yaml.load_all(text, AsGoReadsIt) if found]
+    return [found for text in texts for found in checks_kubernetes.objects_in(text)]
 
 
 def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -148,6 +140,10 @@ def test_helm_finds_nothing_to_say(folder: Path) -> None:
     assert [m["error"] for m in report["messages"] if m["severity"] > 1] == report["errors"] == []
 
 
+def test_a_value_that_only_yaml_1_1_has_a_meaning_for_is_read() -> None:
+    assert checks_kubernetes.objects_in("value: =\n") == [{"value": "="}]
+
+
 @pytest.mark.parametrize("case", ["plain"])
 def test_helm_hands_on_any_words(folder: Path) -> None:
     """As Kubernetes reads them: no template, no number, no variable."""
@@ -161,7 +157,7 @@ def test_helm_hands_on_any_words(folder: Path) -> None:
         assume(not any(LOST.search(word) for word in (*argv, model)))
         values = {"engine": {"args": argv, "env": {"A": model}}}
         text = next(t for path, t in chart.render(values).items() if path.endswith("/templates/deployment.yaml"))
-        (engine,) = yaml.load(text, AsGoReadsIt)["spec"]["template"]["spec"]["containers"]
+        (engine,) = checks_kubernetes.objects_in(text)[0]["spec"]["template"]["spec"]["containers"]
         assert engine["args"] == [word.replace("$", "$$") for word in argv]
         assert {"name": "A", "value": model.replace("$", "$$")} in engine["env"]
 

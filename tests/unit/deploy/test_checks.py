@@ -15,8 +15,19 @@ def only(folder: Path, name: str, text: str) -> list[Check]:
 
 def test_a_program_that_is_not_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(checks, "BESIDE_PATH", "/nowhere")
     (found,) = only(tmp_path, "nginx.conf", "")
     assert (found.status, found.why) == ("skipped", "nginx is not here (Debian: nginx-light)")
+
+
+def test_nginx_is_found_where_debian_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nginx"
+    program.write_text("#!/bin/sh\necho syntax is ok\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "/bin")
+    monkeypatch.setattr(checks, "BESIDE_PATH", str(tmp_path))
+    (found,) = only(tmp_path, "nginx.conf", "")
+    assert (found.status, found.why) == ("passed", "syntax is ok")
 
 
 def test_a_script_that_no_shell_reads_fails(tmp_path: Path) -> None:
