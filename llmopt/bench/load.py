@@ -151,7 +151,11 @@ def play(
     ``count`` counts the tokens of an answer, where a tokenizer is known.  ``enough`` sees the traces so far once a second
     and ends the run early.  A KeyboardInterrupt ends it too: the result then says ``stopped``.  ``ended`` is called when no
     more is asked, before anything is made of it.  Raises ServerError when the server takes no connection.
+
+    A client plays once and ends; one that has would tell of its first play again.
     """
+    if any(client.requests for client in crew):
+        raise ValueError("these clients have played")
     if not schedule.requests:
         return LoadResult(
             traces=(), seconds=0.0, client_cpu_s=0.0, workers=len(crew), connections=0, reads=0, user_stamped=0

@@ -119,7 +119,7 @@ def watch(promise: Promise, settings: Watch, say: Callable[[str], None]) -> None
     check_url(promise.url)
     require_workload(single(workload_of(promise.evidence.workload)))
     canary = Canary(promise.evidence.slos, promise.model)
-    with shown(canary, settings), clients(1) as crew:
+    with shown(canary, settings):
         say(
             f"asking {without_secrets(promise.url)} every {settings.every_s:g} s; "
             f"metrics: http://{settings.host}:{settings.port}/metrics"
@@ -127,7 +127,7 @@ def watch(promise: Promise, settings: Watch, say: Callable[[str], None]) -> None
         for slo in promise.evidence.slos:
             if slo.implies:
                 say(f"{' and '.join(slo.implies)}: counted with {slo.text}, which is tighter")
-        for trace in probes(promise, settings, crew, say):
+        for trace in probes(promise, settings, say):
             canary.take(trace)
 
 
@@ -149,9 +149,7 @@ def shown(canary: Canary, settings: Watch) -> Iterator[None]:
         thread.join()
 
 
-def probes(
-    promise: Promise, settings: Watch, crew: Sequence[object], say: Callable[[str], None]
-) -> Iterator[RequestTrace | None]:
+def probes(promise: Promise, settings: Watch, say: Callable[[str], None]) -> Iterator[RequestTrace | None]:
     """A trace each, at absolute times; one that takes longer than the time between them puts off the next."""
     endpoint = Endpoint.of(promise.url, workload_of(promise.evidence.workload).endpoint, promise.headers)
     tokenizer = load_tokenizer(promise.tokenizer) if promise.tokenizer else None
@@ -159,18 +157,19 @@ def probes(
     workload = single(workload_of(promise.evidence.workload))
     due, done, problem = time.monotonic(), 0, ""
     while settings.probes is None or done < settings.probes:
-        time.sleep(max(0.0, due - time.monotonic()))
-        due = max(due + settings.every_s, time.monotonic())
         schedule = make_schedule(
             replace(workload, seed=workload.seed + done), promise.model, salt=new_run_id(), source=source,
             tokenizer=tokenizer, usage_per_chunk=False,
         )  # fmt: skip
         trace, word = None, ""
-        try:
-            [trace] = play(crew, schedule, endpoint).traces  # type: ignore[arg-type]
-            word = "" if trace.ok else str(trace.error)
-        except ServerError as error:
-            word = error.message
+        with clients(1) as crew:  # a client plays once; it has imported what it needs before the probe is due
+            time.sleep(max(0.0, due - time.monotonic()))
+            due = max(due + settings.every_s, time.monotonic())
+            try:
+                [trace] = play(crew, schedule, endpoint).traces
+                word = "" if trace.ok else str(trace.error)
+            except ServerError as error:
+                word = error.message
         if word != problem:  # once when it begins and once when it is over, not with every probe
             say(f"probe {done + 1}: {word}" if word else f"probe {done + 1}: answered again")
         problem, done = word, done + 1

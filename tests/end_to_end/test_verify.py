@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from llmopt.core.process import KeptProcess
 from llmopt.serve.process import free_port
-from llmopt.serve.scripted import running
+from llmopt.serve.scripted import SERVER, running
 
 LOAD = ("--concurrency", "4", "--requests", "64", "--input-tokens", "32", "--output-tokens", "16")
 
@@ -110,6 +111,35 @@ def test_a_canary_counts_what_a_user_sees(server: str, promised: Path, tmp_path:
     assert "Traceback" not in said
 
 
+def test_each_probe_is_a_request_of_its_own(promised: Path, tmp_path: Path) -> None:
+    """The canary is there before the server, and after it."""
+    page_at, served_at = free_port(None), free_port(None)
+    url = f"http://127.0.0.1:{served_at}/v1"
+    argv = ("watch", url, "--against", str(promised), "--model", "truth", "--every", "0.2", "--port", str(page_at))
+    ok, failed = (f'llmopt_probe_requests_total{{outcome="{outcome}"}}' for outcome in ("ok", "failed"))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "llmopt", *argv], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        assert wait_for(page_at, failed, 2)["llmopt_probe_up"] == 0
+        with KeptProcess((sys.executable, str(SERVER), "--port", str(served_at)), log=tmp_path / "log"):
+            answered = wait_for(page_at, ok, 3)
+            assert answered["llmopt_probe_up"] == 1
+            assert page_of(served_at)['scripted:e2e_time_count{model_name="scripted"}'] >= 3
+        gone = wait_for(page_at, failed, answered[failed] + 2)
+        assert gone["llmopt_probe_up"] == 0
+    finally:
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate(timeout=20)
+    assert "answered again" in said
+
+
+def page_of(port: int) -> dict[str, float]:
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2).read().decode()
+    return {n: float(v) for line in text.splitlines() if line[:1] != "#" for n, _, v in [line.rpartition(" ")]}
+
+
 def wait_for(port: int, name: str, least: float) -> dict[str, float]:
     """The page of metrics once a counter is as high; read again and again for 30 s at most."""
     import time
@@ -117,11 +147,10 @@ def wait_for(port: int, name: str, least: float) -> dict[str, float]:
     ends = time.monotonic() + 30
     while time.monotonic() < ends:
         try:
-            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2).read().decode()
+            page = page_of(port)
         except OSError:
             time.sleep(0.1)
             continue
-        page = {n: float(v) for line in text.splitlines() if line[:1] != "#" for n, _, v in [line.rpartition(" ")]}
         if page.get(name, 0) >= least:
             return page
         time.sleep(0.1)
