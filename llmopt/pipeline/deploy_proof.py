@@ -42,7 +42,8 @@ def proof_of(former: Former | None) -> tuple[dict[str, Any], list[dict[str, Any]
     try:
         boot = msgspec.convert(told.get("boot"), Booted | NotBooted)
         checks = msgspec.convert(told.get("checks"), list[Checked])
-    except msgspec.ValidationError:
+        msgspec.json.encode((boot, checks))  # half a surrogate pair is text in JSON, and in no file
+    except (msgspec.ValidationError, UnicodeEncodeError):
         return {}, []
     return msgspec.to_builtins(boot), msgspec.to_builtins(checks)
 

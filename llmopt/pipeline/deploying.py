@@ -283,6 +283,8 @@ def deploy(request: Request, report: Reporter) -> dict[str, Any]:
         tried = smoke_boot(made.subject, report) if request.boot else {"status": "skipped", "why": "--no-boot"}
         unchanged = unchanged and tried == boot
         boot = tried
+    if unchanged and any(one["status"] != "passed" for one in checks):  # programs come, are mended, and --force goes
+        unchanged = checked(request.out.resolve(), request.wishes.target, force=request.force) == checks
     if unchanged and former is not None:
         return {**former.document, **document, "folder": str(request.out), "status": "unchanged"}
 

@@ -22,8 +22,8 @@ from llmopt.deploy.alertmanager import alertmanager_config
 from llmopt.deploy.checks import Check, check, with_certificate
 from llmopt.deploy.compose import files
 from llmopt.deploy.documents import yaml_text
-from llmopt.deploy.nginx import KEY_LINE
-from llmopt.deploy.plan import Slo
+from llmopt.deploy.nginx import KEY_LINE, nginx_conf
+from llmopt.deploy.plan import MOST_REPLICAS, Slo
 from llmopt.deploy.rules import rules
 from llmopt.serve import scripted
 from llmopt.serve.process import DIRECT, HOST, free_port
@@ -54,6 +54,13 @@ def one(checks: list[Check], begins: str) -> Check:
 def test_nginx_takes_what_asks_for_keys(tmp_path: Path, wishes: dict[str, Any]) -> None:
     (tmp_path / "nginx.conf").write_text(files(deployment(wishes=wishes))["nginx/nginx.conf"].text)
     assert one(check(tmp_path, "compose"), "nginx").status == "passed"
+
+
+def test_nginx_has_room_for_as_many_replicas_as_may_be_asked_for(tmp_path: Path) -> None:
+    """Addresses alone: a name that nobody resolves would be asked for a thousand times."""
+    upstreams = [f"127.0.0.1:{20_000 + n}" for n in range(MOST_REPLICAS)]
+    (tmp_path / "nginx.conf").write_text(nginx_conf(deployment(), upstreams=upstreams, listen="127.0.0.1:8123"))
+    assert one(check(tmp_path, "shell"), "nginx").status == "passed"
 
 
 def test_room_for_a_key_is_checked(tmp_path: Path) -> None:

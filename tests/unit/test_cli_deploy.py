@@ -254,6 +254,36 @@ def test_a_folder_of_something_else_is_refused(results):
     assert "holds something else" in done.stderr
 
 
+def nginx_that(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "nginx").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "nginx").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def nginx_check(results: Path) -> str:
+    [found] = [c["status"] for c in document(results)["checks"] if c["name"].startswith("nginx -t")]
+    return found
+
+
+def test_what_failed_and_was_forced_does_not_pass_the_next_time(results, tmp_path, monkeypatch):
+    nginx_that(monkeypatch, tmp_path / "bin", "echo emerg; exit 1")
+    assert written(results).exit_code == 1
+    assert written(results, "--force").exit_code == 0
+    assert written(results).exit_code == 1
+    assert nginx_check(results) == "failed"
+
+
+def test_a_program_that_is_mended_judges_an_unchanged_folder_anew(results, tmp_path, monkeypatch):
+    nginx_that(monkeypatch, tmp_path / "bin", "echo emerg; exit 1")
+    written(results, "--force")
+    nginx_that(monkeypatch, tmp_path / "bin", "echo syntax is ok")
+    assert written(results).exit_code == 0
+    assert nginx_check(results) == "passed"
+    assert "FAILED" not in page(results)
+    assert not (results.parent / "out" / "previous").exists()
+
+
 def test_an_engine_that_does_not_boot_writes_nothing(results, monkeypatch):
     from llmopt.core.errors import ServerError
     from llmopt.pipeline import deploy_proof
@@ -341,7 +371,16 @@ def rules_of(results: Path) -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
 
 
-@pytest.mark.parametrize("changes", [{"boot": 5}, {"checks": "x"}, {"boot": {"status": "booted"}}, {"capacity": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"boot": {"status": "skipped", "why": "\ud800"}},
+        {"boot": 5},
+        {"checks": "x"},
+        {"boot": {"status": "booted"}},
+        {"capacity": None},
+    ],
+)
 def test_what_is_damaged_in_the_folder_s_document_is_made_anew(results, changes):
     written(results)
     file = results.parent / "out" / "deployment.json"

@@ -186,6 +186,12 @@ def test_a_server_that_went_away_is_told_as_that(tmp_path: Path) -> None:
     assert left["words"] == "not known: at closed loop of 4 it answered no more"
 
 
+def test_a_percentile_of_a_rate_is_answered_with_that_of_the_time_of_a_token(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        read_promise(folder_of(tmp_path), Wanted(slos=("tps_p95>20",)))
+    assert raised.value.hint == "--slo 'tpot_p95<50ms'"
+
+
 def test_what_a_gateway_refused_is_told_as_its_limit() -> None:
     lines = list(remarks({"capacity": None, "levels": [LEVEL | {"errors": {"http_429": 3, "reset": 1}}], "notes": []}))
     assert lines[0].startswith("3 × http_429: more than the gateway takes from one client")

@@ -196,7 +196,9 @@ def test_those_that_are_asked_for_now_go_first(results, tmp_path):
     assert [s.text for s in found(file, results, slos=("e2e_p50<9s",)).slos] == ["e2e_p50<9s"]
 
 
-@pytest.mark.parametrize("slo", ["requests_per_s>3", "ttft_mean<1s", "error_rate<1%", "tps_p50>0", "ttft_p95<=0s"])
+@pytest.mark.parametrize(
+    "slo", ["requests_per_s>3", "ttft_mean<1s", "error_rate<1%", "tps_p50>0", "ttft_p95<=0s", "tps_p95>20"]
+)
 def test_one_that_is_asked_for_and_is_no_percentile_is_refused(results, tmp_path, slo):
     file = ranking(results, tmp_path, "--slo", "ttft_p50<500ms")
     with pytest.raises(UsageError, match="on a percentile of what a request takes"):
