@@ -180,6 +180,16 @@ def test_a_verdict_that_nobody_could_read_is_refused(job, server):
     assert "args cannot have --json" in found["words"]
 
 
+@pytest.mark.parametrize("word", ["-h", "--no-such-option"])
+def test_what_gates_nothing_is_an_error_that_says_why(job, server, word):
+    runner = job(base=f"{server}/v1", candidate=f"{server}/v1", args=f"{LOAD} {word}")
+    done, found = runner.run("Gate")
+    assert done.returncode == 0, done.stderr
+    assert found["status"] == "error"
+    assert ("without a verdict" if word == "-h" else "No such option: --no-such-option") in found["words"]
+    assert runner.run("Verdict")[0].returncode == {"-h": 1}.get(word, 2)
+
+
 def test_words_of_args_arrive_as_they_are_quoted(job, tmp_path):
     program = tmp_path / "llmopt"
     program.write_text("#!/bin/bash\nprintf '<%s>' \"$@\"\n")
