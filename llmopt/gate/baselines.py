@@ -83,17 +83,23 @@ def set_baseline(results: Path, name: str, runs: Sequence[tuple[Measurement, Cou
     for pair in runs:
         cases[pair[0].case_key].append(pair)
     accepted_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    written = []
+    found = {}
     for key, pairs in cases.items():
         kept = Kept(
             name=name, accepted_at=accepted_at, runs=[trimmed(run, packages=place == 0) for place, (run, _) in enumerate(pairs)],
             counts=[counts for _, counts in pairs], llmopt_version=llmopt.__version__,
         )  # fmt: skip
+        try:
+            require_whole(kept)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise UsageError(
+                f"no gate could read this baseline: {error}", hint="leave that run out; or measure, or prove, it again"
+            ) from error
         file = baseline_folder(results, name) / f"{slug(pairs[0][0])}-{key[:8]}.json"
-        data = msgspec.json.format(msgspec.json.encode(kept, order="sorted"), indent=1)
-        write_atomic(file, data + b"\n")
-        written.append(file)
-    return written
+        found[file] = msgspec.json.format(msgspec.json.encode(kept, order="sorted"), indent=1) + b"\n"
+    for file, data in found.items():
+        write_atomic(file, data)
+    return list(found)
 
 
 def trimmed(run: Measurement, *, packages: bool) -> Measurement:
@@ -149,21 +155,26 @@ def read(file: Path) -> Kept:
                 hint="accept it anew: llmopt baseline set",
             )
         kept = msgspec.convert(document, Kept)
-        if len(kept.runs) != len(kept.counts) or not kept.runs:
-            raise ValueError("not as many counts as runs")
-        if datetime.datetime.fromisoformat(kept.accepted_at).tzinfo is None:
-            raise ValueError(f"accepted_at {kept.accepted_at!r} has no time zone")
-        for run in kept.runs:
-            require_figures(run)
-            read_row(msgspec.json.encode(run))  # what is asked of a record
-        for counts in kept.counts:
-            require_counts(counts)
+        require_whole(kept)
         kept.runs = whole(kept.runs)
     except (msgspec.DecodeError, ValueError, OSError) as error:
         raise StoreError(
             f"{file} is no whole baseline: {error}", hint="restore it from git, or accept it anew"
         ) from error
     return kept
+
+
+def require_whole(kept: Kept) -> None:
+    """What a gate asks of a file, before it is written and when it is read. Raises ValueError, msgspec.DecodeError."""
+    if len(kept.runs) != len(kept.counts) or not kept.runs:
+        raise ValueError("not as many counts as runs")
+    if datetime.datetime.fromisoformat(kept.accepted_at).tzinfo is None:
+        raise ValueError(f"accepted_at {kept.accepted_at!r} has no time zone")
+    for run in kept.runs:
+        require_figures(run)
+        read_row(msgspec.json.encode(run))  # what is asked of a record
+    for counts in kept.counts:
+        require_counts(counts)
 
 
 def require_figures(run: Measurement) -> None:

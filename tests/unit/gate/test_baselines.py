@@ -68,7 +68,10 @@ def test_a_figure_that_is_no_number_is_refused(tmp_path: Path, value: object) ->
 
 
 def test_a_quality_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    baselines.set_baseline(tmp_path, "main", pairs("a", quality={"kl_mean": "0.01", "base": "bf16"}))
+    (file,) = baselines.set_baseline(tmp_path, "main", pairs("a", quality={"kl_mean": 0.01, "base": "bf16"}))
+    document = json.loads(file.read_text())
+    document["runs"][0]["quality"]["kl_mean"] = "0.01"
+    file.write_text(json.dumps(document))
     with pytest.raises(StoreError, match=r"kl_mean of run a is '0\.01', and no number"):
         baselines.read_baseline(tmp_path, "main")
 
@@ -89,6 +92,21 @@ def test_what_no_record_may_be_no_baseline_may(tmp_path: Path, part: str, change
     file.write_text(json.dumps(document))
     with pytest.raises(StoreError, match="no whole baseline"):
         baselines.read_baseline(tmp_path, "main")
+
+
+@pytest.mark.parametrize(
+    ("run", "counts"),
+    [
+        ({"quality": {"kl_mean": 0.01, "perplexity": 0.0}}, {}),
+        ({"metrics": {"tpot_s": "0.01"}}, {}),
+        ({}, {"failed": 61}),
+    ],
+)
+def test_what_no_gate_could_read_is_not_written(tmp_path: Path, run: dict, counts: dict) -> None:  # type: ignore[type-arg]
+    bad = (make_run(run_id="bad", case_key="other", **run), replace(GOOD, **counts))
+    with pytest.raises(UsageError, match=r"no gate could read this baseline: .* (of run bad is|were counted)"):
+        baselines.set_baseline(tmp_path, "main", [*pairs("a"), bad])
+    assert not (tmp_path / "baselines").exists()
 
 
 @pytest.mark.parametrize("change", [{"planned": -5}, {"planned": 5, "failed": 6}, {"short": 61}, {"errors": {"x": -1}}])
