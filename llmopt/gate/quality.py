@@ -102,6 +102,15 @@ def proofs(
     return ours, theirs
 
 
+def unquantized(method: str | None, serve: Mapping[str, Any]) -> bool:
+    """Whether a model of this quantization method gives, served so, what the unquantized weights give.
+
+    A smaller KV cache and adapters change it, and extra arguments may (vLLM: --quantization fp8): unproven then.
+    """
+    changed = serve.get("extra_args") or serve.get("lora_modules")
+    return method == "none" and not changed and (serve.get("kv_cache_dtype") or "auto") == "auto"
+
+
 def is_reference(side: Sequence[Reading], other: Sequence[Reading]) -> bool:
     """Whether all runs of a side are of the unquantized model that the other side comes from."""
     there = [r for r in side if r.run_id]

@@ -28,6 +28,7 @@ from llmopt.core.store import load_traces, machine_folder, read_run, record_file
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.counts import Counts, counts_of
 from llmopt.gate.design import Design, Side
+from llmopt.gate.quality import unquantized
 from llmopt.pipeline.measuring import RunOptions, measure_and_save, now
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.sides import Contestant
@@ -37,6 +38,8 @@ JOBS = ("GITHUB_RUN_ID", "CI_PIPELINE_ID")
 STALE_S = 6 * 3600
 # What a client hears of a server that is not there.
 SILENT = {"refused", "reset", "timeout", "none"}
+# What it did itself with requests that nothing can be said of: in flight when it gave up, or never sent.
+OWN_DOING = {"stopped", "dropped"}
 # What it hears where it asked for a wrong name, without a key, or too often: that says nothing of the candidate.
 ASKED_WRONGLY = {f"http_{status}" for status in (401, 403, 404, 405, 422, 429)}
 
@@ -194,8 +197,9 @@ def what_failed(error: ServerError) -> tuple[dict[str, int], bool]:
     """The requests that failed by kind, and whether the server is there: it said no, or broke answers off and took others."""
     if not isinstance(error, NothingAnswered):
         return {}, False
-    broke_off = error.begun and "refused" not in error.errors
-    return error.errors, broke_off or bool(error.errors.keys() - SILENT)
+    failed = {kind: count for kind, count in error.errors.items() if kind not in OWN_DOING}
+    broke_off = error.begun and "refused" not in failed
+    return failed, broke_off or bool(failed.keys() - SILENT)
 
 
 def asked_wrongly(failed: Mapping[str, int]) -> bool:
@@ -250,8 +254,7 @@ def reading_of(run: Measurement, counts: Counts) -> Reading:
         session=run.session,
         started_at=run.started_at,
         model=run.artifact.get("base_key"),
-        # A smaller cache costs quality that the weights do not.
-        unquantized=run.artifact.get("method") == "none" and (run.serve.get("kv_cache_dtype") or "auto") == "auto",
+        unquantized=unquantized(run.artifact.get("method"), run.serve),
     )
 
 

@@ -17,6 +17,7 @@ from llmopt.core.run_index import load_runs, read_store
 from llmopt.gate.baselines import NAME, Baseline, baseline_folder, read_baseline
 from llmopt.gate.blocks import Reading
 from llmopt.gate.counts import Counts
+from llmopt.gate.quality import unquantized
 from llmopt.pipeline import plans
 from llmopt.pipeline.measuring import Subject, engine_version, serving_case, url_subject
 from llmopt.pipeline.proving import read_quality
@@ -181,7 +182,7 @@ def of_case(case: Case, ways: Ways, quality: dict[str, Any] | None) -> Contestan
         label=f"{case.label} {words}".strip(), workload=case.workload, restarts=True, opened=opened, case_key=case.key,
         identity=[case.key, ways.python, engine_version(case.serve.backend, ways.python)],
         quality=quality, model=case.artifact.base_fingerprint,
-        unquantized=case.artifact.quantization.method == "none" and (case.serve.kv_cache_dtype or "auto") == "auto",
+        unquantized=unquantized(case.artifact.quantization.method, asdict(case.serve)),
     )  # fmt: skip
 
 
