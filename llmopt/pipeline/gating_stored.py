@@ -162,6 +162,11 @@ def refuse_duplicates(side: Stored) -> None:
     seen: dict[str, str] = {}
     for run in side.runs:
         for mark in marks(run):
+            if seen.get(mark) == run.run_id:
+                raise UsageError(
+                    f"{side.label}: the run {run.run_id} is there twice",
+                    hint="name it once: as a file, or in its folder; a copy is no second run",
+                )
             if mark in seen:
                 raise UsageError(
                     f"{side.label}: the run {run.run_id} is a copy of {seen[mark]}",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +21,7 @@ from typer.testing import CliRunner
 from llmopt.cli import app
 from llmopt.cli.shell import reporter
 from llmopt.core.domain import Doubt, Measurement, ServeOptions, Verdict, Workload
+from llmopt.core.errors import NothingAnswered
 from llmopt.core.machine import this_machine
 from llmopt.core.store import save_run
 from llmopt.pipeline import experiment, sides
@@ -376,6 +381,48 @@ def test_a_candidate_that_was_asked_wrongly_is_an_error_and_no_regression(refuse
         refused(f"{server}/x/ttft=5,itl=1/v1", url, *SMALL, "--rounds", "2", status=1)
 
 
+class KeyWanted(BaseHTTPRequestHandler):
+    """Wants a key, and says so to every third request half a second later."""
+
+    numbers = itertools.count()
+
+    def do_POST(self):
+        if next(self.numbers) % 3 == 0:
+            time.sleep(0.5)
+        with contextlib.suppress(OSError):
+            self.send_error(401)
+
+    do_GET = do_POST  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def locked():
+    with ThreadingHTTPServer(("127.0.0.1", 0), KeyWanted) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/v1"
+        http.shutdown()
+
+
+def test_a_missing_key_is_no_regression_where_requests_were_in_flight_when_the_client_gave_up(refused, server, locked):
+    many = (*SMALL, "--requests", "48", "--concurrency", "24", "--rounds", "2")
+    assert "LLMOPT_API_KEY" in refused(f"{server}/x/ttft=5,itl=1/v1", locked, *many, status=1)
+
+
+@pytest.mark.parametrize(
+    ("errors", "failed", "there"),
+    [
+        ({"http_401": 16, "stopped": 2}, {"http_401": 16}, True),
+        ({"timeout": 16, "stopped": 8, "dropped": 3}, {"timeout": 16}, False),
+        ({"stopped": 8}, {}, False),
+    ],
+)
+def test_what_the_client_stopped_itself_says_nothing_of_the_server(errors, failed, there):
+    assert experiment.what_failed(NothingAnswered("all failed", errors=errors)) == (failed, there)
+
+
 def test_a_candidate_that_breaks_every_answer_off_is_a_regression(gate, server):
     done = gate(f"{server}/x/ttft=5,itl=1/v1", f"{server}/x/trap=reset/v1", *SMALL, "--rounds", "2", "--json")
     assert (done.exit_code, json.loads(done.stdout)["cases"][0]["reasons"]) == (3, ["failed requests"])
@@ -467,7 +514,7 @@ def test_copies_of_the_base_under_other_names_are_no_candidate(refused):
 def test_an_accepted_run_that_is_named_twice_is_refused(gate):
     base = str(folder("base"))
     done = CliRunner().invoke(app, ["baseline", "set", "main", base, base])
-    assert (done.exit_code, "is a copy of" in done.stderr) == (2, True)
+    assert (done.exit_code, "run-0.01-0 is there twice\nhint: name it once" in done.stderr) == (2, True)
 
 
 def test_the_noise_is_said_to_be_that_of_the_days_where_it_is(gate):
