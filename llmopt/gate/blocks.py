@@ -52,8 +52,8 @@ class Block:
         return bool(self.base and self.candidate) and not any(r.invalid for r in self.readings)
 
     def knows(self, threshold: Threshold) -> bool:
-        """Whether every run of it has the figure."""
-        return all(r.value(threshold) is not None for r in self.readings)
+        """Whether a run of each side has the figure: those that have it speak for their side."""
+        return all(any(r.value(threshold) is not None for r in side) for side in (self.base, self.candidate))
 
     def worsening(self, threshold: Threshold) -> float:
         """Mean logarithm of the candidate's runs less that of the base's, worse above zero."""
@@ -65,8 +65,9 @@ class Block:
 
 
 def mean_log(readings: Sequence[Reading], threshold: Threshold) -> float:
-    values = [r.value(threshold) for r in readings]
-    return math.fsum(math.log(v) for v in values if v is not None) / len(values)
+    """Of the runs that have the figure; there must be one."""
+    values = [v for r in readings if (v := r.value(threshold)) is not None]
+    return math.fsum(map(math.log, values)) / len(values)
 
 
 def geometric_mean(readings: Sequence[Reading], threshold: Threshold) -> float:

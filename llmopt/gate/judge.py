@@ -6,7 +6,7 @@ metric in common, no whole block and no requests are no pass but an error, or in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,12 +16,14 @@ from llmopt.gate.blocks import Block, Reading, geometric_mean
 from llmopt.gate.counts import Counted, Outcome, compare, total
 from llmopt.gate.decide import Change, decide, sample_of
 from llmopt.gate.design import Design
+from llmopt.gate.gaps import HINT, chosen, gap_notes, given_up, knowing, nothing_to_compare, too_little
 from llmopt.gate.quality import KEYS, QualityChange, compare_quality, known_in, proofs
-from llmopt.gate.thresholds import INSTEAD, Threshold, threshold
+from llmopt.gate.thresholds import Threshold
 from llmopt.gate.unpaired import SessionNoise
 
 Status = Literal["pass", "regression", "inconclusive"]
 MIN_BLOCKS = 2  # one says nothing of its own noise
+MIN_RUNS = 2  # of each stored side, likewise
 COUNTS_SHARE = 0.1  # of the error is the counts'; the metrics have the rest
 EXIT_STATUS: dict[Status, int] = {"pass": 0, "regression": 3, "inconclusive": 4}
 
@@ -53,26 +55,23 @@ def judge(
 ) -> Judgement | None:
     """The verdict of what is there; ``None`` where no look was planned now. ``ended``: no further block comes.
 
-    Raises UsageError for a metric that somebody named and that is not known, LlmoptError where nothing was measured.
+    Raises UsageError for a metric that somebody named and no run knows, LlmoptError where nothing was measured.
     """
     whole = [b for b in blocks if b.whole]
-    kept, left_out, gaps = judged(whole, thresholds)
+    good = sides_of(whole)
+    wanted = chosen(*good, thresholds)
+    knowing_blocks = {t.name: [b for b in whole if b.knows(t)] for t in wanted}
+    kept = [t for t in wanted if len(knowing_blocks[t.name]) >= max(1, min(MIN_BLOCKS, len(whole)))]
+    left_out = [t for t in wanted if t not in kept]
     error = design.error_at(len(whole), ended=ended)
     if error is None and not ended:
         return None
-    readings = [r for b in blocks for r in b.base], [r for b in blocks for r in b.candidate]
+    readings = sides_of(blocks)
     require_something(*readings)
     changes: tuple[Change, ...] = ()
     if error and kept and len(whole) >= MIN_BLOCKS:
-        knowing = {t.name: [b for b in whole if b.knows(t)] for t in kept}
-        samples = {t.name: sample_of([b.worsening(t) for b in knowing[t.name]]) for t in kept}
-        values = {
-            t.name: (
-                geometric_mean([r for b in knowing[t.name] for r in b.base], t),
-                geometric_mean([r for b in knowing[t.name] for r in b.candidate], t),
-            )
-            for t in kept
-        }
+        samples = {t.name: sample_of([b.worsening(t) for b in knowing_blocks[t.name]]) for t in kept}
+        values = shown({name: sides_of(there) for name, there in knowing_blocks.items()}, kept)
         changes = tuple(decide(samples, values, kept, error * (1 - COUNTS_SHARE)))
     counts = [b.counts() for b in blocks]
     judgement = conclude(
@@ -82,16 +81,18 @@ def judge(
         without="no whole block" if len(whole) < MIN_BLOCKS else "no metric that both sides have",
     )
     against = (
-        *given_up([r for b in whole for r in b.base], [r for b in whole for r in b.candidate], thresholds),
-        *(f"{name} is known in fewer than {MIN_BLOCKS} blocks" for name in gaps if name in left_out),
+        *given_up(*good, wanted),
+        *nothing_to_compare(*good, wanted),
+        *too_little(*good, left_out, f"{MIN_BLOCKS} blocks"),
     )
     if len(whole) < MIN_BLOCKS and thresholds:
         against = (f"{len(whole)} whole blocks of {len(blocks)}", *against)
     judgement = without_pass(judgement, (*against, *quality_given_up(*readings, quality), *more_invalid(*readings)))
+    lost = {t.name: [b.number + 1 for b in whole if not b.knows(t)] for t in kept}
     return replace(
-        judgement, left_out=left_out, blocks=len(whole), invalid=doubts(*readings), error=error,
+        judgement, left_out=names(left_out), blocks=len(whole), invalid=doubts(*readings), error=error,
         decided=ended or judgement.status != "inconclusive",
-        notes=(*gaps.values(), *unproven_base(*readings, quality)),
+        notes=(*gap_notes(*good, kept, lost), *unproven_base(*readings, quality)),
     )  # fmt: skip
 
 
@@ -106,14 +107,15 @@ def judge_stored(
 ) -> Judgement:
     """The verdict of runs that nobody paired; ``noise`` is that between sessions.
 
-    Raises UsageError as ``judge`` does, and Inconclusive for fewer than two runs of a side that count.
+    Raises UsageError as ``judge`` does, and where the base has no run with a metric that somebody named and nothing else is
+    worse; Inconclusive for fewer than two runs of a side that count.
     """
     require_something(base, candidate)
     counts = [[total(r.counts for r in group) for group in unpaired.sessions(side)] for side in (base, candidate)]
     counted = compare(counts[0], counts[1], (1 - confidence) * COUNTS_SHARE)
-    good = [[r for r in side if not r.invalid] for side in (base, candidate)]
+    good = [r for r in base if not r.invalid], [r for r in candidate if not r.invalid]
     for word, side in zip(("base", "candidate"), good, strict=True):
-        if len(side) < 2:
+        if len(side) < MIN_RUNS:
             if any(row.outcome == "regression" for row in counted):
                 return replace(conclude((), counted, (), without=""), invalid=doubts(base, candidate), decided=True)
             raise Inconclusive(
@@ -121,21 +123,31 @@ def judge_stored(
                 + "".join(f"; {reason}" for reason in doubts(base if word == "base" else candidate)[:2]),
                 hint="measure it again: llmopt bench; or gate what can be measured: a recipe or a URL",
             )
-    kept, left_out = known([[*good[0], *good[1]]], thresholds, "sets of runs")
-    samples = {t.name: unpaired.sample(good[0], good[1], t, noise(t)) for t in kept}
+    wanted = chosen(*good, thresholds)
+    runs = {t.name: (knowing(good[0], t), knowing(good[1], t)) for t in wanted}
+    kept = [t for t in wanted if min(map(len, runs[t.name])) >= MIN_RUNS]
+    left_out = [t for t in wanted if t not in kept]
+    samples = {t.name: unpaired.sample(*runs[t.name], t, noise(t)) for t in kept}
+    values = shown(runs, kept)
     error = (1 - confidence) * (1 - COUNTS_SHARE)
-    changes = tuple(decide(samples, shown(good[:1], good[1:], kept), kept, error)) if kept else ()
+    changes = tuple(decide(samples, values, kept, error)) if kept else ()
     judgement = conclude(
         changes,
         counted,
         compare_quality(base, candidate, quality, confidence=confidence),
         without="no metric that both sides have",
     )
-    against = (*given_up(good[0], good[1], thresholds), *quality_given_up(base, candidate, quality))
+    if judgement.status != "regression" and (missing := nothing_to_compare(*good, wanted)):
+        raise UsageError(missing[0], hint=HINT)
+    against = (
+        *given_up(*good, wanted),
+        *too_little(*good, left_out, f"{MIN_RUNS} runs of a side"),
+        *quality_given_up(base, candidate, quality),
+    )
     judgement = without_pass(judgement, (*against, *more_invalid(base, candidate)))
     return replace(
-        judgement, left_out=left_out, blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True,
-        notes=unproven_base(base, candidate, quality),
+        judgement, left_out=names(left_out), blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True,
+        notes=(*gap_notes(*good, kept, {}), *unproven_base(base, candidate, quality)),
     )  # fmt: skip
 
 
@@ -147,52 +159,11 @@ def conclude(
     outcomes += [(row.outcome, row.name) for row in counted] + [(one.outcome, one.name) for one in quality]
     rows = {"changes": tuple(changes), "counted": tuple(counted), "quality": tuple(quality)}
     for status in ("regression", "inconclusive"):
-        if names := tuple(name for outcome, name in outcomes if outcome == status):
-            return Judgement(status=status, reasons=names, **rows)  # type: ignore[arg-type]
+        if found := tuple(name for outcome, name in outcomes if outcome == status):
+            return Judgement(status=status, reasons=found, **rows)  # type: ignore[arg-type]
     if not changes and not quality:
         return Judgement(status="inconclusive", reasons=(without,), **rows)  # type: ignore[arg-type]
     return Judgement(status="pass", reasons=(), **rows)  # type: ignore[arg-type]
-
-
-def judged(
-    whole: Sequence[Block], thresholds: Sequence[Threshold]
-) -> tuple[list[Threshold], tuple[str, ...], dict[str, str]]:
-    """The thresholds that blocks can judge, each on those that know it; which are left out; and words for the gaps.
-
-    Raises UsageError for a named one that no block knows.
-    """
-    kept, left_out, gaps = [], [], {}
-    for one in (usable([b.readings for b in whole], t) for t in thresholds):
-        missing = [b.number + 1 for b in whole if not b.knows(one)]
-        if whole and (not missing or len(whole) - len(missing) >= MIN_BLOCKS):
-            kept.append(one)
-        else:
-            left_out.append(one.name)
-        if missing and len(missing) == len(whole) and not one.default:
-            raise unknown(one, len(missing), len(whole), "blocks")
-        if 0 < len(missing) < len(whole):
-            of_blocks = f"block{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-            gaps[one.name] = f"{one.name} is unknown in {of_blocks}, which cannot count for it"
-    return kept, tuple(left_out), gaps
-
-
-def given_up(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]) -> tuple[str, ...]:
-    """What the candidate's runs lack more often than the base's: nobody knows how much worse that became.
-
-    A figure is often lost because something became worse: a rate is unknown where latencies never get steady.
-    """
-    found = []
-    for one in (usable([base, candidate], t) for t in thresholds):
-        ours, theirs = (sum(r.value(one) is None for r in side) for side in (base, candidate))
-        if not base or not candidate or theirs / len(candidate) <= ours / len(base):
-            continue
-        alone = theirs == len(candidate)
-        found.append(
-            f"{one.name} is known of the base alone"
-            if alone
-            else f"{one.name} is unknown in {theirs} of the candidate's {len(candidate)} runs, {ours} of the base's {len(base)}"
-        )
-    return tuple(found)
 
 
 def quality_given_up(
@@ -238,47 +209,19 @@ def doubts(*sides: Sequence[Reading]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reason for side in sides for r in side for reason in r.invalid))
 
 
-def known(
-    groups: Sequence[Sequence[Reading]], thresholds: Sequence[Threshold], what: str
-) -> tuple[list[Threshold], tuple[str, ...]]:
-    """The thresholds that every run has a figure for. Raises UsageError for a named one that is unknown.
-
-    One that nobody named may give way to its like in ``INSTEAD``.
-    """
-    kept, left_out = [], []
-    for one in (usable(groups, t) for t in thresholds):
-        missing = sum(any(r.value(one) is None for r in group) for group in groups)
-        if not missing and groups:
-            kept.append(one)
-        elif one.default or not groups:
-            left_out.append(one.name)
-        else:
-            raise unknown(one, missing, len(groups), what)
-    return kept, tuple(left_out)
-
-
-def unknown(one: Threshold, missing: int, every: int, what: str) -> UsageError:
-    return UsageError(
-        f"{one.name} is unknown, or zero, in {missing} of {every} {what}: there is no ratio",
-        hint="another --metric; p95 needs 59 requests in a run, p99 299",
-    )
-
-
-def usable(groups: Sequence[Sequence[Reading]], wanted: Threshold) -> Threshold:
-    """``wanted``, or of one that nobody named its like in ``INSTEAD`` where more groups know that in every run."""
-    if not wanted.default or wanted.name not in INSTEAD:
-        return wanted
-    other = threshold(INSTEAD[wanted.name], wanted.tolerate, wanted.block, default=True)
-    ours, theirs = (sum(all(r.value(t) is not None for r in g) for g in groups) for t in (wanted, other))
-    return wanted if ours >= theirs and (ours or not groups) else other
+def sides_of(blocks: Sequence[Block]) -> tuple[list[Reading], list[Reading]]:
+    return [r for b in blocks for r in b.base], [r for b in blocks for r in b.candidate]
 
 
 def shown(
-    base: Sequence[Sequence[Reading]], candidate: Sequence[Sequence[Reading]], thresholds: Sequence[Threshold]
+    runs: Mapping[str, tuple[Sequence[Reading], Sequence[Reading]]], thresholds: Sequence[Threshold]
 ) -> dict[str, tuple[float, float]]:
-    """Both sides as people read them: geometric means over all runs."""
-    sides = [[r for group in side for r in group] for side in (base, candidate)]
-    return {t.name: (geometric_mean(sides[0], t), geometric_mean(sides[1], t)) for t in thresholds}
+    """Both sides of each metric as people read them: geometric means over the runs that know it."""
+    return {t.name: (geometric_mean(runs[t.name][0], t), geometric_mean(runs[t.name][1], t)) for t in thresholds}
+
+
+def names(thresholds: Sequence[Threshold]) -> tuple[str, ...]:
+    return tuple(one.name for one in thresholds)
 
 
 def require_something(base: Sequence[Reading], candidate: Sequence[Reading]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +26,7 @@ STARTS = (
     "a server behind a URL is not started anew: what its one start decided (memory, clocks, neighbours) counts as its own,"
     " and the confidence holds for these two starts; a recipe or an artifact is started anew for every run"
 )
+NO_LOSS = math.log(2)  # found only when twice as slow, or half as much: that is none found
 UNSTEADY = 0.05  # spread of a block's difference above which a clock is no good witness
 
 
@@ -211,16 +213,16 @@ def notes(verdict: Verdict) -> list[str]:
     notes = list(found.notes)
     for one in found.changes:
         if one.decision == "inconclusive" and verdict.design:
-            least = f"{loss(one, one.detectable):.1%}"
-            notes.append(
-                f"{one.threshold.name}: as many blocks with this noise find a loss of {least} in four of five gates"
-            )
+            least = f"find a loss of {loss(one, one.detectable):.1%} in four of five gates"
+            if one.detectable > NO_LOSS:
+                least = "would hardly find any loss: they are too few"
+            notes.append(f"{one.threshold.name}: as many blocks with this noise {least}")
     notes += confounded(verdict.confounded)
     if verdict.unmeant:
         names = " ".join(f"--allow {name}" for name in verdict.unmeant)
         notes.append(f"differences that nobody allowed stand in the way of a pass: {names}, if they are what you test")
     if found.left_out:
-        notes.append(f"not known on both sides: {', '.join(found.left_out)}")
+        notes.append(f"not judged, for want of figures: {', '.join(found.left_out)}")
     if found.invalid:
         notes.append(f"runs that do not count: {'; '.join(found.invalid[:3])}")
     unsteady = [

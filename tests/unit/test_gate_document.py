@@ -53,6 +53,12 @@ def test_inconclusive_says_what_would_be_found_and_how_many_blocks_decide() -> N
     assert any("four of five gates" in note for note in document["cases"][0]["notes"])
 
 
+def test_a_loss_that_could_be_found_is_no_figure_without_end() -> None:
+    notes = found(blocks(2, noise=0.06))["cases"][0]["notes"]
+    assert [note for note in notes if "too few" in note]
+    assert not [note for note in notes if "find a loss" in note]
+
+
 @pytest.mark.parametrize(("confidence", "words"), [(0.9999, "99.99 %"), (0.99, "99 %"), (0.999999, "99.9999 %")])
 def test_no_digit_of_the_confidence_is_lost(confidence: float, words: str) -> None:
     document = found(blocks(8)) | {"confidence": confidence}

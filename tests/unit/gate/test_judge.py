@@ -99,9 +99,15 @@ def test_a_named_metric_that_is_unknown_is_refused_an_unnamed_one_left_out() -> 
     assert found.left_out == ("peak_vram_bytes", "peak_rss_bytes")
 
 
-def test_zero_in_the_base_has_no_ratio() -> None:
-    with pytest.raises(UsageError, match="or zero"):
-        verdict([block(n, reading(tps=0.0), reading()) for n in range(8)], "output_tps:5%")
+def test_zero_on_both_sides_has_no_ratio() -> None:
+    with pytest.raises(UsageError, match="or zero, on both sides"):
+        verdict([block(n, reading(tps=0.0), reading(tps=0.0)) for n in range(8)], "output_tps:5%")
+
+
+def test_zero_in_the_base_has_no_ratio_and_is_no_pass() -> None:
+    found = verdict([block(n, reading(tps=0.0), reading()) for n in range(8)], "ttft_p50:5%", "output_tps:5%")
+    words = "output_tps is unknown, or zero, in all of the base's 16 runs: there is no ratio"
+    assert (found.status, found.reasons) == ("inconclusive", (words,))
 
 
 def test_a_worse_quality_fails_however_fast_it_is() -> None:
@@ -229,7 +235,8 @@ def test_a_figure_that_the_candidate_lost_in_a_block_is_named_and_no_pass() -> N
         "inconclusive",
         ("tpot_p50 is unknown in 2 of the candidate's 16 runs, 0 of the base's 16",),
     )
-    assert "tpot_p50 is unknown in block 8, which cannot count for it" in found.notes
+    words = "tpot_p50 is unknown in 0 of the base's 16 runs and 2 of the candidate's 16: the others are judged, without block 8"
+    assert words in found.notes
 
 
 def test_a_figure_that_the_base_lost_in_a_block_is_named_and_no_reason_against_a_pass() -> None:
@@ -249,6 +256,38 @@ def test_a_candidate_that_never_got_steady_in_half_the_blocks_is_no_pass(first: 
     assert [(c.threshold.name, c.blocks) for c in found.changes] == [
         ("output_tps_whole", 8), ("tpot_p50", 8), ("ttft_p50", 8),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", [(), ("tpot_p50:2%:3%", "ttft_p50:2%:3%")])
+def test_a_loss_is_found_where_each_block_has_one_base_run_without_the_figure(texts: tuple[str, ...]) -> None:
+    bad = [replace(b, base=(without(b.base[0], "tpot_s"), b.base[1])) for b in blocks(8, slower=0.5)]
+    kept = [replace(b, candidate=tuple(without(r, output_tps=400.0) for r in b.candidate)) for b in bad]
+    found = judge(kept, DESIGN, parse_thresholds(texts), ended=True)
+    assert found is not None
+    assert (found.status, found.reasons) == ("regression", ("tpot_p50",))
+    assert "tpot_p50 is unknown in 8 of the base's 16 runs and 0 of the candidate's 16" in found.notes[0]
+
+
+def test_a_named_figure_that_the_candidate_never_has_hides_no_other_loss() -> None:
+    """A rate is unknown where latencies never get steady: the very loss must not end as an error of usage."""
+    slow = without(reading(ttft=0.1), "output_tps")
+    found = verdict([block(n, reading(), slow) for n in range(8)], "output_tps:3%", "ttft_p50:3%")
+    assert (found.status, found.reasons) == ("regression", ("ttft_p50",))
+    alone = verdict([block(n, reading(), without(reading(), "output_tps")) for n in range(8)], "output_tps:3%")
+    assert alone.status == "inconclusive"
+    found = verdict(
+        [block(n, reading(), without(reading(), "output_tps")) for n in range(8)], "ttft_p50:3%", "output_tps:3%"
+    )
+    assert found.reasons == ("output_tps is known of the base alone",)
+
+
+def test_what_no_block_knows_on_both_sides_does_not_vanish_from_a_pass() -> None:
+    bad = [
+        block(n, *(without(reading(), "tpot_s") if n % 2 == side else reading() for side in (0, 1))) for n in range(8)
+    ]
+    found = judge(bad, DESIGN, parse_thresholds([]), ended=True)
+    assert found is not None
+    assert (found.status, found.reasons) == ("inconclusive", ("tpot_p50 is known in fewer than 2 blocks",))
 
 
 def with_whole(found: list[Block]) -> list[Block]:

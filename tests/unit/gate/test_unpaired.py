@@ -48,6 +48,35 @@ def test_the_same_loss_over_many_days_is_found() -> None:
     assert judged(on_days(runs(8)), on_days(runs(8, 0.06))) == "regression"
 
 
+def with_gap(found):  # type: ignore[no-untyped-def]
+    """The fourth run lacks the figure."""
+    return [replace(r, metrics=r.metrics | {"tpot_s": None}) if n == 3 else r for n, r in enumerate(found)]
+
+
+@pytest.mark.parametrize("gaps", [(True, False), (False, True), (True, True)])
+def test_a_run_without_the_figure_hides_no_loss_of_the_others(gaps: tuple[bool, bool]) -> None:
+    sides = [
+        with_gap(on_days(runs(8, s))) if gap else on_days(runs(8, s)) for gap, s in zip(gaps, (0, 0.06), strict=True)
+    ]
+    for thresholds in (THRESHOLDS, parse_thresholds([])):
+        found = judge_stored(*sides, thresholds, (), noise=lambda _: ASSUMED, confidence=0.99)
+        assert (found.status, found.reasons) == ("regression", ("tpot_p50",))
+        assert found.notes[0].startswith("tpot_p50 is unknown in ")
+
+
+def test_a_figure_that_only_the_candidate_lost_is_no_pass() -> None:
+    quiet = SessionNoise(spread=0.002, freedom=20, source="calibrated")
+    assert judged(on_days(runs(8)), with_gap(on_days(runs(8, 0.0001))), quiet) == "inconclusive"
+    assert judged(with_gap(on_days(runs(8))), on_days(runs(8, 0.0001)), quiet) == "pass"
+
+
+def test_a_figure_that_one_base_run_alone_has_does_not_vanish_from_a_pass() -> None:
+    bare = [replace(r, metrics=r.metrics | {"tpot_s": None}) for r in on_days(runs(8))]
+    sides = ([on_days(runs(8))[0], *bare[1:]], on_days(runs(8, 0.0001)))
+    found = judge_stored(*sides, parse_thresholds([]), (), noise=lambda _: ASSUMED, confidence=0.99)
+    assert "tpot_p50 is known in fewer than 2 runs of a side" in found.reasons
+
+
 def test_sessions_of_one_hour_do_not_speak_for_other_days() -> None:
     assert judged(runs(8), runs(8, 0.06)) == "inconclusive"
 
