@@ -71,9 +71,18 @@ fail() { say "error: $*"; exit 1; }
 alive() { [ -s "run/$1.pid" ] && kill -0 "$(cat "run/$1.pid")" 2>/dev/null; }
 ask() { [ -z "$(path_of "$1")" ] && return 0; curl -sf --noproxy '*' -o /dev/null -m 5 "http://127.0.0.1:$(asked_port_of "$1")$(path_of "$1")"; }
 
-# Ready is a real completion: an engine may say that it is healthy and die of its first request.
+# Ready is a real completion: an engine may say that it is healthy and die of its first request.  Headers go through a pipe:
+# a key among the words of a program is seen by everybody on the machine.
+headers_of() {
+  echo 'Content-Type: application/json'
+{% if through_litellm %}
+  [ "$1" = litellm ] && printf 'Authorization: Bearer %s\n' "$LITELLM_MASTER_KEY"
+{% endif %}
+  return 0
+}
+
 completes() {
-  curl -sf --noproxy '*' -o /dev/null -m 60 -H 'Content-Type: application/json' -d @completion.json \
+  headers_of "$1" 9>&- | curl -sf --noproxy '*' -o /dev/null -m 60 -H @- -d @completion.json \
     "http://127.0.0.1:$(port_of "$1")/v1/completions" 9>&- &
   helper=$!
   wait $helper  # which a signal interrupts, and not a program in the foreground

@@ -1,0 +1,111 @@
+"""``run.sh`` for real, with nginx before the scripted server, and stand-ins for the programs that want much of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmopt.core.process import KeptProcess
+from llmopt.deploy import target
+from llmopt.deploy.plan import Deployment, Launch
+from llmopt.serve.scripted import SERVER
+from tests.programs import answers, until
+from tests.unit.deploy.make import deployment
+
+PROGRAMS = ("nginx", "curl", "setsid", "flock")
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not all(map(shutil.which, PROGRAMS)), reason=f"one of {', '.join(PROGRAMS)} is not here"),
+]
+KEY = 'sk-only \'of "this" $test'
+# Like LiteLLM it answers completions to those alone who have the key.
+LITELLM = f"""#!{sys.executable}
+import http.server, os, sys
+class Asked(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.answer(200)
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        known = self.headers.get("Authorization") == "Bearer " + os.environ["LITELLM_MASTER_KEY"]
+        self.answer(200 if known else 401)
+    def answer(self, status):
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Asked).serve_forever()
+"""
+
+
+def free_ports(count: int = 110) -> int:
+    """The first of so many in a row that nobody listens on."""
+    for first in range(20000, 32000, count):
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+    raise AssertionError("no ports are free")
+
+
+def native(host: str, port: int) -> Launch:
+    return Launch(argv=(sys.executable, str(SERVER), "--host", host, "--port", str(port)))
+
+
+def of(**wishes: Any) -> Deployment:
+    return deployment(
+        engine={"native": native, "model": "scripted", "gpus": 0, "artifact": "/"},
+        capacity={"replicas": 1},
+        wishes={"target": "shell", "monitoring": False, "port": free_ports(), **wishes},
+    )
+
+
+def write(made: Deployment, folder: Path, programs: Mapping[str, str] | None = None) -> None:
+    """The deployment, and programs that are found before those of the machine: name → script."""
+    for path, file in target("shell").files(made).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(file.text)
+        (folder / path).chmod(0o755)
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, text in (programs or {}).items():
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", **variables}
+
+
+@contextlib.contextmanager
+def started(folder: Path, **variables: str) -> Iterator[None]:
+    """Once it says that it is ready; stopped by a signal."""
+    log = folder / "said.log"
+    with KeptProcess([str(folder / "run.sh")], log=log, environment=environment(folder, **variables)) as process:
+        until(lambda: "ready: " in log.read_text(), patience_s=60, process=process)
+        yield
+
+
+def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", "run.sh", *words],
+        cwd=folder,
+        env=environment(folder, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_litellm_is_ready_when_it_completes_for_the_key(tmp_path: Path) -> None:
+    made = of(gateway="litellm")
+    write(made, tmp_path, {"litellm": LITELLM})
+    with started(tmp_path, LITELLM_MASTER_KEY=KEY):
+        assert "litellm answers on port" in (tmp_path / "said.log").read_text()
+        assert answers(f"http://127.0.0.1:{made.wishes.port}/readyz")
