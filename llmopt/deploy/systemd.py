@@ -105,7 +105,7 @@ def units_of(deployment: Deployment, ports: Ports) -> Iterator[tuple[str, str]]:
     yield f"{name}@.service", engine_unit(deployment)
     for program in shell.programs_of(deployment, ports):
         if not program.name.startswith("engine_"):
-            yield f"{name}-{program.name}.service", program_unit(deployment, program)
+            yield f"{name}-{program.name}.service", program_unit(deployment, program, ports)
     yield f"{name}.target", target_unit(deployment)
 
 
@@ -162,7 +162,7 @@ def command_line(words: Iterable[str]) -> str:
     return " ".join([program.replace("$$", "$"), *others])
 
 
-def program_unit(deployment: Deployment, program: shell.Program) -> str:
+def program_unit(deployment: Deployment, program: shell.Program, ports: Ports) -> str:
     name = unit_name(deployment)
     state = f"{name}-{program.name}"
     words = placed(program, folder(deployment), f"/var/lib/{state}")
@@ -178,11 +178,20 @@ def program_unit(deployment: Deployment, program: shell.Program) -> str:
         command=command_line(map(systemd_word, words)),
         reload=reload,
         state=state,
+        after=before_canary(deployment, ports) if program.name == "canary" else [],
+        answers=f"http://{HOST}:{program.port}{program.path}" if program.name == "litellm" else None,
         stop_signal=STOPS.get(program.name, "SIGTERM"),
         # It reads the tokenizer of the weights.
         reads_temporary=program.name == "canary" and reads_temporary(deployment),
         low_port=program.name == "gateway" and program.port < LOWEST_FREE_PORT,
     )
+
+
+def before_canary(deployment: Deployment, ports: Ports) -> list[str]:
+    """What it is not answered while they start is an error of the service's, and somebody is called."""
+    name = unit_name(deployment)
+    through = [f"{name}-litellm.service"] if deployment.wishes.gateway == "litellm" else []
+    return [*(f"{name}@{port}.service" for port in ports.engines), *through, f"{name}-gateway.service"]
 
 
 def placed(program: shell.Program, read: str, written: str) -> list[str]:

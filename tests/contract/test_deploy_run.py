@@ -44,6 +44,13 @@ port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Asked).serve_forever()
 """
 
+# Writes down whether the gateway answered when the canary was started.
+CANARY = """#!/bin/sh
+for url; do :; done
+curl -sf --noproxy '*' "${url%/v1}/readyz" >/dev/null; echo $? >>asked
+exec sleep 600
+"""
+
 
 def free_ports(count: int = 110) -> int:
     """The first of so many in a row that nobody listens on."""
@@ -109,3 +116,10 @@ def test_litellm_is_ready_when_it_completes_for_the_key(tmp_path: Path) -> None:
     with started(tmp_path, LITELLM_MASTER_KEY=KEY):
         assert "litellm answers on port" in (tmp_path / "said.log").read_text()
         assert answers(f"http://127.0.0.1:{made.wishes.port}/readyz")
+
+
+def test_the_canary_starts_when_the_gateway_answers(tmp_path: Path) -> None:
+    write(of(monitoring=True, gateway="litellm"), tmp_path, {"llmopt": CANARY, "litellm": LITELLM})
+    with started(tmp_path, LITELLM_MASTER_KEY=KEY):
+        assert until((tmp_path / "asked").exists)
+        assert until((tmp_path / "asked").read_text) == "0\n"

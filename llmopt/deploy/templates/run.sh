@@ -129,6 +129,7 @@ stop_all() {
   trap - EXIT
   say "stopping"
   [ -n "${helper:-}" ] && kill "$helper" 2>/dev/null
+  signal_all TERM canary
   signal_all QUIT gateway  # nginx lets go of nobody whom it is answering
   end_of {{ drain_s }} gateway
   signal_all TERM "$OTHERS $ENGINES"
@@ -244,7 +245,7 @@ for name in $ENGINES $OTHERS gateway; do
 done
 for name in $ENGINES; do start "$name"; done
 for name in $ENGINES; do wait_ready "$name"; done
-for name in $OTHERS; do start "$name"; done
+for name in $OTHERS; do [ "$name" = canary ] || start "$name"; done
 {% if through_litellm %}
 wait_ready litellm
 {% endif %}
@@ -256,6 +257,8 @@ until ask gateway; do
   tries=$((tries - 1))
   nap 0.1
 done
+# Last: what it is not answered is an error of the service's, and somebody is called.
+case " $OTHERS " in *" canary "*) start canary ;; esac
 say "ready: {{ url | line }}"
 while :; do
   for name in $ENGINES $OTHERS gateway; do

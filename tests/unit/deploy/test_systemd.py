@@ -114,6 +114,15 @@ def test_devices_are_hidden_where_no_gpu_is_needed(gpus, private):
     assert setting(files(engine={"gpus": gpus})[ENGINE], "PrivateDevices") == private
 
 
+def test_the_canary_starts_after_all_that_it_asks() -> None:
+    made = files(wishes={"monitoring": True, "gateway": "litellm"})
+    [after] = setting(made["units/llmopt-tiny-canary.service"], "After")
+    engines = {"llmopt-tiny@8081.service", "llmopt-tiny@8082.service"}
+    assert {*engines, "llmopt-tiny-litellm.service", "llmopt-tiny-gateway.service"} <= set(after.split())
+    [started] = setting(made["units/llmopt-tiny-litellm.service"], "ExecStartPost")
+    assert "http://127.0.0.1:8181/health/liveliness" in started
+
+
 def test_nobody_is_root():
     units = [text for path, text in files(wishes={"monitoring": True}).items() if path.endswith(".service")]
     assert {user for unit in units for user in setting(unit, "User")} == {"llmopt-tiny"}
