@@ -1,7 +1,8 @@
 """Programs of one machine: on which port each of them listens, which GPUs a replica gets, and the words that start it.
 
-The gateway has the port that was asked for, replicas count on from the one after it, and what stands beside them from a
-hundred above it, however many replicas there are: a port that was a replica's is never taken for something else.
+The gateway has the port that was asked for, replicas count on from the one after it (of a port below 1024 from the one after
+8000 above it: 443 has 8444 and on), and what stands beside them from a hundred above, however many replicas there are: a port
+that was a replica's is never taken for something else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from llmopt.deploy.plan import Deployment, Launch
 
 HOST = "127.0.0.1"
 LAST_PORT = 65535
+# Below it root alone may listen, or who is given that right: the gateway, and nobody beside it.
+LOWEST_FREE_PORT = 1024
+ABOVE_LOW_PORT = 8000
 MOST_REPLICAS, BESIDE, PROGRAMS_BESIDE = 99, 100, 6
 # Of replicas that share a machine: the numbers of cores that one was measured on would be those of all the others, too.
 # The number of threads stays (vLLM 0.32 on a CPU takes it from OMP_NUM_THREADS then).
@@ -41,7 +45,8 @@ class Ports:
 
 def ports(deployment: Deployment) -> Ports:
     """Raises UsageError where there is no room for them above the gateway's."""
-    first, replicas = deployment.wishes.port, deployment.replicas
+    gateway, replicas = deployment.wishes.port, deployment.replicas
+    first = gateway if gateway >= LOWEST_FREE_PORT else gateway + ABOVE_LOW_PORT
     if replicas > MOST_REPLICAS:
         raise UsageError(
             f"{replicas} replicas are more than one machine is given", hint="--target kubernetes, or fewer --replicas"
@@ -49,11 +54,11 @@ def ports(deployment: Deployment) -> Ports:
     after = first + BESIDE
     if after + PROGRAMS_BESIDE > LAST_PORT:
         raise UsageError(
-            f"--port {first} leaves no ports above it for the programs beside it",
+            f"--port {gateway} leaves no ports above it for the programs beside it",
             hint=f"--port 8080, or another up to {LAST_PORT - BESIDE - PROGRAMS_BESIDE}",
         )
     return Ports(
-        gateway=first,
+        gateway=gateway,
         engines=tuple(range(first + 1, first + 1 + replicas)),
         status=after,
         litellm=after + 1,

@@ -18,7 +18,6 @@ from llmopt.deploy.templates import render, systemd_word
 
 # Two ports that no words have: the places where the words for them differ are where the port goes.
 ONE, OTHER = 64901, 64902
-LOWEST_FREE_PORT = 1024
 # Folders that a unit has of its own with PrivateTmp=, in a word that may hold more than one path.
 TEMPORARY = re.compile(r"(?<![\w.])/(?:var/)?tmp(?:/|$)")
 # That shell.programs_of ever gives, beside the replicas.
@@ -183,7 +182,7 @@ def program_unit(deployment: Deployment, program: shell.Program, ports: Ports) -
         stop_signal=STOPS.get(program.name, "SIGTERM"),
         # It reads the tokenizer of the weights.
         reads_temporary=program.name == "canary" and reads_temporary(deployment),
-        low_port=program.name == "gateway" and program.port < LOWEST_FREE_PORT,
+        low_port=program.name == "gateway" and program.port < local.LOWEST_FREE_PORT,
     )
 
 

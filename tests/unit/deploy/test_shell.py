@@ -97,6 +97,13 @@ def test_no_two_programs_share_a_port():
     assert len(set(every)) == len(every)
 
 
+@pytest.mark.parametrize("port", [80, 443, 1023])
+def test_the_gateway_alone_has_a_port_that_root_alone_may_take(port):
+    made = local.ports(of(capacity={"replicas": 99}, wishes={"port": port}))
+    beside = [*made.engines, made.status, made.litellm, made.redis, made.prometheus, made.alertmanager, made.canary]
+    assert (made.gateway, min(beside) >= 1024) == (port, True)
+
+
 def test_ports_that_do_not_suffice_are_refused():
     with pytest.raises(UsageError, match="leaves no ports"):
         local.ports(of(wishes={"port": 65530}))
