@@ -153,6 +153,8 @@ def test_helm_hands_on_any_words(folder: Path) -> None:
     @settings(max_examples=60, deadline=None)
     @given(hostile.words, hostile.word)
     @example(["a b"], "=")
+    @example(["a b"], "\xa0")  # white space to Go, text to YAML
+    @example(["a b"], "a\n\n")
     def handed_on(argv: list[str], model: str) -> None:
         assume(not any(LOST.search(word) for word in (*argv, model)))
         values = {"engine": {"args": argv, "env": {"A": model}}}
