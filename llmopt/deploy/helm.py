@@ -28,6 +28,7 @@ from llmopt.deploy.kubernetes_engine import (
     resources,
     strategy,
     tolerations,
+    weights_key,
     words,
 )
 from llmopt.deploy.kubernetes_monitoring import dashboard_text, interval, rule_groups
@@ -96,6 +97,7 @@ def values(deployment: Deployment) -> dict[str, Any]:
         "progressDeadlineSeconds": progress_s(deployment),
         "strategy": strategy(deployment),
         "model": {
+            "key": weights_key(deployment),
             "existingClaim": "",
             "size": quantity(claim_bytes(deployment), GIB),
             "accessModes": ["ReadWriteMany"],
@@ -182,7 +184,7 @@ COMMENTS: Mapping[str, str] = {
     "startupProbe": "A real completion of one token; the others ask the cheap path, for a completion queues behind users'.",
     "drainSeconds": "How long a pod answers on after it was told to stop: streams end, engines cut them at the signal itself.",
     "strategy": "maxSurge wants a spare GPU, maxUnavailable a spare replica.",
-    "model": "The volume of the model; existingClaim: one that is there already, with the folders of mounts in it.",
+    "model": "Its volume. key: of the weights, others get another claim. existingClaim: one that is there already, with the folders of mounts.",
     "autoscaling": "kind: hpa (needs prometheus-adapter), keda, or none. Has the engine scraped. averageValue, threshold: as measured.",
     "ingress": "Annotations are of ingress-nginx. tls: a Secret NAME-tls with the certificate.",
     "networkPolicy": "Who may ask: the two namespaces, and pods with the label llmopt/client-of: NAME.",

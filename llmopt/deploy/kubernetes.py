@@ -18,6 +18,7 @@ from llmopt.deploy.helm import chart
 from llmopt.deploy.kubernetes_engine import (
     POD_SECURITY,
     SECURITY,
+    claim,
     config_map,
     contents,
     engine_deployment,
@@ -40,8 +41,10 @@ from llmopt.deploy.templates import render
 
 HEADS = {
     "persistentvolumeclaim.yaml": (
-        "fill-model.sh fills it. Pods of several nodes read it, so its class must know ReadWriteMany (NFS, CephFS, EFS,",
-        "Filestore, Azure Files); with ReadWriteOnce all replicas must be on one node. Pods mount it read-only.",
+        "Of these weights alone, and fill-model.sh fills it. Others have a claim of their own, so that a rollback finds its own;",
+        "what neither this nor previous/ names is deleted by kubectl --namespace NAME delete persistentvolumeclaim CLAIM.",
+        "Pods of several nodes read it, so its class must know ReadWriteMany (NFS, CephFS, EFS, Filestore, Azure Files);",
+        "with ReadWriteOnce all replicas must be on one node. Pods mount it read-only.",
     ),
     "networkpolicy.yaml": (
         "only where the cluster's network enforces policies; pods that may ask carry the label llmopt/client-of",
@@ -188,13 +191,13 @@ def namespace(deployment: Deployment) -> dict[str, Any]:
 
 def fill_script(deployment: Deployment) -> File:
     name = deployment.name
-    named = {"namespace": name, "pod": f"{name}-model-loader", "claim": f"{name}-model"}
+    named = {"namespace": name, "pod": f"{name}-model-loader", "claim": claim(deployment)}
     return File(text=render("kubernetes/fill-model.sh", **named, contents=contents(deployment)), executable=True)
 
 
 def model_loader(deployment: Deployment) -> dict[str, Any]:
     """In the engine's own image: no other is pulled, and the node has it when the engine comes."""
-    volume = {"name": "volume", "persistentVolumeClaim": {"claimName": f"{deployment.name}-model"}}
+    volume = {"name": "volume", "persistentVolumeClaim": {"claimName": claim(deployment)}}
     container = {
         "name": "loader",
         "image": image_of(deployment).name,
@@ -235,7 +238,7 @@ def url(deployment: Deployment) -> str:
 
 
 def before(deployment: Deployment) -> tuple[Step, ...]:
-    fill: Step = (("./manifests/fill-model.sh",), "once: the model into its volume")
+    fill: Step = (("./manifests/fill-model.sh",), "the model into a volume of its own: once for these weights")
     own = [(image_of(deployment).name, "image")] if image_of(deployment).build is not None else []
     push = "then push it, and name your registry under images in kustomization.yaml"
     watched: list[Step] = []

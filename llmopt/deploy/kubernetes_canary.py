@@ -10,7 +10,7 @@ from typing import Any
 
 from llmopt.core.domain import stable_hash
 from llmopt.deploy.canary import DOCUMENT, EVERY_S, told
-from llmopt.deploy.kubernetes_engine import POD_SECURITY, SECURITY
+from llmopt.deploy.kubernetes_engine import POD_SECURITY, SECURITY, claim, contents
 from llmopt.deploy.kubernetes_monitoring import monitor
 from llmopt.deploy.kubernetes_objects import CLIENT_LABEL, metadata, selector
 from llmopt.deploy.plan import CANARY_PORT, ENGINE_PORT, MODEL_IN_CONTAINER, Deployment
@@ -42,6 +42,7 @@ def canary_deployment(deployment: Deployment) -> dict[str, Any]:
         "--every",
         str(EVERY_S),
     ]
+    model = contents(deployment)[0][1]
     container = {
         "name": COMPONENT,
         "image": image(deployment),
@@ -53,7 +54,7 @@ def canary_deployment(deployment: Deployment) -> dict[str, Any]:
         "securityContext": SECURITY,
         "volumeMounts": [
             {"name": "deployment", "mountPath": "/deployment", "readOnly": True},
-            {"name": "model", "mountPath": MODEL_IN_CONTAINER, "subPath": "model", "readOnly": True},
+            {"name": "model", "mountPath": MODEL_IN_CONTAINER, "subPath": model, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
@@ -64,7 +65,7 @@ def canary_deployment(deployment: Deployment) -> dict[str, Any]:
         "containers": [container],
         "volumes": [
             {"name": "deployment", "configMap": {"name": f"{deployment.name}{SUFFIX}"}},
-            {"name": "model", "persistentVolumeClaim": {"claimName": f"{deployment.name}-model", "readOnly": True}},
+            {"name": "model", "persistentVolumeClaim": {"claimName": claim(deployment), "readOnly": True}},
             {"name": "tmp", "emptyDir": {}},
         ],
     }

@@ -9,6 +9,7 @@ import hashlib
 import math
 from typing import Any
 
+from llmopt.core.domain import stable_hash
 from llmopt.core.errors import UsageError
 from llmopt.deploy.kubernetes_objects import (
     GIB,
@@ -33,6 +34,7 @@ FIRST_COMPLETION_S = 60  # the very first one compiles: 50 s were seen on two co
 ASK_EVERY_S = 10
 ROUTES_S = 10  # until every node's proxy and every gateway has taken a pod out that is about to stop
 LONGEST_DRAIN_S = 600
+KEY_LENGTH = 10  # hex digits of the hash that stands for weights in names
 
 
 def words(deployment: Deployment) -> dict[str, list[str]]:
@@ -165,13 +167,24 @@ def files_checksum(deployment: Deployment) -> str:
     return hashlib.sha256("".join(f"{path}\n{files[path]}\n" for path in sorted(files)).encode()).hexdigest()
 
 
+def claim(deployment: Deployment) -> str:
+    """Other weights have another: a pod of the former configuration, and a rollback, find theirs, whole, and no claim is ever
+    asked to become smaller, which Kubernetes refuses.
+    """
+    return f"{deployment.name}-model-{weights_key(deployment)}"
+
+
+def weights_key(deployment: Deployment) -> str:
+    return stable_hash([folder for _, folder, _ in contents(deployment)], KEY_LENGTH)
+
+
 def volumes(deployment: Deployment) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Each volume with its mounts."""
     shared = image_of(deployment).shared_memory_bytes
-    claim = {"claimName": f"{deployment.name}-model", "readOnly": True}
+    model = {"claimName": claim(deployment), "readOnly": True}
     found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         (
-            {"name": "model", "persistentVolumeClaim": claim},
+            {"name": "model", "persistentVolumeClaim": model},
             [
                 {"name": "model", "mountPath": inside, "subPath": folder, "readOnly": True}
                 for _, folder, inside in contents(deployment)
@@ -196,9 +209,17 @@ def volumes(deployment: Deployment) -> list[tuple[dict[str, Any], list[dict[str,
 
 
 def contents(deployment: Deployment) -> list[tuple[str, str, str]]:
-    """What the claim holds: (place on the machine that measured, its name in the volume, place in the container)."""
-    beside = [(place, f"beside-{i}", inside) for i, (place, inside) in enumerate(deployment.engine.mounts)]
-    return [(deployment.engine.artifact, "model", MODEL_IN_CONTAINER), *beside]
+    """What the claim holds: (place on the machine that measured, its name in the volume, place in the container).
+
+    By name, too, other weights are others: a claim of one's own may hold several (the chart's ``existingClaim``).
+    """
+    engine = deployment.engine
+
+    def named(kind: str, place: str) -> str:
+        return f"{kind}-{stable_hash(engine.weights.get(place, place), KEY_LENGTH)}"
+
+    beside = [(place, named("beside", place), inside) for place, inside in engine.mounts]
+    return [(engine.artifact, named("model", engine.artifact), MODEL_IN_CONTAINER), *beside]
 
 
 def container(deployment: Deployment) -> dict[str, Any]:
@@ -268,15 +289,15 @@ def config_map(deployment: Deployment) -> dict[str, Any]:
 
 
 def claim_bytes(deployment: Deployment) -> int:
-    """The model, a tenth above it for what the file system takes, and a GiB."""
-    return int(deployment.engine.artifact_bytes * 1.1) + GIB
+    """The model and what lies beside it, a tenth above them for what the file system takes, and a GiB."""
+    return int((deployment.engine.artifact_bytes + deployment.engine.mounts_bytes) * 1.1) + GIB
 
 
 def volume_claim(deployment: Deployment) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": metadata(deployment, "-model"),
+        "metadata": metadata(deployment, claim(deployment).removeprefix(deployment.name)),
         "spec": {
             "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": quantity(claim_bytes(deployment), GIB)}},

@@ -68,6 +68,7 @@ class Engine:
     mounted at ``/model`` in a container.  ``metrics``: our keys → the engine's own names, as in ``serve.Backend``;
     ``histogram_bounds``: name of a histogram → upper bounds of its buckets, where somebody has seen them.  ``mounts``: what
     ``inside`` reads beside the model, a draft or adapters: (place on the machine that measured, place in the container).
+    ``weights``: place of ``artifact`` and of ``mounts`` → what tells the weights that were measured there from any others.
     ``arguments``: the same options as arguments of vLLM's engine, for servers that embed it; ``None`` where it is another
     engine, or some of its words have no such name.
     """
@@ -91,6 +92,8 @@ class Engine:
     max_model_len: int | None = None
     mounts: tuple[tuple[str, str], ...] = ()
     arguments: Mapping[str, Any] | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
+    mounts_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmopt import serve
 from llmopt.core import environments
-from llmopt.core.artifacts import open_artifact
+from llmopt.core.artifacts import fingerprint, open_artifact
 from llmopt.core.domain import Artifact, ServeOptions, ServerCommand, stable_hash
 from llmopt.core.environments import Environment
 from llmopt.core.errors import MissingEnvironment, ModelError, UsageError
@@ -165,6 +165,8 @@ def engine_of(subject: Subject, *, folder: Path, gpus_of_machine: int) -> tuple[
     inside, mounts = inside_launch(subject) if image is not None else (None, ())
     in_memory = artifact.quantization.format == "in-memory"
     command = native_command(subject, folder, "127.0.0.1", ENGINE_PORT)
+    place, key = (artifact.base, artifact.base_fingerprint) if in_memory else (artifact.path, artifact.key)
+    beside = {mounted: files_below(Path(mounted)) for mounted, _ in mounts}
     engine = Engine(
         backend=backend.name,
         title=backend.title,
@@ -173,7 +175,7 @@ def engine_of(subject: Subject, *, folder: Path, gpus_of_machine: int) -> tuple[
         inside=inside,
         image=image,
         model=command.model,
-        artifact=artifact.base if in_memory else artifact.path,
+        artifact=place,
         artifact_bytes=artifact.size_bytes,
         health_path=command.health_path,
         metrics_path=backend.metrics_path if backend.metrics else None,
@@ -185,8 +187,15 @@ def engine_of(subject: Subject, *, folder: Path, gpus_of_machine: int) -> tuple[
         max_model_len=subject.options.max_model_len,
         mounts=mounts,
         arguments=whole_arguments(subject.options) if backend.name in EMBEDDED else None,
+        weights={place: key} | {mounted: fingerprint(files) for mounted, files in beside.items()},
+        mounts_bytes=sum(file.stat().st_size for files in beside.values() for file in files),
     )
     return engine, doubts
+
+
+def files_below(place: Path) -> list[Path]:
+    """The place itself where it is a file."""
+    return sorted(found for found in (place, *place.rglob("*")) if found.is_file())
 
 
 def gpus_of(subject: Subject, there: int) -> int:

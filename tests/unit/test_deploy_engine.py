@@ -181,6 +181,18 @@ def test_a_draft_is_mounted_where_the_words_say(tmp_path):
     assert found.mounts == ((str(tmp_path / "draft"), str(tmp_path / "draft")),)
 
 
+def test_other_weights_in_one_place_are_told_apart(tmp_path):
+    """The model's by its key, a draft's by what is in it."""
+    draft, found = tmp_path / "draft", []
+    draft.mkdir()
+    for text in ("one", "two"):
+        (draft / "model.safetensors").write_text(text)
+        found.append(engine("vllm", version="0.32.0", speculative_model=str(draft)))
+    assert [made.weights[DEMO.path] for made in found] == [DEMO.key] * 2
+    assert found[0].weights[str(draft)] != found[1].weights[str(draft)]
+    assert found[0].mounts_bytes == 3
+
+
 def test_files_that_an_engine_reads_lie_in_the_deployment(tmp_path):
     found = engine("trtllm", version="1.3.0")
     assert list(found.native("127.0.0.1", 9).files) == ["/srv/stack/engine-files/9/trtllm.yaml"]

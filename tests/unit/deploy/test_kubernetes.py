@@ -161,11 +161,37 @@ def test_a_single_replica_does_not_hold_a_node_for_ever() -> None:
 
 def test_drafts_and_adapters_lie_beside_the_model() -> None:
     made = deployment(engine={"mounts": (("/srv/draft model", "/llmopt/draft"),)})
-    mounts = {m["mountPath"]: m for m in container(made)["volumeMounts"]}
-    assert mounts["/llmopt/draft"] == {
-        "name": "model", "mountPath": "/llmopt/draft", "subPath": "beside-0", "readOnly": True,
-    }  # fmt: skip
-    assert "copy '/srv/draft model' beside-0" in kubernetes.files(made)["manifests/fill-model.sh"].text
+    (name,) = (m["subPath"] for m in container(made)["volumeMounts"] if m["mountPath"] == "/llmopt/draft")
+    assert name.startswith("beside-")
+    assert f"copy '/srv/draft model' {name}" in kubernetes.files(made)["manifests/fill-model.sh"].text
+
+
+def of_weights(key: str, beside: str = "a draft", **changes: Any) -> Deployment:
+    weights = {"/srv/models/tiny": key, "/srv/draft": beside}
+    return deployment(engine={"weights": weights, "mounts": (("/srv/draft", "/llmopt/draft"),), **changes})
+
+
+@pytest.mark.parametrize("others", [of_weights("two", artifact_bytes=2**30), of_weights("one", "another draft")])
+def test_other_weights_in_the_same_place_have_another_claim(others: Deployment) -> None:
+    """A claim never shrinks, and what a rollback goes back to is still there."""
+    made = [documents(one) for one in (of_weights("one"), others)]
+    claims = [one["manifests/persistentvolumeclaim.yaml"]["metadata"]["name"] for one in made]
+    assert claims[0] != claims[1]
+    for claim, one in zip(claims, made, strict=True):
+        pods = [one[f"{place}/deployment.yaml"]["spec"]["template"] for place in ("manifests", "components/canary")]
+        for spec in (one["manifests/model-loader.yaml"]["spec"], *(pod["spec"] for pod in pods)):
+            named = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+            assert named == [claim]
+
+
+def test_the_same_weights_keep_their_claim_whatever_else_changes() -> None:
+    made = [of_weights("one"), replace(of_weights("one", version="9"), llmopt_version="9")]
+    assert len({documents(one)["manifests/persistentvolumeclaim.yaml"]["metadata"]["name"] for one in made}) == 1
+
+
+def test_the_claim_has_room_for_what_lies_beside_the_model() -> None:
+    spec = documents(of_weights("one", mounts_bytes=20 * 2**30))["manifests/persistentvolumeclaim.yaml"]["spec"]
+    assert spec["resources"]["requests"]["storage"] == "40Gi"  # of 15 and 20
 
 
 @given(hostile.word, hostile.word)
@@ -394,8 +420,9 @@ def test_the_script_fills_the_volume_byte_by_byte(tmp_path: Path, name: str) -> 
         env={"PATH": "/usr/bin:/bin", "KUBECTL": str(kubectl), "VOLUME": str(volume)},
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
-    assert (volume / "model" / "model.safetensors").read_bytes() == bytes(range(256))
-    assert not (volume / "model" / "model.safetensors").is_symlink()
+    (folder,) = volume.iterdir()
+    assert (folder / "model.safetensors").read_bytes() == bytes(range(256))
+    assert not (folder / "model.safetensors").is_symlink()
     assert "delete pod tiny-model-loader" in (tmp_path / "volume.calls").read_text()
 
 
@@ -413,7 +440,61 @@ def test_a_folder_is_looked_for_from_where_the_script_was_started(tmp_path: Path
         env={"PATH": "/usr/bin:/bin", "KUBECTL": str(kubectl), "VOLUME": str(volume)},
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
-    assert (volume / "model" / "config.json").read_text() == "{}"
+    assert next(volume.glob("model-*/config.json")).read_text() == "{}"
+
+
+def filled(tmp_path: Path, made: Deployment, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess[str]:
+    kubectl, script = tmp_path / "kubectl", tmp_path / "fill-model.sh"
+    (tmp_path / "volume").mkdir(exist_ok=True)
+    kubectl.write_text(FAKE_KUBECTL)
+    kubectl.chmod(0o755)
+    script.write_text(kubernetes.files(made)["manifests/fill-model.sh"].text)
+    return subprocess.run(
+        ["sh", str(script)], capture_output=True, text=True, timeout=60,
+        env={"PATH": path, "KUBECTL": str(kubectl), "VOLUME": str(tmp_path / "volume")},
+    )  # fmt: skip
+
+
+def test_weights_that_are_filled_in_leave_the_former_as_they_were(tmp_path: Path) -> None:
+    """In one volume: a claim of one's own may hold several."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for key in ("one", "two"):
+        (model / "model.safetensors").write_text(key)
+        (model / f"of-{key}").write_text("")
+        assert (
+            filled(tmp_path, deployment(engine={"artifact": str(model), "weights": {str(model): key}})).returncode == 0
+        )
+        (model / f"of-{key}").unlink()
+    found = {p.read_text(): sorted(f.name for f in p.parent.iterdir()) for p in tmp_path.glob("volume/*/*.safetensors")}
+    assert found == {"one": ["model.safetensors", "of-one"], "two": ["model.safetensors", "of-two"]}
+
+
+def test_weights_that_are_damaged_are_filled_in_anew(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    made = deployment(engine={"artifact": str(model)})
+    assert filled(tmp_path, made).returncode == 0
+    (there,) = (tmp_path / "volume").iterdir()
+    (there / "config.json").write_text("damaged")
+    (there / "else").write_text("somebody's")
+    assert filled(tmp_path, made).returncode == 0
+    assert {p.name: p.read_text() for p in there.iterdir()} == {"config.json": "{}"}
+    assert [p.name for p in (tmp_path / "volume").iterdir()] == [there.name]
+
+
+def test_engines_that_wait_see_the_model_when_all_of_it_is_there(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "bin").mkdir()
+    # Stands for a connection that breaks off.
+    (tmp_path / "bin" / "tar").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "tar").chmod(0o755)
+    made = deployment(engine={"artifact": str(model)})
+    assert filled(tmp_path, made, path=f"{tmp_path / 'bin'}:/usr/bin:/bin").returncode == 1
+    assert [p.name for p in (tmp_path / "volume").iterdir() if not p.name.endswith(".partial")] == []
 
 
 def removed(made: Deployment) -> set[str]:

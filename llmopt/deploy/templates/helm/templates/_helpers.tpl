@@ -27,7 +27,7 @@ app.kubernetes.io/version: {{ . | quote }}
 {{- end -}}
 
 {{- define "engine.claim" -}}
-{{ .Values.model.existingClaim | default (printf "%s-model" (include "engine.name" .)) }}
+{{ .Values.model.existingClaim | default (printf "%s-model-%s" (include "engine.name" .) .Values.model.key) }}
 {{- end -}}
 
 {{- define "engine.filesChecksum" -}}
