@@ -14,7 +14,7 @@ from llmopt.deploy import Target, local
 from llmopt.deploy.documents import json_text, yaml_text
 from llmopt.deploy.litellm import REQUIREMENTS
 from llmopt.deploy.local import HOST, Ports
-from llmopt.deploy.nginx import asks_for_keys, nginx_conf
+from llmopt.deploy.nginx import KEY_LINE, asks_for_keys, nginx_conf
 from llmopt.deploy.plan import Deployment, File
 from llmopt.deploy.templates import render
 
@@ -95,12 +95,13 @@ def script(deployment: Deployment, ports: Ports, programs: list[Program]) -> str
         others=[p.name for p in others],
         optional=[p for p in others if p.optional],
         programs=programs,
+        nginx=next(p.words for p in programs if p.name == "gateway"),
         tools=tools(deployment),
         installs=installs(deployment, programs, tools(deployment)),
         too_old_alertmanager=TOO_OLD_ALERTMANAGER,
         through_litellm=deployment.wishes.gateway == "litellm",
         secrets=["LITELLM_MASTER_KEY"] if deployment.wishes.gateway == "litellm" else [],
-        keys=Places().keys if asks_for_keys(deployment) else None,
+        own_files=own_files(deployment, Places()),
         url=url(deployment),
     )
 
@@ -240,12 +241,32 @@ def completion(deployment: Deployment) -> str:
     return json_text({"model": deployment.engine.model, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
 
 
-def settings(deployment: Deployment, place: str = ".env, which run.sh reads,", webhook: str | None = None) -> str:
+def own_files(deployment: Deployment, places: Places) -> dict[str, str]:
+    """What the gateway reads and only who starts it can give: path → what it is."""
+    wanted: dict[str, str] = {}
+    if asks_for_keys(deployment):
+        wanted[places.keys] = f"a line {KEY_LINE} for each key that may ask"
+    if deployment.wishes.tls:
+        wanted |= dict(
+            zip(places.certificate, ("the certificate with its chain", "the key of the certificate"), strict=True)
+        )
+    return wanted
+
+
+def secret_places(deployment: Deployment, settings: str, places: Places) -> str:
+    """Where they and the settings belong, for the README."""
+    own = own_files(deployment, places)
+    return ", ".join(f"`{path}`" for path in (settings, *own)) if own else settings
+
+
+def settings(deployment: Deployment, place: str = ".env, which run.sh reads,", places: Places | None = None) -> str:
     """What is a secret, or of this place alone, with values left empty; empty where there is nothing of the kind.
 
-    ``webhook``: the file of an address that alerts are posted to, where the services read it themselves.
+    ``places``: where the services read files of their own, among them that of an address that alerts are posted to.
     """
-    lines: list[str] = []
+    webhook = None if places is None else places.webhook_file
+    own = own_files(deployment, places or Places())
+    lines = [f"# A file of its own: {path}, {what}." for path, what in own.items()]
     if deployment.wishes.gateway == "litellm":
         lines += ["# The key that clients of the gateway show, at least 20 random characters.", "LITELLM_MASTER_KEY="]
     if deployment.wishes.monitoring and (deployment.wishes.gateway == "litellm" or asks_for_keys(deployment)):
@@ -278,5 +299,6 @@ TARGET = Target(
     files=files,
     start=lambda deployment: ("./run.sh",),
     url=url,
+    secrets=lambda deployment: secret_places(deployment, ".env", Places()),
     limits_memory=False,
 )

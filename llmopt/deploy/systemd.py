@@ -12,7 +12,6 @@ from pathlib import PurePosixPath
 from llmopt.core.errors import UsageError
 from llmopt.deploy import Target, local, shell
 from llmopt.deploy.local import HOST, Ports
-from llmopt.deploy.nginx import asks_for_keys
 from llmopt.deploy.plan import Deployment, File, Launch
 from llmopt.deploy.templates import render, systemd_word
 
@@ -36,7 +35,7 @@ def files(deployment: Deployment) -> Mapping[str, File]:
     }
     units = dict(units_of(deployment, ports))
     place = f"{settings(deployment)}, which root alone may read,"
-    wanted = shell.settings(deployment, place, places(deployment).webhook_file)
+    wanted = shell.settings(deployment, place, places(deployment))
     return {
         **{f"units/{name}": File(text=text) for name, text in units.items()},
         "install.sh": File(text=install(deployment, ports, sorted(units), sorted(read)), executable=True),
@@ -233,7 +232,7 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         if gpus
         else [],
         url=shell.url(deployment),
-        keys=places(deployment).keys if asks_for_keys(deployment) else None,
+        own_files=shell.own_files(deployment, places(deployment)),
         webhook=places(deployment).webhook_file if deployment.wishes.monitoring else None,
     )
 
@@ -246,5 +245,5 @@ TARGET = Target(
     start=lambda deployment: ("sudo", "./install.sh"),
     url=shell.url,
     doubts=doubts,
-    secrets=settings,
+    secrets=lambda deployment: shell.secret_places(deployment, settings(deployment), places(deployment)),
 )

@@ -118,6 +118,23 @@ def test_litellm_is_ready_when_it_completes_for_the_key(tmp_path: Path) -> None:
         assert answers(f"http://127.0.0.1:{made.wishes.port}/readyz")
 
 
+def test_a_certificate_that_is_missing_is_said_before_the_engines_load(tmp_path: Path) -> None:
+    write(of(tls=True), tmp_path)
+    done = run(tmp_path)
+    assert (done.returncode, "certs/tls.crt is not there" in done.stderr) == (1, True), done.stderr
+    assert not list((tmp_path / "logs").iterdir())
+
+
+def test_a_certificate_that_is_none_is_said_before_the_engines_load(tmp_path: Path) -> None:
+    write(of(tls=True), tmp_path)
+    (tmp_path / "certs").mkdir()
+    for name in ("tls.crt", "tls.key"):
+        (tmp_path / "certs" / name).write_text("none\n")
+    done = run(tmp_path)
+    assert (done.returncode, "nginx does not take nginx.conf" in done.stderr) == (1, True), done.stderr
+    assert not list((tmp_path / "logs").iterdir())
+
+
 def test_the_canary_starts_when_the_gateway_answers(tmp_path: Path) -> None:
     write(of(monitoring=True, gateway="litellm"), tmp_path, {"llmopt": CANARY, "litellm": LITELLM})
     with started(tmp_path, LITELLM_MASTER_KEY=KEY):

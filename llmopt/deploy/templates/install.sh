@@ -87,12 +87,13 @@ for path in {% for path in files %}{{ path | sh }} {% endfor %}; do
   case $path in */*) $DO install -d -m 0755 "$FOLDER/$(dirname -- "$path")" ;; esac
   $DO install -m 0644 -- "$path" "$FOLDER/$path"
 done
-{% if keys %}
-if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ keys | sh }}; then
-  echo 'error: {{ keys }} is not there, or {{ user }} may not read it: a line "Bearer THE-KEY" THE-KEY; for each key that may ask' >&2
+{% for path, what in own_files.items() %}
+if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ path | sh }} -a -r {{ path | sh }}; then
+  echo {{ ("error: " ~ path ~ " is not there, or " ~ user ~ " may not read it: " ~ what) | sh }} >&2
+  echo {{ ("hint: install -m 0640 -g " ~ user ~ " FILE " ~ path) | sh }} >&2
   exit 1
 fi
-{% endif %}
+{% endfor %}
 {% if webhook %}
 if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ webhook | sh }}; then
   echo 'note: {{ webhook }} is not there, or {{ user }} may not read it: alerts are seen in Prometheus alone' >&2

@@ -226,9 +226,9 @@ flock -n 9 || fail "another ./run.sh runs here, as process $(cat run/supervisor.
 GROUP=setsid
 setpriv --pdeathsig TERM true 2>/dev/null && GROUP="setsid setpriv --pdeathsig TERM"
 rm -f run/*.pid run/*.since run/*.pause run/*.ended
-{% if keys %}
-[ -s {{ keys | sh }} ] || fail '{{ keys }} is not there: a line "Bearer THE-KEY" THE-KEY; for each key that may ask (chmod 600)'
-{% endif %}
+{% for path, what in own_files.items() %}
+[ -s {{ path | sh }} ] || fail {{ (path ~ " is not there: " ~ what ~ " (for you alone: chmod 600)") | sh }}
+{% endfor %}
 {% for secret in secrets %}
 [ -n "${{ "{" }}{{ secret }}:-}" ] || fail "{{ secret }} is empty: copy .env.example to .env and fill it in"
 {% endfor %}
@@ -243,6 +243,8 @@ for name in $ENGINES $OTHERS gateway; do
   curl -s --noproxy '*' -o /dev/null -m 2 "http://127.0.0.1:$(port_of "$name")/"
   [ $? -eq 7 ] || fail "port $(port_of "$name") of $name is in use: llmopt deploy --port takes others"
 done
+# Keys, certificate, a port that is root's alone: said before engines load for minutes.
+told=$({% for word in nginx %}{{ word | sh }} {% endfor %}-t 2>&1) || fail "nginx does not take nginx.conf: $(printf '%s' "$told" | tr '\n' ' ')"
 for name in $ENGINES; do start "$name"; done
 for name in $ENGINES; do wait_ready "$name"; done
 for name in $OTHERS; do [ "$name" = canary ] || start "$name"; done

@@ -238,6 +238,12 @@ def test_who_listens_for_this_machine_alone_asks_nobody_for_a_key() -> None:
     assert "keys.conf" not in own["nginx.conf"].text + own["run.sh"].text
 
 
+def test_the_certificate_has_a_place_that_is_named() -> None:
+    made = deployment(wishes={"target": "shell", "domain": "llm.example.org", "tls": True})
+    assert "certs/tls.crt" in target("shell").files(made)[".env.example"].text
+    assert target("shell").secrets(made) == "`.env`, `keys.conf`, `certs/tls.crt`, `certs/tls.key`"
+
+
 def test_the_canary_asks_by_the_name_in_the_certificate() -> None:
     wishes = {"target": "shell", "domain": "llm.example.org", "tls": True}
     assert "https://llm.example.org:8080/v1" in target("shell").files(deployment(wishes=wishes))["run.sh"].text

@@ -204,6 +204,14 @@ def test_who_can_be_reached_by_others_asks_for_keys_of_the_place() -> None:
     assert "test -s /etc/llmopt-tiny/keys.conf" in made["install.sh"].text
 
 
+def test_installing_asks_for_the_certificate_before_anything_is_installed() -> None:
+    made = target("systemd").files(of(wishes={"domain": "llm.example.org", "tls": True}))
+    script = made["install.sh"].text
+    for path in ("/etc/llmopt-tiny/tls.crt", "/etc/llmopt-tiny/tls.key"):
+        assert script.index(f"test -s {path} -a -r {path}") < script.index('install -m 0644 -- "units/')
+        assert path in made["settings.env.example"].text
+
+
 def test_where_alerts_go_is_the_file_that_alertmanager_reads() -> None:
     made = files(wishes={"monitoring": True})
     place = "/etc/llmopt-tiny/alert_webhook_url"
