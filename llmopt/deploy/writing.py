@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from llmopt.deploy.templates import render
 
 DOCUMENT = "deployment.json"
 PREVIOUS = "previous"
+ASIDE = ".mine"  # what somebody moves a file of ours aside as, which they edited: a rollback brings it back
 ROLLBACK = "rollback.sh"
 SCHEMA = 1
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # a deployment's name
@@ -117,9 +119,10 @@ def require_unedited(folder: Path, former: Former | None, files: Mapping[str, Fi
     if not edited:
         return
     diff = "".join(difference(folder, path, files.get(path)) for path in edited)
+    moves = " && ".join(shlex.join(["mv", str(folder / path), f"{folder / path}{ASIDE}"]) for path in edited)
     raise EditedFiles(
         f"{folder}: {', '.join(edited)} {'was' if len(edited) == 1 else 'were'} changed by hand, and nothing was overwritten",
-        hint="keep the changes elsewhere and remove the file, or write to another folder: -o DIR",
+        hint=f"move it aside, where a rollback finds it: {moves}; or write to another folder: -o DIR",
         diff=diff,
     )
 
@@ -226,7 +229,7 @@ def alike(former: Former, files: Mapping[str, File], tells: frozenset[str]) -> b
 def was_cut_short(folder: Path, former: Former) -> bool:
     """Whether files of a next configuration lie there already and ``previous/`` holds all of this one."""
     kept = {path: on_disk(folder / PREVIOUS, path) for path in former.files}
-    whole = all(there is not None and digest(there) == former.files[path] for path, there in kept.items())
+    whole = all(there is not None and is_kept(folder, path, there, former.files) for path, there in kept.items())
     return whole and any(on_disk(folder, path) != kept[path] for path in kept)
 
 
@@ -247,7 +250,7 @@ def require_previous_unedited(folder: Path) -> None:
     edited = [
         path
         for path, file in there.items()
-        if path != DOCUMENT and (file.is_symlink() or known.get(path) != digest(file.read_bytes()))
+        if path != DOCUMENT and (file.is_symlink() or not is_kept(folder, path, file.read_bytes(), known))
     ]
     if not edited:
         return
@@ -266,9 +269,13 @@ def require_previous_unedited(folder: Path) -> None:
 def keep_previous(staged: Path, folder: Path, former: Former) -> None:
     kept = staged / PREVIOUS
     for path in (*former.files, DOCUMENT):
-        if (folder / path).is_file():
+        # What ran was the one that was edited since then, and moved aside now: a rollback brings it back.
+        mine = aside(folder, path)
+        edited = mine is not None and mine.stat().st_mtime_ns >= (folder / DOCUMENT).stat().st_mtime_ns
+        there = folder / path if (folder / path).is_file() else mine if edited else None
+        if there is not None:
             (kept / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(folder / path, kept / path)
+            shutil.copy2(there, kept / path)
     place = folder / PREVIOUS
     if place.is_symlink():
         raise UsageError(
@@ -277,6 +284,18 @@ def keep_previous(staged: Path, folder: Path, former: Former) -> None:
     if place.exists():
         place.rename(staged / "before-previous")
     kept.rename(place)
+
+
+def is_kept(folder: Path, path: str, data: bytes, written: Mapping[str, str]) -> bool:
+    """Whether a file of ``previous/`` is as llmopt wrote it, or as it was moved aside: nobody's work is in it alone."""
+    place = aside(folder, path)
+    return written.get(path) == digest(data) or (place is not None and place.read_bytes() == data)
+
+
+def aside(folder: Path, path: str) -> Path | None:
+    """Where an edited file was moved to, as the hint of ``require_unedited`` says."""
+    place = folder / f"{path}{ASIDE}"
+    return place if place.is_file() and not place.is_symlink() else None
 
 
 def require_inside(folder: Path, path: str) -> None:

@@ -22,6 +22,14 @@ if [ -e .rollback ]; then
   echo "error: .rollback is there: an earlier rollback was cut short; move its files back, then remove it" >&2
   exit 1
 fi
+wanted=$(sed -n '/^  "files": {$/,/^  }/s/^    "\([^"]*\)": "[0-9a-f]*",\{0,1\}$/\1/p' previous/deployment.json)
+missing=$(echo "$wanted" | while read -r path; do [ -f "previous/$path" ] || echo "$path"; done)
+if [ -n "$missing" ] || [ -z "$wanted" ]; then
+  echo "error: the former configuration is not whole, and nothing was changed; previous/ lacks:" >&2
+  echo "${missing:-the names of its files in deployment.json}" >&2
+  echo "hint: put them there, as previous/FILE, then ./rollback.sh again; or write that configuration anew: llmopt deploy" >&2
+  exit 1
+fi
 yours=$(cd previous && find . -type f | while read -r path; do
   path=${path#./}
   if { [ -e "../$path" ] || [ -L "../$path" ]; } && ! ours "$path"; then echo "$path"; fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -278,6 +279,64 @@ def test_what_was_edited_and_rolled_back_is_not_lost_by_the_next_one(tmp_path):
         written(folder, a_txt="three\n")
     assert "-mine\n" in caught.value.diff
     assert there(folder) == before
+
+
+def move_aside(hint: str | None) -> None:
+    """As the hint says."""
+    command = (hint or "").partition(": ")[2].partition(";")[0]
+    subprocess.run(["sh", "-c", command], check=True, timeout=20)
+
+
+@pytest.mark.parametrize("name", ["out", "a folder"])
+def test_what_was_edited_and_moved_aside_as_the_hint_says_comes_back_with_a_rollback(tmp_path, name):
+    folder = written(tmp_path / name, a_txt="one", run_sh="echo one")
+    for path in ("a.txt", "run.sh"):
+        (folder / path).write_text("mine")
+    with pytest.raises(EditedFiles) as caught:
+        written(folder, a_txt="two", run_sh="echo two")
+    move_aside(caught.value.hint)
+    written(folder, a_txt="two", run_sh="echo two")
+    assert roll_back(folder).returncode == 0
+    assert [there(folder)[path] for path in ("a.txt", "run.sh")] == ["mine", "mine"]
+    assert os.access(folder / "run.sh", os.X_OK)
+
+
+def test_what_lies_aside_may_be_replaced_in_previous(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (folder / "a.txt").rename(folder / "a.txt.mine")
+    (folder / "a.txt.mine").write_text("mine")
+    written(written(folder, a_txt="two"), a_txt="three")
+    assert there(folder)["previous/a.txt"] == "two"
+    assert there(folder)["a.txt.mine"] == "mine"
+
+
+def test_what_was_moved_aside_of_an_earlier_configuration_does_not_come_back_with_this_one(tmp_path):
+    folder = written(tmp_path / "out", a_txt="one")
+    (folder / "a.txt").rename(folder / "a.txt.mine")
+    written(folder, a_txt="two")
+    (folder / "a.txt").unlink()
+    written(folder, a_txt="three")
+    assert "previous/a.txt" not in there(folder)
+    assert "lacks:\na.txt" in roll_back(folder).stderr
+
+
+@pytest.mark.parametrize("lost", ["a.txt", "README.md"])
+def test_a_rollback_to_a_configuration_that_is_not_whole_is_refused(tmp_path, lost):
+    folder = written(tmp_path / "out", a_txt="one", b_txt="one")
+    (folder / lost).unlink()
+    written(folder, a_txt="two", b_txt="two")
+    before = there(folder)
+    done = roll_back(folder)
+    assert done.returncode == 1
+    assert f"previous/ lacks:\n{lost}\n" in done.stderr
+    assert there(folder) == before
+
+
+def test_a_rollback_by_a_document_that_names_no_file_is_refused(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    (folder / "previous" / "deployment.json").write_text("{}")
+    assert "lacks:\nthe names of its files" in roll_back(folder).stderr
+    assert there(folder)["a.txt"] == "two"
 
 
 def test_what_somebody_put_into_previous_is_not_lost(tmp_path):
