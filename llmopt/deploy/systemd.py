@@ -210,7 +210,9 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
     launch = deployment.engine.native(HOST, ONE)
     programs = list(shell.programs_of(deployment, ports))
     tools = ["systemctl", "runuser", *(tool for tool in shell.tools(deployment) if tool not in ("setsid", "flock"))]
-    program = launch.argv[0] if PurePosixPath(launch.argv[0]).is_absolute() else None
+    program, engine = launch.argv[0], deployment.engine
+    # One that is named without its place is looked for as all the others are.
+    sought = {} if PurePosixPath(program).is_absolute() else {program: f"{engine.title} {engine.version or ''}".strip()}
     return render(
         "install.sh",
         title=deployment.evidence.label,
@@ -223,10 +225,10 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         units=units,
         instances=instances,
         files=[*read, "README.md", "deployment.json"],
-        places=[*([program] if program else []), *read_places(deployment)],
+        places=[*(() if sought else (program,)), *read_places(deployment)],
         optional=[(p.words[0], f"{name}-{p.name}.service") for p in programs if p.optional],
-        tools=tools,
-        installs=shell.installs(deployment, programs, tools),
+        tools=[*tools, *sought],
+        installs={**shell.installs(deployment, programs, tools), **sought},
         too_old_alertmanager=shell.TOO_OLD_ALERTMANAGER,
         gpus=[(port, ",".join(str(n * gpus + i) for i in range(gpus))) for n, port in enumerate(ports.engines)]
         if gpus

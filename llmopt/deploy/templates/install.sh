@@ -14,6 +14,8 @@
 # {{ settings_folder | line }}.
 set -eu
 cd -- "$(dirname -- "$0")"
+# Where systemd looks for programs: one in a virtual environment, or another place of your own, it would not find.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 DO=
 case ${1:-} in
   --dry-run) DO=echo ;;
@@ -62,13 +64,17 @@ install_of() {  # what brings a program that is not here
   esac
 }
 
+absent() {  # TOOL
+  echo "$1 is in none of $PATH, where systemd looks: $(install_of "$1"); if it is elsewhere: ln -s ELSEWHERE/$1 /usr/local/bin/"
+}
+
 leave_out() {  # SERVICE WHY
   echo "$1 is left out: $2" >&2
   INSTANCES=$(printf '%s\n' $INSTANCES | grep -vx "$1" | tr '\n' ' ')
 }
 
 {% for tool, service in optional %}
-command -v {{ tool | sh }} >/dev/null || leave_out {{ service | sh }} "{{ tool }} is not on the PATH: $(install_of {{ tool | sh }})"
+command -v {{ tool | sh }} >/dev/null || leave_out {{ service | sh }} "$(absent {{ tool | sh }})"
 {% endfor %}
 case " $INSTANCES " in
   *" {{ unit }}-alertmanager.service "*)
@@ -79,9 +85,19 @@ case " $INSTANCES " in
     fi ;;
 esac
 for tool in {% for tool in tools %}{{ tool | sh }} {% endfor %}; do
-  command -v "$tool" >/dev/null || { echo "error: $tool is not on the PATH: $(install_of "$tool")" >&2; [ -n "$DO" ] || exit 1; }
+  command -v "$tool" >/dev/null || { echo "error: $(absent "$tool")" >&2; [ -n "$DO" ] || exit 1; }
 done
 id {{ user }} >/dev/null 2>&1 || $DO useradd --system --no-create-home --shell /usr/sbin/nologin {{ user }}
+# A link of those to a place that is root's alone starts nothing.
+if [ -z "$DO" ]; then
+{% for tool, service in optional %}
+  tool=$(command -v {{ tool | sh }}) && ! runuser -u {{ user }} -- test -x "$tool" && leave_out {{ service | sh }} "{{ user }} may not execute $tool"
+{% endfor %}
+  for tool in {% for tool in tools %}{{ tool | sh }} {% endfor %}; do
+    tool=$(command -v "$tool")
+    runuser -u {{ user }} -- test -x "$tool" || { echo "error: {{ user }} may not execute $tool" >&2; exit 1; }
+  done
+fi
 $DO install -d -m 0755 "$FOLDER" /etc/{{ unit }}
 for path in {% for path in files %}{{ path | sh }} {% endfor %}; do
   case $path in */*) $DO install -d -m 0755 "$FOLDER/$(dirname -- "$path")" ;; esac

@@ -242,9 +242,29 @@ def test_an_alertmanager_that_would_end_at_once_is_not_started(tmp_path: Path) -
 
 def test_a_program_that_services_need_is_named_with_what_brings_it(tmp_path: Path) -> None:
     (tmp_path / "install.sh").write_text(files(wishes={"gateway": "litellm"})["install.sh"])
-    env = {"PATH": "/usr/sbin:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "install.sh", "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
+    assert "litellm is in none of " in done.stderr
+    assert "where systemd looks: pip install 'litellm[proxy]==" in done.stderr
+
+
+def test_a_program_that_systemd_would_not_find_is_not_started(tmp_path: Path) -> None:
+    """A virtual environment is on the PATH of whoever installs, and on no service's."""
+    (tmp_path / "install.sh").write_text(files(wishes={"monitoring": True})["install.sh"])
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "llmopt").write_text("#!/bin/sh\n")
+    (tmp_path / "venv" / "llmopt").chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'venv'}:/usr/sbin:/usr/bin:/bin"}
     done = subprocess.run(["sh", "install.sh", "--dry-run"], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert "litellm is not on the PATH: pip install 'litellm[proxy]==" in done.stderr
+    assert "llmopt-tiny-canary.service is left out: llmopt is in none of " in done.stderr
+    assert "ln -s ELSEWHERE/llmopt /usr/local/bin/" in done.stderr
+    assert not [line for line in done.stdout.splitlines() if "restart" in line and "canary" in line]
+
+
+def test_an_engine_without_a_place_is_looked_for_as_systemd_does(tmp_path: Path) -> None:
+    native = lambda host, port: Launch(argv=("no-such-engine", str(port)))  # noqa: E731
+    (tmp_path / "install.sh").write_text(files(engine={"native": native})["install.sh"])
+    done = subprocess.run(["sh", "install.sh", "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
+    assert "no-such-engine is in none of " in done.stderr
 
 
 def systemd_here(tmp_path: Path, *known: str) -> dict[str, str]:
@@ -253,7 +273,9 @@ def systemd_here(tmp_path: Path, *known: str) -> dict[str, str]:
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\n[ \"$1\" = list-units ] && printf '%s loaded\\n' " + " ".join(known) + "\nexit 0\n")
     fake.chmod(0o755)
-    return {"PATH": f"{fake.parent}:/usr/sbin:/usr/bin:/bin"}
+    script = tmp_path / "install.sh"
+    script.write_text(script.read_text().replace("\nPATH=", f"\nPATH={fake.parent}:"))
+    return {"PATH": "/usr/bin:/bin"}
 
 
 def test_a_replica_that_is_no_longer_wanted_is_stopped(tmp_path: Path) -> None:
