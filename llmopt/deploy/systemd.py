@@ -17,6 +17,7 @@ from llmopt.deploy.templates import render, systemd_word
 
 # Two ports that no words have: the places where the words for them differ are where the port goes.
 ONE, OTHER = 64901, 64902
+STOP_S = 60  # that an engine gets before it is killed
 # Folders that a unit has of its own with PrivateTmp=, in a word that may hold more than one path.
 TEMPORARY = re.compile(r"(?<![\w.])/(?:var/)?tmp(?:/|$)")
 # That shell.programs_of ever gives, beside the replicas.
@@ -121,6 +122,7 @@ def engine_unit(deployment: Deployment) -> str:
         environment=launch.environment,
         command=command_line(with_port(one, other) for one, other in zip(*both(deployment), strict=True)),
         ready_s=round(deployment.ready_timeout_s),
+        stop_s=STOP_S,
         memory_bytes=deployment.memory_limit_bytes,
         gpus=deployment.engine.gpus,
         reads_temporary=reads_temporary(deployment),

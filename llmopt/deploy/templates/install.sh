@@ -139,5 +139,7 @@ $DO write_gpus {{ number }} {{ gpus_of | sh }}
 {% endfor %}
 $DO systemctl daemon-reload
 $DO systemctl enable $INSTANCES {{ unit }}.target
+# What failed too often before it was mended may start again (those that never ran are unknown, which is no error here).
+$DO systemctl reset-failed $INSTANCES 2>/dev/null || true
 $DO systemctl restart $INSTANCES {{ unit }}.target
 [ -n "$DO" ] || echo "started: systemctl status '{{ unit }}*'; {{ url | line }}"

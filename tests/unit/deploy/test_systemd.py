@@ -223,7 +223,16 @@ def test_where_alerts_go_is_the_file_that_alertmanager_reads() -> None:
 def test_a_model_that_cannot_load_is_not_loaded_for_ever() -> None:
     made = files(evidence={"load_s": 60.0})[ENGINE]
     [interval], [burst] = setting(made, "StartLimitIntervalSec"), setting(made, "StartLimitBurst")
-    assert int(interval) > int(burst) * 180  # three times the measured start is what one may take
+    [stop] = setting(made, "TimeoutStopSec")
+    assert int(interval) > int(burst) * (180 + int(stop))  # three times the measured start is what one may take
+
+
+def test_what_failed_too_often_is_started_once_it_is_mended(tmp_path: Path) -> None:
+    (tmp_path / "install.sh").write_text(files()["install.sh"])
+    done = subprocess.run(["sh", "install.sh", "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
+    said = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("systemctl")]
+    reset, restart = (["systemctl", word, "llmopt-tiny@8081.service"] for word in ("reset-failed", "restart"))
+    assert said.index(reset) < said.index(restart)
 
 
 def test_an_alertmanager_that_would_end_at_once_is_not_started(tmp_path: Path) -> None:
