@@ -1,7 +1,9 @@
 """Kubernetes: plain manifests with a kustomization, and the same as a Helm chart.
 
 ``kubectl apply -k .`` takes all of it, ``-k manifests`` what any cluster has; what wants an operator, or an adapter of
-metrics, is a component of its own (``components/``), which a line of ``kustomization.yaml`` takes in or leaves out.
+metrics, is a component of its own (``components/``).  What is of one cluster alone, the address of its registry, a component
+that it cannot have, stands in an overlay that is never written here (``OVERLAY``): a file of ours that somebody edits stops
+the next deploy.
 """
 
 from __future__ import annotations
@@ -52,6 +54,13 @@ HEADS = {
     "poddisruptionbudget.yaml": ("what the capacity has to spare when nodes are emptied",),
     "ingress.yaml": ("annotations are of ingress-nginx; another controller needs its own words for the same",),
 }
+# Beside the folder and not in it: kustomize 5.5 refuses a resource that the overlay lies in, as a cycle.
+OVERLAY = "../site/kustomization.yaml"
+ALL_HEAD = (
+    f"all of it. What is of your cluster alone stands in an overlay of your own beside this folder, {OVERLAY}:",
+    "resources: [../THIS-FOLDER], images: with the addresses in your registry, patches: which take out what the cluster lacks",
+    "(the first lines of a component name it); kubectl apply -k ../site then takes the place of -k .",
+)
 LOADER_HEAD = ("of fill-model.sh alone, not of the kustomization: it has nothing but the volume and a shell",)
 LOADED_IN_S = 6 * 3600  # then it goes by itself, if nobody took it away
 # The strictest of Kubernetes' own levels: what runs here needs nothing that it forbids.
@@ -95,7 +104,7 @@ def files(deployment: Deployment) -> Mapping[str, File]:
         resources=["manifests"],
         components=[f"components/{part}" for part in parts],
         configMapGenerator=[canary.described(deployment)] if watched else [],
-        head=("all of it; leave a component out where the cluster lacks what its first lines name",),
+        head=ALL_HEAD,
     )
     written["manifests/fill-model.sh"] = fill_script(deployment)
     written["manifests/model-loader.yaml"] = File(text=yaml_text(model_loader(deployment), head=LOADER_HEAD))
@@ -143,8 +152,8 @@ def canary_component(deployment: Deployment) -> dict[str, File]:
         "servicemonitor.yaml": canary.canary_monitor(deployment),
     }
     head = (
-        f"needs an image {canary.image(deployment)} in a registry (docker build canary/) and its address under images in",
-        "../../kustomization.yaml, and the Prometheus operator; without it the alert CanarySilent fires",
+        f"needs an image {canary.image(deployment)} in a registry (docker build canary/) and its address under images in an",
+        f"overlay ({OVERLAY} beside the folder), and the Prometheus operator; without it the alert CanarySilent fires",
     )
     written = {name: File(text=yaml_text(made)) for name, made in objects.items()}
     return written | {"kustomization.yaml": kustomization("Component", resources=list(objects), head=head)}
@@ -238,9 +247,10 @@ def url(deployment: Deployment) -> str:
 
 
 def before(deployment: Deployment) -> tuple[Step, ...]:
-    fill: Step = (("./manifests/fill-model.sh",), "the model into a volume of its own: once for these weights")
     own = [(image_of(deployment).name, "image")] if image_of(deployment).build is not None else []
-    push = "then push it, and name your registry under images in kustomization.yaml"
+    once = "the model into a volume of its own: once for these weights"
+    fill: Step = (("./manifests/fill-model.sh",), f"{once}; IMAGE=… is the image's address" if own else once)
+    push = f"then push it, and name its address under images in {OVERLAY} (kustomization.yaml here says how)"
     watched: list[Step] = []
     if deployment.wishes.monitoring:
         own.append((canary.image(deployment), "canary"))

@@ -115,6 +115,47 @@ def test_the_chart_renders_the_very_manifests(folder: Path) -> None:
     assert "http://tiny:8000/v1/completions" in test["spec"]["containers"][0]["command"]
 
 
+@pytest.mark.parametrize("case", ["all"])
+def test_an_overlay_beside_the_folder_names_a_registry_and_takes_out_what_a_cluster_lacks(folder: Path) -> None:
+    """The one that the documentation shows."""
+    page = (Path(__file__).parents[2] / "docs" / "kubernetes.md").read_text()
+    (shown,) = (block for block in page.split("```")[1::2] if "\nresources:" in block)
+    site = folder.parent / f"{folder.name}-site"
+    site.mkdir()
+    (site / "kustomization.yaml").write_text(shown.replace("NAME", "tiny").replace("../stack", f"../{folder.name}"))
+    made = kustomized(site)
+    assert by_kind(made, "tiny-canary")["spec"]["template"]["spec"]["containers"][0]["image"] == (
+        "registry.example.com/tiny-canary:0.1.0"
+    )
+    assert by_kind(made, "tiny")["spec"]["replicas"] == 2
+    (claim,) = (one for one in made if one["kind"] == "PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == "nfs"
+    assert {one["kind"] for one in kustomized(folder)} - {one["kind"] for one in made} == {
+        "ServiceMonitor", "PrometheusRule", "HorizontalPodAutoscaler",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["plain"])
+def test_the_pod_that_fills_the_volume_has_the_image_of_one_s_registry(folder: Path, tmp_path: Path) -> None:
+    if (real := shutil.which("kubectl")) is None:
+        pytest.skip("kubectl is not here")
+    kubectl = tmp_path / "kubectl"
+    # No cluster is asked: what the script would apply is kept, and then nothing more is done.
+    kubectl.write_text(f"""#!/bin/sh
+case "$*" in
+*" set image "*) exec {real} "$@" ;;
+*"apply -f -") cat > {tmp_path}/applied.yaml; exit 1 ;;
+esac
+""")
+    kubectl.chmod(0o755)
+    (folder / "manifests/fill-model.sh").chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "KUBECTL": str(kubectl), "IMAGE": "registry.example.com/a/engine:1"}
+    subprocess.run([folder / "manifests/fill-model.sh"], env=environment, capture_output=True, timeout=60)
+    pod = yaml.safe_load((tmp_path / "applied.yaml").read_text())
+    assert pod["spec"]["containers"][0]["image"] == "registry.example.com/a/engine:1"
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"].startswith("tiny-model-")
+
+
 def test_every_object_is_what_kubernetes_takes(folder: Path) -> None:
     checker = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not here")
     loader = yaml.safe_load((folder / "manifests/model-loader.yaml").read_text())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -547,6 +548,17 @@ def test_the_canary_is_let_in_and_is_scraped_under_its_own_name() -> None:
     label = made["components/canary/service.yaml"]["metadata"]["labels"]["llmopt/scrape"]
     assert made["components/canary/servicemonitor.yaml"]["spec"]["selector"]["matchLabels"]["llmopt/scrape"] == label
     assert label in json.dumps(made["components/monitoring/prometheusrule.yaml"])
+
+
+def test_nobody_is_told_to_edit_what_the_next_deploy_would_then_refuse() -> None:
+    own = replace(engine().image, build="FROM x")  # type: ignore[type-var]
+    steps = [why for words, why in kubernetes.TARGET.before(deployment(engine={"image": own})) if words[0] == "docker"]
+    assert len(steps) == 2  # the engine's and the canary's
+    written = {str(Path("/there/stack", path)) for path in kubernetes.files(deployment())}
+    for why in steps:
+        (named,) = re.findall(r"under images in (\S+)", why)
+        assert os.path.normpath(Path("/there/stack", named)) == "/there/site/kustomization.yaml"
+        assert os.path.normpath(Path("/there/stack", named)) not in written
 
 
 def test_a_plain_wish_is_granted() -> None:

@@ -2,6 +2,7 @@
 # Fills the volume of the model: a pod that mounts it for writing, tar through kubectl, and checksums of both sides.
 #   ./fill-model.sh            with the folder that was measured
 #   ./fill-model.sh FOLDER     with another copy of the same model
+# IMAGE names the address in your registry of the engine's image, where it was built here.
 # KUBECTL names another kubectl, or one with a context: KUBECTL="kubectl --context prod" ./fill-model.sh
 set -eu
 # A folder that was named is looked for from where this was started.
@@ -48,7 +49,11 @@ kube get persistentvolumeclaim {{ claim|sh }} > /dev/null 2>&1 || kube apply -f 
 trap 'kube delete pod "$POD" --wait=false --ignore-not-found' EXIT INT TERM
 # One that an earlier run left is of its image and its volume for ever.
 kube delete pod "$POD" --ignore-not-found
-kube apply -f model-loader.yaml
+if [ -n "${IMAGE:-}" ]; then
+    kube set image --local -f model-loader.yaml "loader=$IMAGE" -o yaml | kube apply -f -
+else
+    kube apply -f model-loader.yaml
+fi
 kube wait --for=condition=Ready "pod/$POD" --timeout=900s
 copy "$MODEL" {{ contents[0][1]|sh }}
 {% for place, name, _ in contents[1:] %}
