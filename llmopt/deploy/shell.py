@@ -14,7 +14,7 @@ from llmopt.deploy import Target, local
 from llmopt.deploy.documents import json_text, yaml_text
 from llmopt.deploy.litellm import REQUIREMENTS
 from llmopt.deploy.local import HOST, Ports
-from llmopt.deploy.nginx import KEY_LINE, asks_for_keys, nginx_conf
+from llmopt.deploy.nginx import KEY_LINE, LITELLM_HEALTH, asks_for_keys, nginx_conf
 from llmopt.deploy.plan import Deployment, File
 from llmopt.deploy.templates import render
 
@@ -23,6 +23,7 @@ STOP_S = 20  # that engines get before they are killed: vLLM's children take som
 # Program → the Debian package that has it, where the two are not called alike.
 PACKAGES = {
     "nginx": "nginx-light",
+    "redis-cli": "redis-tools",
     "setsid": "util-linux",
     "flock": "util-linux",
     "runuser": "util-linux",
@@ -57,12 +58,12 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """``path``: where it answers while it lives; ``optional``: left out, with a word, where it is not installed."""
+    """``asked``: the address that answers while it lives; ``optional``: left out, with a word, where it is not installed."""
 
     name: str
     words: tuple[str, ...]
     port: int
-    path: str
+    asked: str
     files: tuple[FileOf, ...] = ()
     optional: bool = False
 
@@ -87,7 +88,6 @@ def script(deployment: Deployment, ports: Ports, programs: list[Program]) -> str
         title=deployment.evidence.label,
         replicas=deployment.replicas,
         gateway=ports.gateway,
-        status_port=ports.status,
         ready_s=round(deployment.ready_timeout_s),
         drain_s=DRAIN_S,
         stop_s=STOP_S,
@@ -109,7 +109,7 @@ def script(deployment: Deployment, ports: Ports, programs: list[Program]) -> str
 def tools(deployment: Deployment) -> list[str]:
     """Programs without which nothing works."""
     litellm = ["litellm"] if deployment.wishes.gateway == "litellm" else []
-    redis = ["redis-server"] if deployment.wishes.cache == "redis" else []
+    redis = ["redis-server", "redis-cli"] if deployment.wishes.cache == "redis" else []
     return ["setsid", "flock", "curl", "nginx", *litellm, *redis]
 
 
@@ -131,23 +131,25 @@ def programs_of(deployment: Deployment, ports: Ports) -> Iterator[Program]:
             name=f"engine_{number + 1}",
             words=(*local.env_words(launch.environment), *launch.argv),
             port=port,
-            path=engine.health_path,
+            asked=f"http://{HOST}:{port}{engine.health_path}",
             files=tuple(FileOf(path=path, text=text) for path, text in launch.files.items()),
         )
     if wishes.cache == "redis":
         # An answer that was kept is no data: nothing is written to disk, and the oldest goes first.
         kept = ("--save", "", "--appendonly", "no", "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru")
         words = ("redis-server", "--bind", HOST, "--port", str(ports.redis), *kept)
-        yield Program(name="redis", words=words, port=ports.redis, path="")
+        yield Program(name="redis", words=words, port=ports.redis, asked=f"redis://{HOST}:{ports.redis}")
     if wishes.gateway == "litellm":
         through = ("litellm", "--config", "litellm.yaml", "--host", HOST, "--port", str(ports.litellm))
-        yield Program(name="litellm", words=through, port=ports.litellm, path="/health/liveliness")
+        alive = f"http://{HOST}:{ports.litellm}{LITELLM_HEALTH}"
+        yield Program(name="litellm", words=through, port=ports.litellm, asked=alive)
     yield Program(
         name="gateway",
         # What -c names is looked for from -p on.
         words=("nginx", "-e", "stderr", "-p", "run/nginx", "-c", "../../nginx.conf"),
         port=ports.gateway,
-        path="/status",
+        # The other port may want TLS, or a domain's name.
+        asked=f"http://{HOST}:{ports.status}/status",
     )
     if wishes.monitoring:
         yield from monitoring(deployment, ports)
@@ -163,7 +165,7 @@ def monitoring(deployment: Deployment, ports: Ports) -> Iterator[Program]:
             *("--url", url(deployment) if deployment.wishes.tls else f"http://{HOST}:{ports.gateway}/v1"),
         ),
         port=ports.canary,
-        path="/metrics",
+        asked=f"http://{HOST}:{ports.canary}/metrics",
         optional=True,
     )
     yield Program(
@@ -173,7 +175,7 @@ def monitoring(deployment: Deployment, ports: Ports) -> Iterator[Program]:
             *(f"--web.listen-address={HOST}:{ports.alertmanager}", "--cluster.listen-address="),
         ),
         port=ports.alertmanager,
-        path="/-/ready",
+        asked=f"http://{HOST}:{ports.alertmanager}/-/ready",
         optional=True,
     )
     yield Program(
@@ -183,7 +185,7 @@ def monitoring(deployment: Deployment, ports: Ports) -> Iterator[Program]:
             *("--storage.tsdb.retention.time=15d", f"--web.listen-address={HOST}:{ports.prometheus}"),
         ),
         port=ports.prometheus,
-        path="/-/ready",
+        asked=f"http://{HOST}:{ports.prometheus}/-/ready",
         optional=True,
     )
 

@@ -17,6 +17,7 @@ from llmopt.deploy.templates import render, systemd_word
 
 # Two ports that no words have: the places where the words for them differ are where the port goes.
 ONE, OTHER = 64901, 64902
+OF_RUN = ("setsid", "flock", "redis-cli")  # tools of run.sh alone
 STOP_S = 60  # that an engine gets before it is killed
 # Folders that a unit has of its own with PrivateTmp=, in a word that may hold more than one path.
 TEMPORARY = re.compile(r"(?<![\w.])/(?:var/)?tmp(?:/|$)")
@@ -179,7 +180,7 @@ def program_unit(deployment: Deployment, program: shell.Program, ports: Ports) -
         reload=reload,
         state=state,
         after=before_canary(deployment, ports) if program.name == "canary" else [],
-        answers=f"http://{HOST}:{program.port}{program.path}" if program.name == "litellm" else None,
+        answers=program.asked if program.name == "litellm" else None,
         stop_signal=STOPS.get(program.name, "SIGTERM"),
         # It reads the tokenizer of the weights.
         reads_temporary=program.name == "canary" and reads_temporary(deployment),
@@ -211,7 +212,7 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
     instances += [unit for unit in units if unit.endswith(".service") and "@" not in unit]
     launch = deployment.engine.native(HOST, ONE)
     programs = list(shell.programs_of(deployment, ports))
-    tools = ["systemctl", "runuser", *(tool for tool in shell.tools(deployment) if tool not in ("setsid", "flock"))]
+    tools = ["systemctl", "runuser", *(tool for tool in shell.tools(deployment) if tool not in OF_RUN)]
     program, engine = launch.argv[0], deployment.engine
     # One that is named without its place is looked for as all the others are.
     sought = {} if PurePosixPath(program).is_absolute() else {program: f"{engine.title} {engine.version or ''}".strip()}

@@ -43,7 +43,17 @@ PURPOSES = {
     "units": "units of systemd",
     "chart": "the same as a Helm chart",
     "manifests": "plain manifests with a kustomization",
+    "litellm": "what LiteLLM's image is built from",
     "grafana": "data source and dashboard",
+    "grafana/llmopt.json": "the dashboard, for a Grafana of yours",
+}
+# Target → what a replica has there that the measured command had otherwise.
+HERE = {
+    "compose": "in its container it listens on every address, and the model lies at `/model`",
+    "kubernetes": "in its container it listens on every address, and the model lies at `/model`",
+    "systemd": "each replica has a port of its own, which ends the name of its service",
+    "shell": "each replica has a port of its own, which `run.sh` names",
+    "rayserve": "Ray Serve gives each replica its options and an address of its own",
 }
 
 
@@ -92,7 +102,7 @@ def why(document: Mapping[str, Any]) -> Iterator[str]:
     if document["ties"]:
         yield f"- it ties with {markdown_text(', '.join(document['ties']))}: the measurements do not tell them apart"
     yield ""
-    yield "The command that was measured, with this deployment's host and port in the place of its own:"
+    yield f"The command that was measured; {HERE[document['targets'][0]]}:"
     yield ""
     engine = document["engine"]
     words = [f"{name}={shlex.quote(value)}" for name, value in engine["environment"].items()]

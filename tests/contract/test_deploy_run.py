@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -116,6 +117,28 @@ def test_litellm_is_ready_when_it_completes_for_the_key(tmp_path: Path) -> None:
     with started(tmp_path, LITELLM_MASTER_KEY=KEY):
         assert "litellm answers on port" in (tmp_path / "said.log").read_text()
         assert answers(f"http://127.0.0.1:{made.wishes.port}/readyz")
+
+
+def test_status_is_of_what_was_started_whatever_was_written_since(tmp_path: Path) -> None:
+    old = of()
+    write(old, tmp_path)
+    with started(tmp_path):
+        write(of(monitoring=True, port=old.wishes.port + 200), tmp_path)
+        said = run(tmp_path, "status")
+    port = old.wishes.port
+    assert said.stdout == f"engine_1: answers on port {port + 1}\ngateway: answers on port {port}\n"
+
+
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not here")
+def test_a_redis_that_does_not_answer_is_told(tmp_path: Path) -> None:
+    write(of(gateway="litellm", cache="redis"), tmp_path, {"litellm": LITELLM})
+    with started(tmp_path, LITELLM_MASTER_KEY=KEY):
+        before = run(tmp_path, "status")
+        os.kill(int((tmp_path / "run" / "redis.pid").read_text()), signal.SIGSTOP)
+        after = run(tmp_path, "status")
+        os.kill(int((tmp_path / "run" / "redis.pid").read_text()), signal.SIGCONT)
+    assert "redis: answers" in before.stdout
+    assert (after.returncode, "redis: runs, and does not answer" in after.stdout) == (1, True)
 
 
 def test_a_certificate_that_is_missing_is_said_before_the_engines_load(tmp_path: Path) -> None:

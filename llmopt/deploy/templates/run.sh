@@ -43,17 +43,10 @@ port_of() {
   esac
 }
 
-asked_port_of() {  # of nginx that of its own status: the other may want TLS, or a domain's name
-  case $1 in
-    gateway) echo {{ status_port }} ;;
-    *) port_of "$1" ;;
-  esac
-}
-
-path_of() {  # what tells that it is alive
+asked_of() {  # what tells that it is alive
   case $1 in
 {% for program in programs %}
-    {{ program.name }}) echo {{ program.path | sh }} ;;
+    {{ program.name }}) echo {{ program.asked | sh }} ;;
 {% endfor %}
   esac
 }
@@ -69,7 +62,13 @@ install_of() {  # what brings a program that is not here
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
 alive() { [ -s "run/$1.pid" ] && kill -0 "$(cat "run/$1.pid")" 2>/dev/null; }
-ask() { [ -z "$(path_of "$1")" ] && return 0; curl -sf --noproxy '*' -o /dev/null -m 5 "http://127.0.0.1:$(asked_port_of "$1")$(path_of "$1")"; }
+
+ask() {  # ADDRESS
+  case $1 in
+    redis:*) timeout 5 redis-cli -u "$1" ping >/dev/null 2>&1 ;;
+    *) curl -sf --noproxy '*' -o /dev/null -m 5 "$1" ;;
+  esac
+}
 
 # Ready is a real completion: an engine may say that it is healthy and die of its first request.  Headers go through a pipe:
 # a key among the words of a program is seen by everybody on the machine.
@@ -134,7 +133,7 @@ stop_all() {
   end_of {{ drain_s }} gateway
   signal_all TERM "$OTHERS $ENGINES"
   end_of {{ stop_s }} "$OTHERS $ENGINES"
-  rm -f run/*.pid run/*.since run/*.pause run/*.ended run/others
+  rm -f run/*.pid run/*.since run/*.pause run/*.ended run/programs
 }
 
 # Starts again what ended, later each time it did not last a minute.
@@ -158,7 +157,7 @@ again() {
 
 wait_ready() {
   deadline=$(($(date +%s) + READY_S))
-  until alive "$1" && ask "$1" && completes "$1"; do
+  until alive "$1" && ask "$(asked_of "$1")" && completes "$1"; do
     alive "$1" || { tail -n 20 "logs/$1.log" >&2; fail "$1 ended before it was ready: the end of logs/$1.log is above"; }
     [ "$(date +%s)" -lt "$deadline" ] || fail "$1 was not ready after $READY_S s: logs/$1.log"
     nap 0.2
@@ -168,20 +167,27 @@ wait_ready() {
 
 running() { ! flock -n run/lock true; }
 
+programs() {  # a line of each: NAME PORT ADDRESS
+  for name in $ENGINES $OTHERS gateway; do echo "$name $(port_of "$name") $(asked_of "$name")"; done
+}
+
+# Of what was started, which another run.sh may have been: llmopt deploy writes a new one beside it.
 status() {
   worst=0
-  [ -f run/others ] && OTHERS=$(cat run/others)
-  for name in $ENGINES $OTHERS gateway; do
-    if alive "$name" && ask "$name"; then
-      echo "$name: answers on port $(port_of "$name")"
+  started=$(cat run/programs 2>/dev/null || programs)
+  while read -r name port address; do
+    if alive "$name" && ask "$address"; then
+      echo "$name: answers on port $port"
     elif alive "$name"; then
-      echo "$name: runs, and does not answer on port $(port_of "$name")"
+      echo "$name: runs, and does not answer on port $port"
       worst=1
     else
       echo "$name: does not run"
       worst=1
     fi
-  done
+  done <<END
+$started
+END
   return $worst
 }
 
@@ -233,7 +239,7 @@ rm -f run/*.pid run/*.since run/*.pause run/*.ended
 [ -n "${{ "{" }}{{ secret }}:-}" ] || fail "{{ secret }} is empty: copy .env.example to .env and fill it in"
 {% endfor %}
 [ -n "${ALERT_WEBHOOK_URL:-}" ] && (umask 077 && printf %s "$ALERT_WEBHOOK_URL" >run/alert_webhook_url)
-echo "$OTHERS" >run/others
+programs >run/programs
 echo $$ >run/supervisor.pid
 trap 'stop_all; exit 0' INT TERM HUP
 trap 'stop_all' EXIT
@@ -253,7 +259,7 @@ wait_ready litellm
 {% endif %}
 start gateway
 tries=50
-until ask gateway; do
+until ask "$(asked_of gateway)"; do
   alive gateway || { tail -n 5 logs/gateway.log >&2; fail "nginx did not start: logs/gateway.log"; }
   [ "$tries" -gt 0 ] || fail "nginx does not answer on port $GATEWAY: logs/gateway.log"
   tries=$((tries - 1))
