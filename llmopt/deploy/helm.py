@@ -36,6 +36,7 @@ from llmopt.deploy.kubernetes_network import (
     INGRESS_CLASS,
     INGRESS_NAMESPACE,
     MONITORING_NAMESPACE,
+    host,
     ingress_annotations,
 )
 from llmopt.deploy.kubernetes_objects import GIB, evidence, label_value, quantity
@@ -109,7 +110,7 @@ def values(deployment: Deployment) -> dict[str, Any]:
         "ingress": {
             "enabled": bool(wishes.domain),
             "className": INGRESS_CLASS,
-            "host": wishes.domain or "",
+            "host": host(deployment),
             "tls": wishes.tls,
             "annotations": ingress_annotations(deployment),
         },

@@ -31,7 +31,9 @@ from llmopt.deploy.kubernetes_engine import (
 from llmopt.deploy.kubernetes_monitoring import dashboard_map, prometheus_rule, service_monitor
 from llmopt.deploy.kubernetes_network import (
     disruption_budget,
+    host,
     ingress,
+    is_address,
     metrics_service,
     network_policy,
     service,
@@ -81,6 +83,8 @@ def refusal(deployment: Deployment) -> str | None:
         return f"--gateway {wishes.gateway} is written for compose alone: it must see each replica, and a Service hides them"
     if wishes.cache is not None:
         return f"--cache {wishes.cache} goes with --gateway litellm, which is written for compose alone"
+    if wishes.domain and is_address(wishes.domain):
+        return f"{wishes.domain} is an address, and an Ingress takes names alone: --domain llm.example.org"
     if not wishes.domain and (wishes.tls or wishes.rate_limit_rps is not None):
         return "--tls and --rate-limit are of the Ingress, which goes with --domain"
     if wishes.autoscaler == "keda" and not wishes.monitoring:
@@ -242,7 +246,7 @@ def url(deployment: Deployment) -> str:
     """Through the Ingress, or ``kubectl port-forward service/NAME PORT:8000``."""
     wishes = deployment.wishes
     if wishes.domain:
-        return f"http{'s' * wishes.tls}://{wishes.domain}/v1"
+        return f"http{'s' * wishes.tls}://{host(deployment)}/v1"
     return f"http://127.0.0.1:{wishes.port}/v1"
 
 

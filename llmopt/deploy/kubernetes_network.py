@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from typing import Any
 
@@ -111,10 +112,24 @@ def rate_limit(deployment: Deployment) -> dict[str, str]:
     return {name: str(rate), "limit-burst-multiplier": str(math.ceil(limit.burst / rate))}
 
 
+def host(deployment: Deployment) -> str:
+    """The Ingress's, empty without one: an API server takes it in lower case alone, and names are the same in either."""
+    return (deployment.wishes.domain or "").lower()
+
+
+def is_address(domain: str) -> bool:
+    """Which no Ingress has as its host."""
+    try:
+        ipaddress.ip_address(domain)
+    except ValueError:
+        return False
+    return True
+
+
 def ingress(deployment: Deployment) -> dict[str, Any]:
     wishes = deployment.wishes
     backend = {"service": {"name": deployment.name, "port": {"name": "http"}}}
-    tls = [{"hosts": [wishes.domain], "secretName": f"{deployment.name}-tls"}]
+    tls = [{"hosts": [host(deployment)], "secretName": f"{deployment.name}-tls"}]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "Ingress",
@@ -125,7 +140,7 @@ def ingress(deployment: Deployment) -> dict[str, Any]:
             # Its API and nothing else: /metrics, /health and what else an engine has stay inside.
             "rules": [
                 {
-                    "host": wishes.domain,
+                    "host": host(deployment),
                     "http": {"paths": [{"path": "/v1/", "pathType": "Prefix", "backend": backend}]},
                 }
             ],

@@ -26,6 +26,7 @@ BODY_IN_MEMORY = 1024**2
 HOST_NAME = re.compile(
     r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.)*[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 )
+LONGEST_HOST_NAME = 253  # RFC 1035, as it is written: without the dot of the root
 LITELLM_HEALTH = "/health/liveliness"
 CERTIFICATE, CERTIFICATE_KEY = "/certs/tls.crt", "/certs/tls.key"
 
@@ -79,7 +80,7 @@ def nginx_conf(
 
 
 def require_host_name(domain: str) -> None:
-    if not HOST_NAME.fullmatch(domain):
+    if len(domain) > LONGEST_HOST_NAME or not HOST_NAME.fullmatch(domain):
         raise UsageError(f"{domain!r} is no host name", hint="--domain llm.example.org")
 
 

@@ -245,6 +245,7 @@ def test_prometheus_takes_the_rules(folder: Path, tmp_path: Path) -> None:
         ({"replicas": "two"}, "replicas"),
         ({"autoscaling": {"kind": "vpa"}}, "kind"),
         ({"ingress": {"enabled": True}}, "host"),
+        ({"ingress": {"enabled": True, "host": "LLM.example.org"}}, "host"),
     ],
 )
 def test_the_schema_refuses_what_makes_no_sense(folder: Path, values: dict[str, Any], word: str) -> None:

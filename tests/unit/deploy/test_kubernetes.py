@@ -332,6 +332,15 @@ def test_the_certificate_is_a_secret_by_name() -> None:
     assert spec["tls"] == [{"hosts": ["a.b"], "secretName": "tiny-tls"}]
 
 
+def test_an_api_server_takes_a_host_in_lower_case_alone() -> None:
+    made = deployment(wishes={"domain": "LLM.Example.org", "tls": True})
+    spec = ingress(made)["spec"]
+    assert [spec["rules"][0]["host"], *spec["tls"][0]["hosts"]] == ["llm.example.org"] * 2
+    assert documents(made)["chart/values.yaml"]["ingress"]["host"] == "llm.example.org"
+    assert kubernetes.TARGET.url(made) == "https://llm.example.org/v1"
+    assert kubernetes.refusal(made) is None
+
+
 def test_only_the_engine_s_api_is_open() -> None:
     (rule,) = ingress(deployment(wishes={"domain": "a.b"}))["spec"]["rules"]
     assert [path["path"] for path in rule["http"]["paths"]] == ["/v1/"]
@@ -382,6 +391,7 @@ def test_no_secret_is_written() -> None:
         ({"wishes": {"gateway": "litellm"}}, "litellm"),
         ({"wishes": {"cache": "redis"}}, "redis"),
         ({"wishes": {"tls": True}}, "--domain"),
+        ({"wishes": {"domain": "1.2.3.4"}}, "1.2.3.4 is an address"),
         ({"wishes": {"rate_limit_rps": 5.0}}, "--domain"),
         ({"wishes": {"autoscaler": "keda", "monitoring": False}}, "--monitoring"),
         ({"engine": {"model": "a\x7fb"}}, "a\\x7fb"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from llmopt.core.errors import UsageError
-from llmopt.deploy.nginx import nginx_conf
+from llmopt.deploy.nginx import nginx_conf, require_host_name
 from llmopt.deploy.plan import Figure
 from tests.unit.deploy import hostile
 from tests.unit.deploy.make import deployment
@@ -77,6 +78,13 @@ def test_tls_only_where_it_is_asked_for() -> None:
     text = conf(wishes={"tls": True, "domain": "llm.example.org"})
     assert directive(text, "ssl_certificate") == ["/certs/tls.crt"]
     assert "llm.example.org" in directive(text, "server_name")
+
+
+@pytest.mark.parametrize(("length", "taken"), [(253, True), (254, False)])
+def test_a_host_name_is_no_longer_than_names_may_be(length: int, taken: bool) -> None:
+    name = ("a." * 150)[:length].removesuffix(".").ljust(length, "a")
+    with contextlib.nullcontext() if taken else pytest.raises(UsageError, match="no host name"):
+        require_host_name(name)
 
 
 @given(hostile.word)
