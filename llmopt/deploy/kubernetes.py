@@ -56,6 +56,7 @@ HEADS = {
     "poddisruptionbudget.yaml": ("what the capacity has to spare when nodes are emptied",),
     "ingress.yaml": ("annotations are of ingress-nginx; another controller needs its own words for the same",),
 }
+OF_ONE_MACHINE = ("compose", "systemd", "shell")  # what --gateway litellm is written for
 # Beside the folder and not in it: kustomize 5.5 refuses a resource that the overlay lies in, as a cycle.
 OVERLAY = "../site/kustomization.yaml"
 ALL_HEAD = (
@@ -80,9 +81,9 @@ def refusal(deployment: Deployment) -> str | None:
         return f"{deployment.name} is no name of a Service, which begins with a letter: --name"
     if wishes.gateway != "nginx":
         # It takes a replica out for a while that failed, and behind a Service there is one address for all of them.
-        return f"--gateway {wishes.gateway} is written for compose alone: it must see each replica, and a Service hides them"
+        return f"--gateway {wishes.gateway} is for one machine ({', '.join(OF_ONE_MACHINE)}): it must see each replica, and a Service hides them"
     if wishes.cache is not None:
-        return f"--cache {wishes.cache} goes with --gateway litellm, which is written for compose alone"
+        return f"--cache {wishes.cache} goes with --gateway litellm, which is for one machine ({', '.join(OF_ONE_MACHINE)})"
     if wishes.domain and is_address(wishes.domain):
         return f"{wishes.domain} is an address, and an Ingress takes names alone: --domain llm.example.org"
     if not wishes.domain and (wishes.tls or wishes.rate_limit_rps is not None):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given
 
+from llmopt import deploy as targets
 from llmopt.core.escaping import one_line
 from llmopt.deploy import kubernetes
 from llmopt.deploy.documents import yaml_text
@@ -569,6 +570,13 @@ def test_nobody_is_told_to_edit_what_the_next_deploy_would_then_refuse() -> None
         (named,) = re.findall(r"under images in (\S+)", why)
         assert os.path.normpath(Path("/there/stack", named)) == "/there/site/kustomization.yaml"
         assert os.path.normpath(Path("/there/stack", named)) not in written
+
+
+def test_a_gateway_that_it_has_not_is_offered_where_there_is_one() -> None:
+    wished = deployment(wishes={"gateway": "litellm", "cache": "redis"})
+    offered = {name for name in targets.TARGETS if targets.target(name).refusal(wished) is None}
+    assert offered == set(kubernetes.OF_ONE_MACHINE)
+    assert all(name in (kubernetes.refusal(wished) or "") for name in offered)
 
 
 def test_a_plain_wish_is_granted() -> None:
