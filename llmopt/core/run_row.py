@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import lru_cache
@@ -46,6 +48,9 @@ WORDS = ("case", "machine", "base", "loop", "shape", "slos", "revision", "config
 
 FAR_OFF = timedelta(3653)
 NAN = math.nan
+OF_QUALITY = re.compile(
+    r"^--?.*(quantiz|cache-type|kv-cache-dtype|load-in-|lora|adapter)"
+)  # names of engines' own options
 ROUNDED = 1e-6  # KL of equal distributions comes out a little below nothing
 NO_SPREAD = (NAN,) * len(STATS)
 NO_BOUNDS = Bounds(low=NAN, high=NAN)
@@ -165,8 +170,17 @@ def configuration(artifact: str, serve: bytes) -> str:
 
 @lru_cache(65_536)
 def cache_type(configuration: str) -> str:
-    """The type of its KV cache: a smaller one costs quality that the artifact itself does not."""
-    return str(json.loads(configuration)["serve"].get("kv_cache_dtype") or "auto")
+    """Of ``configuration``, in the words of ``served_as``."""
+    return served_as(json.loads(configuration)["serve"])
+
+
+def served_as(serve: Mapping[str, Any]) -> str:
+    """``auto``, or what costs quality that the artifact itself does not: the type of the KV cache, and beside it what was
+    handed to the engine as it is and may change what it says (vLLM: --quantization fp8), and adapters.
+    """
+    words = list(serve.get("extra_args") or ())
+    own = [" ".join(words[place : place + 2]) for place, word in enumerate(words) if OF_QUALITY.search(word)]
+    return " ".join([str(serve.get("kv_cache_dtype") or "auto"), *own, *map(str, serve.get("lora_modules") or ())])
 
 
 @lru_cache(4096)

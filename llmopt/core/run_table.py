@@ -90,7 +90,7 @@ class RunTable:
         )
 
     def kv_cache_dtype(self, row: int) -> str:
-        """The type of the KV cache that a run was served with: a smaller one costs quality of its own."""
+        """The type of the KV cache that a run was served with, and what else costs quality of its own (``served_as``)."""
         return cache_type(self.word("configuration", row))
 
     def fill_quality(self, known: Callable[[dict[str, Any], str], dict[str, Any] | None]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmopt.core.errors import UsageError
+from llmopt.core.run_row import served_as
 from llmopt.core.statistics import Z_95
 from llmopt.core.student import quantile
 from llmopt.gate.blocks import Reading
@@ -105,10 +106,9 @@ def proofs(
 def unquantized(method: str | None, serve: Mapping[str, Any]) -> bool:
     """Whether a model of this quantization method gives, served so, what the unquantized weights give.
 
-    A smaller KV cache and adapters change it, and extra arguments may (vLLM: --quantization fp8): unproven then.
+    A smaller KV cache and adapters change it, and any extra argument may: unproven then.
     """
-    changed = serve.get("extra_args") or serve.get("lora_modules")
-    return method == "none" and not changed and (serve.get("kv_cache_dtype") or "auto") == "auto"
+    return method == "none" and not serve.get("extra_args") and served_as(serve) == "auto"
 
 
 def is_reference(side: Sequence[Reading], other: Sequence[Reading]) -> bool:

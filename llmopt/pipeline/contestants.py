@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from llmopt.core.files import scratch_folder
 from llmopt.core.limits import meets
 from llmopt.core.machine import available_cores, this_machine
 from llmopt.core.metrics import METRICS
+from llmopt.core.run_row import served_as
 from llmopt.core.synthetic import is_synthetic
 from llmopt.core.units import show
 from llmopt.pipeline.expecting import cannot_fit
@@ -270,9 +271,9 @@ def enter(
 
 
 def screened(job: Job, artifact: Artifact, quality: dict[str, Any] | None, options: ServeOptions) -> list[str]:
-    """The limits on quality that it breaks; the base is its own reference and keeps them all, with its own KV cache."""
+    """The limits on quality that it breaks; the base is its own reference and keeps them all, where nothing else changes it."""
     found = []
-    itself = artifact.quantization.method == "none" and not options.kv_cache_dtype
+    itself = artifact.quantization.method == "none" and served_as(asdict(options)) == "auto"
     for limit in job.goal.limits:
         if limit.metric not in OF_QUALITY or itself:
             continue

@@ -30,9 +30,13 @@ def test_quality_is_filled_in_for_the_type_of_cache_that_it_was_measured_with():
 
 def test_a_base_that_is_served_with_a_smaller_cache_is_not_its_own_reference():
     base = {"quantization": "bf16", "method": "none", "base_key": "b", "key": "k"}
-    runs = [
-        run(quality=None, artifact=base, serve={"backend": "hf", **more}) for more in ({}, {"kv_cache_dtype": "fp8"})
-    ]
+    served = (
+        {},
+        {"extra_args": ["--no-mmap"]},
+        {"kv_cache_dtype": "fp8"},
+        {"extra_args": ["--quantization", "fp8"]},
+        {"lora_modules": ["style=adapter"]},
+    )
+    runs = [run(quality=None, artifact=base, serve={"backend": "hf", **more}) for more in served]
     kl = table_of(runs).column("kl")
-    assert kl[0] == 0
-    assert math.isnan(kl[1])
+    assert [math.isnan(one) for one in kl] == [False, False, True, True, True]
