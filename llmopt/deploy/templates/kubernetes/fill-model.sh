@@ -14,6 +14,7 @@ cd "$(dirname "$0")"
 KUBECTL=${KUBECTL:-kubectl}
 NAMESPACE={{ namespace|sh }}
 POD={{ pod|sh }}
+CLAIM={{ claim|sh }}
 MODEL={{ contents[0][0]|sh }}
 [ $# -eq 0 ] || MODEL=$1
 
@@ -45,7 +46,7 @@ copy() { # PLACE NAME: a folder or a file here, to that name in the volume; link
 
 $KUBECTL get namespace "$NAMESPACE" > /dev/null 2>&1 || $KUBECTL apply -f namespace.yaml
 # Helm's own is left as it is: its release would not take one that somebody else had made.
-kube get persistentvolumeclaim {{ claim|sh }} > /dev/null 2>&1 || kube apply -f persistentvolumeclaim.yaml
+kube get persistentvolumeclaim "$CLAIM" > /dev/null 2>&1 || kube apply -f persistentvolumeclaim.yaml
 trap 'kube delete pod "$POD" --wait=false --ignore-not-found' EXIT INT TERM
 # One that an earlier run left is of its image and its volume for ever.
 kube delete pod "$POD" --ignore-not-found
@@ -59,5 +60,5 @@ copy "$MODEL" {{ contents[0][1]|sh }}
 {% for place, name, _ in contents[1:] %}
 copy {{ place|sh }} {{ name|sh }}
 {% endfor %}
-echo "the model is in the volume {{ claim }}, byte by byte"
-echo "others, which a rollback may want: kubectl --namespace {{ namespace }} get persistentvolumeclaims; delete those that none does"
+echo "the model is in the volume $CLAIM, byte by byte"
+echo "others, which a rollback may want: kubectl --namespace $NAMESPACE get persistentvolumeclaims; delete those that none does"
