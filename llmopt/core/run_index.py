@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 INDEX = ".runs.index"
 CHANGED_COPY = "it has the run_id of another record, and other figures: a copy that was changed"
 MAGIC = b"llmopt runs\n"
-LAYOUT = stable_hash([5, NUMBERS, WORDS])  # of the columns, and of what is checked: an index of others is none of ours
+LAYOUT = stable_hash([6, NUMBERS, WORDS])  # of the columns, and of what is checked: an index of others is none of ours
 # Files in a folder that is worth an index, and how many may be read anew each time before it is written again: that takes as
 # long as reading some hundreds, once, and every later call is without it.
 WORTH_WRITING = 1_000, 20

@@ -48,9 +48,11 @@ WORDS = ("case", "machine", "base", "loop", "shape", "slos", "revision", "config
 
 FAR_OFF = timedelta(3653)
 NAN = math.nan
+# Engines' own options, in every spelling, that change weights, cache or positions: -q is SGLang's --quantization in short.
 OF_QUALITY = re.compile(
-    r"^--?.*(quantiz|cache-type|kv-cache-dtype|load-in-|lora|adapter)"
-)  # names of engines' own options
+    r"^-(q|ctk|ctv)$|^--?.*(quant|cache-type|cache-dtype|load-in-|load-format|torchao|hf-overrides|override-kv|rope|yarn|lora"
+    r"|adapter|control-vector)"
+)
 ROUNDED = 1e-6  # KL of equal distributions comes out a little below nothing
 NO_SPREAD = (NAN,) * len(STATS)
 NO_BOUNDS = Bounds(low=NAN, high=NAN)
@@ -169,18 +171,21 @@ def configuration(artifact: str, serve: bytes) -> str:
 
 
 @lru_cache(65_536)
-def cache_type(configuration: str) -> str:
-    """Of ``configuration``, in the words of ``served_as``."""
+def cache_type(configuration: str) -> str | None:
+    """Of a ``configuration``, as ``served_as`` has it."""
     return served_as(json.loads(configuration)["serve"])
 
 
-def served_as(serve: Mapping[str, Any]) -> str:
-    """``auto``, or what costs quality that the artifact itself does not: the type of the KV cache, and beside it what was
-    handed to the engine as it is and may change what it says (vLLM: --quantization fp8), and adapters.
+def served_as(serve: Mapping[str, Any]) -> str | None:
+    """The type of the KV cache, for which an artifact is proven: a smaller one costs quality that the artifact does not.
+
+    ``None`` where adapters, or what is handed to the engine as it is (vLLM: --quantization fp8), may change what it says:
+    no proof of the artifact holds then.
     """
-    words = list(serve.get("extra_args") or ())
-    own = [" ".join(words[place : place + 2]) for place, word in enumerate(words) if OF_QUALITY.search(word)]
-    return " ".join([str(serve.get("kv_cache_dtype") or "auto"), *own, *map(str, serve.get("lora_modules") or ())])
+    own = (word.partition("=")[0].replace("_", "-") for word in serve.get("extra_args") or ())
+    if serve.get("lora_modules") or any(OF_QUALITY.search(word) for word in own):
+        return None
+    return str(serve.get("kv_cache_dtype") or "auto")
 
 
 @lru_cache(4096)

@@ -65,7 +65,8 @@ class RunTable:
     def record(self, row: int) -> Measurement:
         """The whole run, with the quality that was filled in."""
         run = self.read(row)
-        proof = self.proofs.get((int(self.codes["artifact"][row]), self.kv_cache_dtype(row)))
+        cache = self.kv_cache_dtype(row)
+        proof = None if cache is None else self.proofs.get((int(self.codes["artifact"][row]), cache))
         return replace(run, quality=proof) if proof is not None and run.quality is None else run
 
     def taken(self, rows: NDArray[np.int64], read: Callable[[int], Measurement]) -> RunTable:
@@ -89,8 +90,8 @@ class RunTable:
             np.array_equal(c[one], c[other], equal_nan=True) for c in map(self.column, self.numbers)
         )
 
-    def kv_cache_dtype(self, row: int) -> str:
-        """The type of the KV cache that a run was served with, and what else costs quality of its own (``served_as``)."""
+    def kv_cache_dtype(self, row: int) -> str | None:
+        """The type of the KV cache that a run was served with; ``None`` where more costs quality (``served_as``)."""
         return cache_type(self.word("configuration", row))
 
     def fill_quality(self, known: Callable[[dict[str, Any], str], dict[str, Any] | None]) -> None:
@@ -109,7 +110,8 @@ class RunTable:
         )
         for n, (artifact, configuration) in enumerate(both.T):
             cache = cache_type(self.vocabulary["configuration"][configuration])
-            places.setdefault((int(artifact), cache), []).append(n)
+            if cache is not None:
+                places.setdefault((int(artifact), cache), []).append(n)
         for (artifact, cache), own in places.items():
             proof = known(json.loads(self.vocabulary["artifact"][artifact]), cache)
             if proof is not None:

@@ -106,9 +106,9 @@ def proofs(
 def unquantized(method: str | None, serve: Mapping[str, Any]) -> bool:
     """Whether a model of this quantization method gives, served so, what the unquantized weights give.
 
-    A smaller KV cache and adapters change it, and any extra argument may: unproven then.
+    A smaller KV cache changes it, and adapters and some extra arguments do (``served_as``): unproven then.
     """
-    return method == "none" and not serve.get("extra_args") and served_as(serve) == "auto"
+    return method == "none" and served_as(serve) == "auto"
 
 
 def is_reference(side: Sequence[Reading], other: Sequence[Reading]) -> bool:

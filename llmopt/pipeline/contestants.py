@@ -255,6 +255,8 @@ def enter(
                 artifact, job.text, report, log_folder=folder / "artifacts" / "logs", shared=shared,
                 engine=options.backend, kv_cache_dtype=cache,
             )  # fmt: skip
+        if served_as(asdict(options)) is None:
+            quality = None  # that of the artifact, and more is served than that
         require_room(serve.backend(options.backend), artifact, case.serve)
     except Interrupted:
         raise

@@ -16,6 +16,7 @@ from llmopt.core.kv_cache import positions
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import MEASURING_REVISION
 from llmopt.core.run_index import load_runs
+from llmopt.core.run_row import served_as
 from llmopt.core.store import with_quality
 from llmopt.pipeline.making import quantize
 from llmopt.pipeline.measuring import bench_artifact, engine_version
@@ -45,7 +46,7 @@ def run_plan(plan: Plan, folder: Path, report: Reporter) -> dict[str, Any]:
         raise next(iter(lacking.values()))
     cases: list[Case | None] = []
     failures: list[str | None] = []
-    proven: dict[str, dict[str, Any]] = {}
+    proven: dict[str, dict[str, Any] | None] = {}
     with scratch_folder(folder.resolve(), "shared-") as shared:
         for number, (name, options) in enumerate(plan.cases, 1):
             title = plan.steps[number - 1] if plan.steps else f"{name} on {options.backend}"
@@ -74,7 +75,7 @@ def run_plan(plan: Plan, folder: Path, report: Reporter) -> dict[str, Any]:
     return steps_document(plan.name, steps, price_per_hour=plan.price_per_hour)
 
 
-def runs_of(results: Path, proven: dict[str, dict[str, Any]], report: Reporter) -> list[Measurement]:
+def runs_of(results: Path, proven: dict[str, dict[str, Any] | None], report: Reporter) -> list[Measurement]:
     """This machine's runs of these cases, as they are measured today, with the quality that was just proven."""
     if not results.exists():
         return []
@@ -118,8 +119,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 
 def proven_case(
     plan: Plan, name: str, options: ServeOptions, folder: Path, report: Reporter, shared: Path
-) -> tuple[Case, dict[str, Any]]:
-    """One case of a plan, its artifact made and proven; and its quality.
+) -> tuple[Case, dict[str, Any] | None]:
+    """One case of a plan, its artifact made and proven; and its quality, where that is what will be served.
 
     A KV cache of another type than the usual is part of what is proven, so the engine that has it makes the proof.
     """
@@ -130,10 +131,10 @@ def proven_case(
         artifact, text, report, log_folder=folder / "artifacts" / "logs", shared=shared,
         engine=options.backend if cache else None, kv_cache_dtype=cache or "auto",
     )  # fmt: skip
-    return case_of(artifact, options, plan.workload), quality
+    return case_of(artifact, options, plan.workload), quality if served_as(asdict(options)) is not None else None
 
 
-def measure_case(case: Case, repeats: int, results: Path, report: Reporter, quality: dict[str, Any]) -> None:
+def measure_case(case: Case, repeats: int, results: Path, report: Reporter, quality: dict[str, Any] | None) -> None:
     """As many runs as lack in the store."""
     have = stored_runs(results, case)
     if have < repeats:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ MAX_KL, MIN_TOP1 = 2.0, 0.2
 WIDE_BITS, WIDE_MAX_KL, WIDE_MIN_TOP1 = 4, 0.5, 0.5
 USUAL = math.nan  # a limit that was not given: the default for the artifact's bits
 QUALITY_FILE = "quality.json"
+TYPE_NAME = re.compile(r"[\w.-]+")
 
 
 class ProofFailed(ModelError):
@@ -280,6 +282,8 @@ def read_quality(file: Path, key: str | None = None) -> dict[str, Any] | None:
 
 def quality_of_stored(record: dict[str, Any], kv_cache_dtype: str = "auto") -> dict[str, Any] | None:
     """The quality that lies with the artifact of a run's record, where that is the artifact still."""
+    if not TYPE_NAME.fullmatch(kv_cache_dtype):  # of a record that anybody may have written: it becomes a file's name
+        return None
     try:
         artifact = open_artifact(record["path"])
     except LlmoptError:

@@ -14,13 +14,14 @@ from llmopt.core.domain import Case, Measurement, ServeOptions, Workload, worklo
 from llmopt.core.errors import UsageError
 from llmopt.core.files import scratch_folder
 from llmopt.core.run_index import load_runs, read_store
+from llmopt.core.run_row import served_as
 from llmopt.gate.baselines import NAME, Baseline, baseline_folder, read_baseline
 from llmopt.gate.blocks import Reading
 from llmopt.gate.counts import Counts
 from llmopt.gate.quality import unquantized
 from llmopt.pipeline import plans
 from llmopt.pipeline.measuring import Subject, engine_version, serving_case, url_subject
-from llmopt.pipeline.proving import read_quality
+from llmopt.pipeline.proving import quality_file, read_quality
 from llmopt.pipeline.reporter import Reporter
 from llmopt.serve.options import command_words
 
@@ -155,8 +156,9 @@ def of_url(url: str, ways: Ways) -> Contestant:
 def of_artifact(path: Path, ways: Ways) -> Contestant:
     """An artifact or a model folder, served with the options of the command line."""
     case = plans.open_case(path, ways.options, ways.workload)
-    record = None if case.artifact.quantization.method == "none" else read_quality(path / "quality.json")
-    return of_case(case, ways, record)
+    cache = served_as(asdict(case.serve))
+    proven = case.artifact.quantization.method != "none" and cache is not None
+    return of_case(case, ways, read_quality(quality_file(case.artifact, cache or "auto")) if proven else None)
 
 
 def of_recipe(path: Path, ways: Ways) -> list[Contestant]:

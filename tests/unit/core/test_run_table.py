@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
+from llmopt.core.run_row import served_as
 from llmopt.core.run_table import table_of
 from unit.make import run
 
@@ -38,5 +41,28 @@ def test_a_base_that_is_served_with_a_smaller_cache_is_not_its_own_reference():
         {"lora_modules": ["style=adapter"]},
     )
     runs = [run(quality=None, artifact=base, serve={"backend": "hf", **more}) for more in served]
-    kl = table_of(runs).column("kl")
+    asked: list[str] = []
+    table = table_of(runs)
+    table.fill_quality(lambda artifact, cache: asked.append(cache))
+    assert asked == ["fp8"]  # of what else is served there is no proof to ask for
+    kl = table.column("kl")
     assert [math.isnan(one) for one in kl] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--quantization", "fp8"], ["--quantization=fp8"], ["-q", "fp8"], ["--quant-policy", "4"], ["-ctk", "q4_0"],
+        ["--cache-type-v", "q4_0"], ["--kv_cache_dtype", "fp8"], ["--load_in_4bit"], ["--load-format", "bitsandbytes"],
+        ["--torchao-config", "int4wo-128"], ["--hf-overrides", "{}"], ["--lora", "/adapters/a.gguf"],
+    ],
+)  # fmt: skip
+def test_an_engine_s_own_option_that_changes_what_it_says_is_seen_in_every_spelling(words):
+    assert served_as({"extra_args": words}) is None
+
+
+@pytest.mark.parametrize(
+    "words", [["--no-mmap"], ["--threads", "4"], ["--max-log-len", "10"], ["-fa", "on"], ["--seed", "1"]]
+)
+def test_an_engine_s_own_option_of_speed_alone_changes_nothing(words):
+    assert served_as({"extra_args": words, "kv_cache_dtype": "fp8"}) == "fp8"
