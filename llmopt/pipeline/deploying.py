@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from llmopt.deploy.writing import (
     ROLLBACK,
     SCHEMA,
     Former,
+    fill,
     former_of,
     is_unchanged,
     require_unedited,
@@ -284,7 +286,7 @@ def deploy(request: Request, report: Reporter) -> dict[str, Any]:
         unchanged = unchanged and tried == boot
         boot = tried
     if unchanged and any(one["status"] != "passed" for one in checks):  # programs come, are mended, and --force goes
-        unchanged = checked(request.out.resolve(), request.wishes.target, force=request.force) == checks
+        unchanged = checked_aside(files, request) == checks
     if unchanged and former is not None:
         return {**former.document, **document, "folder": str(request.out), "status": "unchanged"}
 
@@ -294,3 +296,10 @@ def deploy(request: Request, report: Reporter) -> dict[str, Any]:
 
     written = write(request.out, files, complete)
     return {**written, "folder": str(request.out), "status": "written"}
+
+
+def checked_aside(files: Mapping[str, File], request: Request) -> list[dict[str, Any]]:
+    """What the programs say of these files alone: in the folder lie those of others too."""
+    with tempfile.TemporaryDirectory(prefix="llmopt-checks-") as scratch:
+        fill(Path(scratch), files)
+        return checked(Path(scratch), request.wishes.target, force=request.force)

@@ -15,6 +15,7 @@ from llmopt.cli import app
 from llmopt.core.artifacts import open_artifact
 from llmopt.core.domain import Measurement
 from llmopt.core.store import save_run
+from llmopt.deploy import checks
 from llmopt.pipeline.measuring import artifact_record
 from unit.make import WORKLOAD, closed_loop, distribution, metrics, run
 
@@ -69,6 +70,17 @@ def test_the_same_again_is_unchanged_to_the_byte(results):
     assert {
         p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (results.parent / "out").rglob("*") if p.is_file()
     } == before
+
+
+@pytest.mark.parametrize("target", ["shell", "kubernetes", "compose", "systemd"])
+def test_the_same_again_is_unchanged_where_programs_are_missing_and_others_files_lie_beside(
+    results, monkeypatch, target
+):
+    monkeypatch.setattr(checks, "BESIDE_PATH", "/nowhere")
+    monkeypatch.setenv("PATH", "/bin")
+    assert written(results, "--monitoring", target=target).exit_code == 0
+    (results.parent / "out" / "mine.sh").write_text("if true\n")
+    assert "unchanged" in written(results, "--monitoring", target=target).stdout
 
 
 def test_what_was_edited_is_shown_and_not_overwritten(results):
