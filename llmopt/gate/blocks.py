@@ -64,6 +64,10 @@ class Block:
         return total(r.counts for r in self.base), total(r.counts for r in self.candidate)
 
 
+def sides_of(blocks: Sequence[Block]) -> tuple[list[Reading], list[Reading]]:
+    return [r for b in blocks for r in b.base], [r for b in blocks for r in b.candidate]
+
+
 def mean_log(readings: Sequence[Reading], threshold: Threshold) -> float:
     """Of the runs that have the figure; there must be one."""
     values = [v for r in readings if (v := r.value(threshold)) is not None]

@@ -38,6 +38,7 @@ class Change:
     ``low`` is the bound that the metric's share of the error allows, ``high`` the one that the whole look allows.
     ``detectable``: the least true loss that blocks like these would find in four of five gates.  ``more_blocks``: so many
     blocks in all would decide if the estimate stayed what it is; ``None`` where none would.  ``by_block``: the loss of each.
+    ``withheld``: a regression by the runs that are there, and none by what is sure of them, see ``trimming``.
     """
 
     threshold: Threshold
@@ -52,6 +53,7 @@ class Change:
     detectable: float
     more_blocks: int | None
     by_block: tuple[float, ...] = ()
+    withheld: bool = False
 
     @property
     def passed(self) -> bool:

@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llmopt.core.errors import UsageError
+from llmopt.core.metric_table import value_of
+from llmopt.core.statistics import MIN_SAMPLES
 from llmopt.gate.blocks import Reading
 from llmopt.gate.thresholds import INSTEAD, Threshold, threshold
 
+# What every run has whose requests are answered; the others ask for a device, an engine's counters, a proof …
+OF_REQUESTS = ("request", "run")
+NEEDS_MORE = ("itl", "ttfv", "cache_hit_rate", "goodput_rps", "goodput_rps_whole")  # … a count in each chunk, SLOs
+PERCENTILES = ("p90", "p95", "p99")
+OFTEN = 0.1  # of the runs of both sides without a figure: what is judged is no longer all
 HINT = "another --metric; p95 needs 59 requests in a run, p99 299"
 
 
@@ -21,16 +28,30 @@ def knowing(side: Sequence[Reading], one: Threshold) -> list[Reading]:
 
 
 def chosen(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]) -> list[Threshold]:
-    """What is gated of each threshold, see ``usable``. Raises UsageError for a named one that no run of either side knows."""
-    found = [usable(base, candidate, one) for one in thresholds]
+    """What is gated of each threshold, see ``usable``."""
+    return [usable(base, candidate, one) for one in thresholds]
+
+
+def require_knowable(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]) -> None:
+    """Raise UsageError for a metric that somebody named, that no run of either side knows, and that no other run would know."""
     runs = [*base, *candidate]
-    for one in found:
-        if runs and not one.default and not knowing(runs, one):
+    for one in thresholds:
+        if runs and not one.default and not knowing(runs, one) and never_known(runs, one):
             raise UsageError(
                 f"{one.name} is unknown, or zero, on both sides, in all of {len(runs)} runs: there is no ratio",
                 hint=HINT,
             )
-    return found
+
+
+def never_known(runs: Sequence[Reading], one: Threshold) -> bool:
+    """Whether runs without a figure of it have none for a reason that is the same in every run.
+
+    Latencies and rates come and go: requests fail, and the window never gets steady.
+    """
+    needed = MIN_SAMPLES.get(int(one.statistic[1:]), 1) if one.statistic in PERCENTILES else 1
+    too_few = 0 < max(r.counts.planned for r in runs) < needed
+    zero = all(value_of(dict(r.metrics), one.metric, one.statistic) == 0 for r in runs)
+    return too_few or zero or one.metric.source not in OF_REQUESTS or one.metric.name in NEEDS_MORE
 
 
 def usable(base: Sequence[Reading], candidate: Sequence[Reading], wanted: Threshold) -> Threshold:
@@ -63,14 +84,27 @@ def given_up(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: 
     return tuple(found)
 
 
+def often_lost(
+    base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]
+) -> tuple[str, ...]:
+    """What both sides lack often, the candidate no more often than the base: nobody knows how bad its own were there."""
+    found = []
+    for one in thresholds:
+        ours, theirs = (len(side) - len(knowing(side, one)) for side in (base, candidate))
+        if theirs >= OFTEN * len(candidate) and ours * len(candidate) >= theirs * len(base):
+            words = f"{theirs} of the candidate's {len(candidate)} runs and {ours} of the base's {len(base)}"
+            found.append(f"{one.name} is unknown in {words}: the others are not all")
+    return tuple(found)
+
+
 def nothing_to_compare(
     base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]
 ) -> tuple[str, ...]:
-    """Metrics that somebody named and only the candidate has."""
+    """Metrics that somebody named and the base never has."""
     return tuple(
         f"{one.name} is unknown, or zero, in all of the base's {len(base)} runs: there is no ratio"
         for one in thresholds
-        if not one.default and base and not knowing(base, one) and knowing(candidate, one)
+        if not one.default and base and not knowing(base, one)
     )
 
 

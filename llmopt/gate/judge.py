@@ -12,13 +12,24 @@ from typing import Literal
 
 from llmopt.core.errors import Inconclusive, LlmoptError, UsageError
 from llmopt.gate import unpaired
-from llmopt.gate.blocks import Block, Reading, geometric_mean
+from llmopt.gate.blocks import Block, Reading, geometric_mean, sides_of
 from llmopt.gate.counts import Counted, Outcome, compare, total
-from llmopt.gate.decide import Change, decide, sample_of
+from llmopt.gate.decide import Change, Sample, sample_of
 from llmopt.gate.design import Design
-from llmopt.gate.gaps import HINT, chosen, gap_notes, given_up, knowing, nothing_to_compare, too_little
+from llmopt.gate.gaps import (
+    HINT,
+    chosen,
+    gap_notes,
+    given_up,
+    knowing,
+    nothing_to_compare,
+    often_lost,
+    require_knowable,
+    too_little,
+)
 from llmopt.gate.quality import KEYS, QualityChange, compare_quality, known_in, proofs
 from llmopt.gate.thresholds import Threshold
+from llmopt.gate.trimming import best, best_blocks, decide_surely, kept_share
 from llmopt.gate.unpaired import SessionNoise
 
 Status = Literal["pass", "regression", "inconclusive"]
@@ -55,7 +66,8 @@ def judge(
 ) -> Judgement | None:
     """The verdict of what is there; ``None`` where no look was planned now. ``ended``: no further block comes.
 
-    Raises UsageError for a metric that somebody named and no run knows, LlmoptError where nothing was measured.
+    Raises UsageError for a metric that somebody named and no run can know, where nothing else is worse; LlmoptError where
+    nothing was measured.
     """
     whole = [b for b in blocks if b.whole]
     good = sides_of(whole)
@@ -71,8 +83,9 @@ def judge(
     changes: tuple[Change, ...] = ()
     if error and kept and len(whole) >= MIN_BLOCKS:
         samples = {t.name: sample_of([b.worsening(t) for b in knowing_blocks[t.name]]) for t in kept}
+        least = {t.name: least_of_blocks(whole, t) for t in kept if kept_share(*good, t) < 1}
         values = shown({name: sides_of(there) for name, there in knowing_blocks.items()}, kept)
-        changes = tuple(decide(samples, values, kept, error * (1 - COUNTS_SHARE)))
+        changes = decide_surely(samples, least, values, kept, error * (1 - COUNTS_SHARE))
     counts = [b.counts() for b in blocks]
     judgement = conclude(
         changes,
@@ -80,8 +93,11 @@ def judge(
         compare_quality(*readings, quality, confidence=design.confidence),
         without="no whole block" if len(whole) < MIN_BLOCKS else "no metric that both sides have",
     )
+    if judgement.status != "regression":
+        require_knowable(*good, wanted)
     against = (
         *given_up(*good, wanted),
+        *often_lost(*good, kept),
         *nothing_to_compare(*good, wanted),
         *too_little(*good, left_out, f"{MIN_BLOCKS} blocks"),
     )
@@ -107,8 +123,8 @@ def judge_stored(
 ) -> Judgement:
     """The verdict of runs that nobody paired; ``noise`` is that between sessions.
 
-    Raises UsageError as ``judge`` does, and where the base has no run with a metric that somebody named and nothing else is
-    worse; Inconclusive for fewer than two runs of a side that count.
+    Raises UsageError where the base has no run with a metric that somebody named and nothing else is worse; Inconclusive
+    for fewer than two runs of a side that count.
     """
     require_something(base, candidate)
     counts = [[total(r.counts for r in group) for group in unpaired.sessions(side)] for side in (base, candidate)]
@@ -128,9 +144,10 @@ def judge_stored(
     kept = [t for t in wanted if min(map(len, runs[t.name])) >= MIN_RUNS]
     left_out = [t for t in wanted if t not in kept]
     samples = {t.name: unpaired.sample(*runs[t.name], t, noise(t)) for t in kept}
+    least = {t.name: least_of_runs(*good, t, noise(t)) for t in kept if kept_share(*good, t) < 1}
     values = shown(runs, kept)
     error = (1 - confidence) * (1 - COUNTS_SHARE)
-    changes = tuple(decide(samples, values, kept, error)) if kept else ()
+    changes = decide_surely(samples, least, values, kept, error) if kept else ()
     judgement = conclude(
         changes,
         counted,
@@ -141,6 +158,7 @@ def judge_stored(
         raise UsageError(missing[0], hint=HINT)
     against = (
         *given_up(*good, wanted),
+        *often_lost(*good, kept),
         *too_little(*good, left_out, f"{MIN_RUNS} runs of a side"),
         *quality_given_up(base, candidate, quality),
     )
@@ -149,6 +167,18 @@ def judge_stored(
         judgement, left_out=names(left_out), blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True,
         notes=(*gap_notes(*good, kept, {}), *unproven_base(base, candidate, quality)),
     )  # fmt: skip
+
+
+def least_of_blocks(blocks: Sequence[Block], one: Threshold) -> Sample | None:
+    found = [b.worsening(one) for b in best_blocks(blocks, one)]
+    return sample_of(found) if len(found) >= MIN_BLOCKS else None
+
+
+def least_of_runs(
+    base: Sequence[Reading], candidate: Sequence[Reading], one: Threshold, noise: SessionNoise
+) -> Sample | None:
+    found = best(knowing(candidate, one), one, kept_share(base, candidate, one))
+    return unpaired.sample(knowing(base, one), found, one, noise) if len(found) >= MIN_RUNS else None
 
 
 def conclude(
@@ -207,10 +237,6 @@ def without_pass(judgement: Judgement, reasons: tuple[str, ...]) -> Judgement:
 
 def doubts(*sides: Sequence[Reading]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reason for side in sides for r in side for reason in r.invalid))
-
-
-def sides_of(blocks: Sequence[Block]) -> tuple[list[Reading], list[Reading]]:
-    return [r for b in blocks for r in b.base], [r for b in blocks for r in b.candidate]
 
 
 def shown(

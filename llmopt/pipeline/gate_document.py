@@ -96,6 +96,7 @@ def metric_row(change: Change) -> dict[str, Any]:
         "tolerate": threshold.tolerate,
         "block": threshold.block,
         "status": change.decision,
+        "withheld": change.withheld,
         "spread": change.spread,
         "detectable": loss(change, change.detectable),
         "blocks_needed": change.more_blocks,
@@ -154,6 +155,9 @@ def between(row: dict[str, Any]) -> str:
 
 def more(verdict: Verdict, row: dict[str, Any]) -> str:
     found, design, blocks = verdict.judgement, verdict.design, row["blocks_needed"]
+    if row["withheld"]:
+        lacking = "the base lacks the figure in more of its runs, which may be its bad ones"
+        return f"; {lacking}: without as many of the candidate's worst no loss is sure"
     if design is None:
         return "; a gate that measures both sides in turn can tell: name a recipe or a URL"
     if blocks is None and row["tolerate"] < row["loss"] <= row["block"]:

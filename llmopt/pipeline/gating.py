@@ -10,7 +10,7 @@ from llmopt.core.errors import Inconclusive, Interrupted, LlmoptError, ServerErr
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.design import FEWEST, Design, Side, make_design
 from llmopt.gate.differences import differences, require_allowed
-from llmopt.gate.gaps import chosen
+from llmopt.gate.gaps import require_knowable
 from llmopt.gate.judge import Judgement, judge
 from llmopt.gate.quality import compare_quality
 from llmopt.pipeline.experiment import Experiment, ServerGone, State, gate_key, open_state, save_state, stored_runs
@@ -96,8 +96,8 @@ def until_decided(work: Experiment, question: Question, report: Within) -> tuple
             looked = whole
         if found is not None and found.decided:
             return blocks, design, replace(found, notes=(*found.notes, *notes))
-        if len(blocks) == 1 and blocks[0].whole:  # what no run of the first block knows no other will
-            chosen(blocks[0].base, blocks[0].candidate, question.thresholds)
+        if len(blocks) == 1 and blocks[0].whole:  # what no other block will know either is said at once
+            require_knowable(blocks[0].base, blocks[0].candidate, question.thresholds)
             compare_quality(blocks[0].base, blocks[0].candidate, question.quality, confidence=question.confidence)
         blocks.append(work.next_block(design))
 

@@ -13,6 +13,7 @@ from llmopt.core.errors import Inconclusive, ServerError, StoreError, UsageError
 from llmopt.gate.blocks import Reading
 from llmopt.gate.design import FEWEST
 from llmopt.gate.differences import CASES, differences, require_allowed
+from llmopt.gate.gaps import knowing
 from llmopt.gate.judge import judge_stored, without_pass
 from llmopt.gate.noise import noise_between_sessions
 from llmopt.gate.thresholds import Threshold
@@ -222,7 +223,9 @@ def judge_pair(base: Stored, candidate: Stored, ways: Ways, question: Question) 
     found_noise = {noise(change.threshold).source for change in judgement.changes}
     known = next((source for source in ("assumed", "calibrated") if source in found_noise), "")
     sides = [[r for r in side if not r.invalid] for side in (ours, theirs)]
-    sources = tuple("days" if known and has_own_noise(side) else known for side in sides)
+    judged = [change.threshold for change in judgement.changes]
+    own = [all(has_own_noise(knowing(side, one)) for one in judged) for side in sides]
+    sources = tuple("days" if known and alone else known for alone in own)
     return Verdict(
         base=base.words, candidate=candidate.words, judgement=judgement, differences=found, design=None, seconds=0.0,
         runs=(tuple(r.run_id for r in base.runs), tuple(r.run_id for r in candidate.runs)),

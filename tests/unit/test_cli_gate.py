@@ -524,6 +524,18 @@ def test_the_noise_is_said_to_be_that_of_the_days_where_it_is(gate):
     assert "the noise is what its own days are apart (base), assumed to be 5 %" in words
 
 
+def test_days_of_runs_without_the_figure_are_no_source_of_its_noise(gate):
+    for number in range(8):
+        there = measured(number, 0.010003)
+        figures = there.metrics | ({} if number < 3 else {"tpot_s": None})
+        save_run(Path("gappy"), replace(there, metrics=figures), closed_loop())
+    words = gate("gappy", folder("candidate"), *TPOT).stdout
+    assert (
+        "the noise is assumed to be 5 % (llmopt gate calibrate measures it) (base), what its own days are apart"
+        in words
+    )
+
+
 def test_lengths_that_only_the_base_tells_are_no_pass(gate):
     silent = [replace(t, output_tokens=None) for t in closed_loop()]
     done = gate(folder("base"), folder("candidate", tpot_s=0.010001, traces=silent), *TPOT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ from llmopt.pipeline.gate_question import Question, Verdict
 from llmopt.report import gate as report
 from llmopt.report.page import page
 from llmopt.report.page_gate import gate_parts
-from tests.unit.gate.blocks import blocks
+from tests.unit.gate.blocks import blocks, reading
 
 QUESTION = Question(thresholds=parse_thresholds(["tpot_p50:2%:3%", "ttft_p50:2%:3%"]), quality=())
 
@@ -51,6 +52,15 @@ def test_inconclusive_says_what_would_be_found_and_how_many_blocks_decide() -> N
     document = found(blocks(8, noise=0.06))
     assert "--rounds" in document["words"]
     assert any("four of five gates" in note for note in document["cases"][0]["notes"])
+
+
+def test_what_the_bad_runs_of_the_base_would_explain_says_so_and_names_no_number_of_blocks() -> None:
+    bare = reading(metrics={"ttft_s": {"p50": 0.05}})
+    lost = [replace(b, base=(bare, bare)) if b.number > 1 else b for b in blocks(8, slower=0.5)]
+    document = found(lost)
+    assert "which may be its bad ones" in document["words"]
+    assert "would decide" not in document["words"]
+    assert document["cases"][0]["metrics"][0]["withheld"]
 
 
 def test_a_loss_that_could_be_found_is_no_figure_without_end() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.counts import Counts
 from llmopt.gate.decide import blocks_for, sample_of
 from llmopt.gate.design import make_design
+from llmopt.gate.gaps import require_knowable
 from llmopt.gate.judge import judge
 from llmopt.gate.quality import compare_quality
 from llmopt.gate.thresholds import parse_quality, parse_thresholds
@@ -288,6 +290,60 @@ def test_what_no_block_knows_on_both_sides_does_not_vanish_from_a_pass() -> None
     found = judge(bad, DESIGN, parse_thresholds([]), ended=True)
     assert found is not None
     assert (found.status, found.reasons) == ("inconclusive", ("tpot_p50 is known in fewer than 2 blocks",))
+
+
+def losing(found: list[Block], *numbers: int) -> list[Block]:
+    """The base has no TPOT in these blocks."""
+    return [replace(b, base=tuple(without(r, "tpot_s") for r in b.base)) if b.number in numbers else b for b in found]
+
+
+def test_a_candidate_that_kept_figures_of_runs_as_bad_as_the_base_lost_is_no_regression() -> None:
+    """Half of all runs are disturbed, and the base has no figure of its own."""
+    half = [
+        replace(b, base=(b.base[0], without(b.base[1], "tpot_s")), candidate=(b.candidate[0], reading(tpot=0.013)))
+        for b in blocks(8)
+    ]
+    found = verdict(half, "tpot_p50:5%")
+    (row,) = found.changes
+    assert (found.status, row.withheld, row.loss > 0.1, row.low < 0.025) == ("inconclusive", True, True, True)
+
+
+def test_a_loss_of_every_run_is_one_whatever_the_base_lost() -> None:
+    assert verdict(losing(blocks(8, slower=0.5), 0, 4), "tpot_p50:5%").status == "regression"
+
+
+def test_where_nothing_remains_of_the_candidate_no_loss_is_sure() -> None:
+    found = verdict(losing(blocks(8, slower=0.5), *range(2, 8)), "tpot_p50:5%")
+    assert (found.status, found.changes[0].withheld) == ("inconclusive", True)
+
+
+def test_what_both_sides_lost_in_a_tenth_of_their_runs_is_no_pass() -> None:
+    bad = [block(0, *[without(reading(), "tpot_s")] * 2), *blocks(8)[1:]]
+    found = verdict(bad, "tpot_p50:5%")
+    words = "tpot_p50 is unknown in 2 of the candidate's 16 runs and 2 of the base's 16: the others are not all"
+    assert (found.status, found.reasons) == ("inconclusive", (words,))
+
+
+def test_a_named_figure_that_no_run_happened_to_know_is_no_pass_and_no_error() -> None:
+    bare = [block(n, *[without(reading(), "tpot_s")] * 2) for n in range(8)]
+    found = verdict(bare, "ttft_p50:5%", "tpot_p50:5%")
+    words = "tpot_p50 is unknown, or zero, in all of the base's 16 runs: there is no ratio"
+    assert (found.status, found.reasons) == ("inconclusive", (words,))
+
+
+def test_a_percentile_of_too_few_requests_hides_no_regression_of_another_metric() -> None:
+    found = verdict(blocks(8, slower=0.5), "ttft_p99:5%", "tpot_p50:5%")
+    assert (found.status, found.reasons, found.left_out) == ("regression", ("tpot_p50",), ("ttft_p99",))
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [("ttft_p95:5%", True), ("ttft_p99:5%", False), ("peak_vram_bytes:5%", False), ("itl_p50:5%", False), ("output_tps:5%", True)],
+)  # fmt: skip
+def test_after_one_block_only_what_no_other_block_will_know_is_refused(text: str, known: bool) -> None:
+    side = [without(reading(), "output_tps")] * 2
+    with nullcontext() if known else pytest.raises(UsageError, match="no ratio"):
+        require_knowable(side, side, parse_thresholds([text]))
 
 
 def with_whole(found: list[Block]) -> list[Block]:

@@ -70,6 +70,24 @@ def test_a_figure_that_only_the_candidate_lost_is_no_pass() -> None:
     assert judged(with_gap(on_days(runs(8))), on_days(runs(8, 0.0001)), quiet) == "pass"
 
 
+def test_bad_runs_that_the_base_has_no_figure_of_make_no_regression_of_the_candidates() -> None:
+    disturbed = [replace(r, metrics=r.metrics | {"tpot_s": {"p50": 0.013}}) for r in runs(8)]
+    lost = [replace(r, metrics=r.metrics | {"tpot_s": None}) for r in runs(8)]
+    sides = [
+        [r if n % 2 else b for n, (r, b) in enumerate(zip(runs(8), bad, strict=True))] for bad in (lost, disturbed)
+    ]
+    quiet = SessionNoise(spread=0.002, freedom=20, source="calibrated")
+    base, candidate = (on_days([r for r in side for _ in range(2)]) for side in sides)
+    apart = [[replace(r, session=f"s{n}") for n, r in enumerate(side)] for side in (base, candidate)]
+    found = judge_stored(*apart, THRESHOLDS, (), noise=lambda _: quiet, confidence=0.99)
+    assert (found.status, found.changes[0].withheld) == ("inconclusive", True)
+
+
+def test_what_both_sides_lost_is_no_pass() -> None:
+    quiet = SessionNoise(spread=0.002, freedom=20, source="calibrated")
+    assert judged(with_gap(on_days(runs(8))), with_gap(on_days(runs(8, 0.0001))), quiet) == "inconclusive"
+
+
 def test_a_figure_that_one_base_run_alone_has_does_not_vanish_from_a_pass() -> None:
     bare = [replace(r, metrics=r.metrics | {"tpot_s": None}) for r in on_days(runs(8))]
     sides = ([on_days(runs(8))[0], *bare[1:]], on_days(runs(8, 0.0001)))
