@@ -177,12 +177,17 @@ def require_whole(kept: Kept) -> None:
         require_counts(counts)
 
 
+MARK = "interpolated"  # of a distribution out of a server's histogram, beside its figures
+
+
 def require_figures(run: Measurement) -> None:
     """Metrics are numbers, or distributions and counts of them; so is what a gate reads of quality. Raises ValueError."""
     quality = run.quality or {}
     for name, value in (run.metrics | {key: quality.get(key) for key in KEYS.values()}).items():
         parts = value if isinstance(value, dict) else {"": value}
         for part, figure in parts.items():
+            if part == MARK and isinstance(figure, bool):
+                continue
             if figure is not None and (isinstance(figure, bool) or not isinstance(figure, int | float)):
                 raise ValueError(f"{' '.join([name, part]).strip()} of run {run.run_id} is {figure!r}, and no number")
     perplexity = quality.get("perplexity")

@@ -132,6 +132,12 @@ def test_counts_and_unknown_figures_are_figures(tmp_path: Path) -> None:
     assert baselines.read_baseline(tmp_path, "main").runs[0].metrics == figures
 
 
+def test_a_server_s_own_times_say_that_they_are_interpolated(tmp_path: Path) -> None:
+    told = {"server_ttft_s": {"mean": 0.02, "p50": 0.02, "n": 8, "interpolated": True}}
+    baselines.set_baseline(tmp_path, "main", pairs("a", metrics=told))
+    assert baselines.read_baseline(tmp_path, "main").runs[0].metrics == told
+
+
 def test_alike_sides_have_no_difference() -> None:
     assert differences([make_run(run_id="a")], [make_run(run_id="b")], live=False) == ()
 
