@@ -1,10 +1,10 @@
 """Live gates on the scripted server, whose truth is known: 6 % slower decoding is found, the same address twice is not.
 
-    python benchmarks/gate/live.py [--gates 100] [--losses 5] [--peers DIR] [--write]
+    python benchmarks/gate/live.py [--gates 100] [--losses 5] [--peers DIR] [--write [FILE]]
 
 The loss is the command of the issue, as it stands.  The false alarms are smaller gates (``SMALL``), so that a hundred of
 them take minutes.  ``--peers DIR`` (peers.py): llmtest-perf measures the same two addresses itself, for as long as one of our
-gates takes; inference-doctor measures nothing, and is handed the runs of ours.  ``--write`` writes live.md.
+gates takes; inference-doctor measures nothing, and is handed the runs of ours.  ``--write`` writes live.md, or FILE beside it.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def table(lines: Sequence[Line]) -> str:
             "# Live gates on the scripted server",
             "",
             f"{datetime.date.today()}, {os.cpu_count()} cores, server and clients on them together; `{' '.join(LOAD)}`."
-            f" Written by `live.py --peers DIR --write`. Beside us {versions}.",
+            f" Written by `live.py --peers DIR --write`; load average at the end {os.getloadavg()[1]:.1f}. Beside us {versions}.",
             "",
             *rows,
             "",
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--gates", type=int, default=100)
     parser.add_argument("--losses", type=int, default=5)
     parser.add_argument("--peers", type=Path, metavar="DIR")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write", nargs="?", const=TABLE.name, metavar="FILE")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(running())
@@ -212,7 +212,7 @@ def main() -> None:
     text = table(lines)
     print(text)
     if options.write:
-        TABLE.write_text(text)
+        TABLE.with_name(options.write).write_text(text)
 
 
 if __name__ == "__main__":
