@@ -14,7 +14,7 @@ MODULES = (
     "making", "proving", "serving", "benching", "estimating", "deciding", "gating", "history", "importing", "reporting",
     "tuning", "deploying", "verifying", "environments",
 )  # fmt: skip
-ALONE = {"estimate": ("estimating",)}  # a command that is asked for first → the modules that it needs
+ALONE = {"estimate": ("estimating",), "recommend": ("deciding",)}  # a command that is asked for first → the modules that it needs
 
 
 def registered(modules: tuple[str, ...] = MODULES) -> Any:
