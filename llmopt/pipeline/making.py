@@ -62,7 +62,6 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 CARD = "README.md"
-IMPORTS = "llmopt.quantize.checks:import_transformers"
 SAMPLES_FILE = "samples.json"
 IN_THIS_PLACE = (
     "tools",
@@ -183,7 +182,7 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
     }
     half_done = "converted" in settings and Path(settings["converted"]).exists()
     # The worker's imports take seconds, and reading the metadata of two hundred packages a fifth of one: all at once.
-    log, first = logs_folder(out) / f"quantize-{name}.log", (IMPORTS, imports_of(preparation))
+    log, first = logs_folder(out) / f"quantize-{name}.log", imports_of(preparation, half_done)
     with Worker(request.environment, log=log, first=first) as worker, ThreadPoolExecutor(1) as pool:
         frozen = pool.submit(environments.freeze, request.environment)
         with report.task("checking the base's weights") as work:
@@ -230,11 +229,13 @@ def make(preparation: Preparation, aside: Path, out: Path, report: Reporter, sha
     write_atomic(aside / MANIFEST, manifest_of(artifact, **manifest))
 
 
-def imports_of(preparation: Preparation) -> dict[str, Any]:
-    """What ``IMPORTS`` is told, before the job itself is known."""
+def imports_of(preparation: Preparation, half_done: bool) -> tuple[str, dict[str, Any]] | None:
+    """What the worker can import before its job is known: of a GGUF that is converted already, nothing."""
     request = preparation.request
-    model = "" if request.route.format == "gguf" else request.model.path
-    return {"model": model, "long": bool(preparation.samples)}
+    if request.route.format == "gguf":
+        return None if half_done else ("llmopt.quantize.gguf:import_converter", {})
+    arguments = {"model": request.model.path, "long": bool(preparation.samples)}
+    return "llmopt.quantize.checks:import_transformers", arguments
 
 
 def settings_here(request: QuantizeRequest, out: Path, shared: Path | None) -> dict[str, Any]:

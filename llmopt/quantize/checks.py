@@ -97,16 +97,12 @@ def import_transformers(model: str, *, long: bool = False) -> None:
     """What takes every quantizer its first seconds, and needs no job yet. Raises ModelError, as the job itself will.
 
     Before a ``long`` job garbage is collected while importing: it costs half a second, and left where it is for so long it
-    makes gaps that no later tensor fills (12 of 575 MiB at GPTQ's peak).  Without ``model`` the table of all its models,
-    2 MiB of names, is not read: llama.cpp's converter asks its own.
+    makes gaps that no later tensor fills (12 of 575 MiB at GPTQ's peak).
     """
     if long:
         gc.enable()
     without_bars()
-    if model:
-        require_causal_lm(model)
-    else:
-        import transformers  # noqa: F401
+    require_causal_lm(model)
 
 
 def load_model(model: str, **options: Any) -> Any:

@@ -36,17 +36,17 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     from llmopt.quantize.checks import give_freed_memory_back
 
     give_freed_memory_back()
-    sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))  # before the registry's older gguf
     kind, tools = settings["type"], settings.get("tools") or {}
     folder = Path(out)
     kept = settings.get("converted")
     whole, result = Path(kept or folder / "base.gguf"), folder / "model.gguf"
     steps = 3 if settings["imatrix"] == "none" else 4
     step(0, steps, "converting to GGUF")
+    reading = started_reading(Path(model), whole, Path(settings["check_text"]))
     if not whole.exists():
         convert(Path(model), whole.with_suffix(".partial"))
         whole.with_suffix(".partial").rename(whole)
-    reading = started_reading(Path(model), whole, Path(settings["check_text"]))
+    let_read(reading)
     details: dict[str, Any] = {}
     matrix = importance_matrix(
         settings["imatrix"], whole, folder, Path(samples) if samples else None, tools, steps, details
@@ -64,6 +64,15 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     if not kept:
         whole.unlink()
     return details
+
+
+def import_converter() -> None:
+    """All that llama.cpp's converter imports: more than half of its time, and it needs no model yet.
+
+    Not the table of transformers' models, which it never asks: 2 MiB of names.
+    """
+    sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))  # before the registry's older gguf
+    import conversion.base  # noqa: F401
 
 
 def importance_matrix(
@@ -133,6 +142,7 @@ def convert(model: Path, out: Path) -> None:
     """Run the official converter in this process, with our word for splits that it does not know."""
     import runpy
 
+    import_converter()
     from conversion.base import TextModel
 
     recognise = TextModel.get_vocab_base_pre
@@ -200,11 +210,19 @@ def named_split(model: Path) -> str:
 
 
 def started_reading(model: Path, file: Path, text: Path) -> subprocess.Popen[str]:
-    """llama.cpp reads a text with the converted tokenizer (``gguf_ids.py``), which quantizing copies as it is."""
-    script = Path(__file__).with_name("gguf_ids.py")
-    return subprocess.Popen(
-        [sys.executable, str(script), str(model), str(file), str(text)], stdout=subprocess.PIPE, text=True
-    )
+    """llama.cpp reads a text with the converted tokenizer (``gguf_ids.py``), which quantizing copies as it is.
+
+    Started before there is a file: its imports, half a second, are done beside the conversion.
+    """
+    argv = [sys.executable, str(Path(__file__).with_name("gguf_ids.py")), str(model), str(file), str(text)]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def let_read(reading: subprocess.Popen[str]) -> None:
+    """Its file is there now."""
+    if reading.stdin is not None:
+        reading.stdin.close()
+        reading.stdin = None  # communicate() would flush it
 
 
 def require_same_ids(model: Path, reading: subprocess.Popen[str]) -> None:
