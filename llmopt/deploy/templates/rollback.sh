@@ -30,9 +30,14 @@ if [ -n "$missing" ] || [ -z "$wanted" ]; then
   echo "hint: put them there, as previous/FILE, then ./rollback.sh again; or write that configuration anew: llmopt deploy" >&2
   exit 1
 fi
-yours=$(cd previous && find . -type f | while read -r path; do
+yours=$(cd previous && find . ! -type d | while IFS= read -r path; do
   path=${path#./}
   if { [ -e "../$path" ] || [ -L "../$path" ]; } && ! ours "$path"; then echo "$path"; fi
+  folder=$(dirname -- "$path")  # where a file of yours, or a link, has its name
+  while [ "$folder" != . ]; do
+    if { [ -L "../$folder" ] || [ -f "../$folder" ]; } && ! ours "$folder"; then echo "$folder"; fi
+    folder=$(dirname -- "$folder")
+  done
 done)
 if [ -n "$yours" ]; then
   echo "error: these are not of the configuration here, and those of previous/ would overwrite them; nothing was changed:" >&2
@@ -52,7 +57,7 @@ for path in \
     mv -- "$path" ".rollback/$path"
   fi
 done
-(cd previous && find . -type f) | while read -r path; do
+(cd previous && find . ! -type d) | while IFS= read -r path; do
   mkdir -p "$(dirname -- "$path")"
   mv -- "previous/$path" "$path"
 done

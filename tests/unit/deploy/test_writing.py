@@ -20,9 +20,12 @@ def files(**texts: str) -> dict[str, File]:
 
 
 def written(folder: Path, **texts: str) -> Path:
-    made = files(**texts)
+    return put_there(folder, files(**texts))
+
+
+def put_there(folder: Path, made: dict[str, File]) -> Path:
     more = {
-        "README.md": File(text=" ".join(texts.values())),
+        "README.md": File(text=" ".join(file.text for file in made.values())),
         "rollback.sh": rollback_script([*made, "README.md"], stop="stop it"),
     }
     write(folder, made, lambda staged: (more, {"schema": 1, "created_at": "now"}))
@@ -268,6 +271,30 @@ def test_rollback_overwrites_nothing_of_somebody_else(tmp_path):
     assert done.returncode == 1
     assert "only.then" in done.stderr
     assert there(folder) == before
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_rollback_puts_no_folder_where_somebody_else_has_a_file_or_a_link(tmp_path, link):
+    folder = put_there(tmp_path / "out", files(a_txt="one") | {"grafana/board.json": File(text="then")})
+    written(folder, a_txt="two")
+    if link:
+        (tmp_path / "elsewhere").mkdir()
+        (folder / "grafana").symlink_to(tmp_path / "elsewhere")
+    else:
+        (folder / "grafana").write_text("mine")
+    done = roll_back(folder)
+    assert (done.returncode, done.stderr.splitlines()[1]) == (1, "grafana")
+    assert not (folder / ".rollback").exists()
+    assert (folder / "a.txt").read_text() == "two"
+
+
+def test_rollback_keeps_what_somebody_put_into_previous(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    (folder / "previous" / "ends in a space ").write_text("mine")
+    (folder / "previous" / "link").symlink_to("a.txt")
+    assert roll_back(folder).returncode == 0
+    assert (folder / "ends in a space ").read_text() == "mine"
+    assert (folder / "link").is_symlink()
 
 
 def test_what_was_edited_and_rolled_back_is_not_lost_by_the_next_one(tmp_path):
