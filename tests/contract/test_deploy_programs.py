@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from llmopt.core.process import KeptProcess
+from llmopt.deploy import target
 from llmopt.deploy.alertmanager import alertmanager_config
 from llmopt.deploy.checks import Check, check, with_certificate
 from llmopt.deploy.compose import files
@@ -442,3 +443,42 @@ def test_an_alert_is_posted_to_the_webhook(tmp_path: Path) -> None:
 def test_the_gateway_is_ready_as_soon_as_one_engine_is(tmp_path: Path, server: str) -> None:
     with gateway(tmp_path, deployment(), [host_port(server)]) as url, DIRECT.open(f"{url}/readyz", timeout=5) as answer:
         assert answer.status == 200
+
+
+def installed(folder: Path, **changes: Any) -> tuple[int, list[str], str]:
+    """What ``install.sh`` ends with, does and says where nginx is the real one, and the programs of the system only tell
+    what they are asked.
+    """
+    require("nginx")
+    for path, file in target("systemd").files(deployment(**changes)).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(file.text)
+    (folder / "bin").mkdir()
+    for name in ("systemctl", "runuser", "useradd", "install"):
+        (folder / "bin" / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+    (folder / "bin" / "id").write_text("#!/bin/sh\necho 0\n")
+    for file in (folder / "bin").iterdir():
+        file.chmod(0o755)
+    script = folder / "install.sh"
+    script.write_text(script.read_text().replace("\nPATH=", f"\nPATH={folder / 'bin'}:"))
+    done = subprocess.run(["sh", "install.sh"], cwd=folder, capture_output=True, text=True, timeout=20)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+WITHOUT_MORE = {"target": "systemd", "monitoring": False, "replicas": 1}
+
+
+def test_installing_enables_what_nginx_takes(tmp_path: Path) -> None:
+    end, done, told = installed(tmp_path, engine={"gpus": 0}, wishes=WITHOUT_MORE)
+    assert end == 0, told
+    copied = next(n for n, line in enumerate(done) if line.endswith("/opt/llmopt/tiny/nginx.conf"))
+    assert copied < next(n for n, line in enumerate(done) if line.startswith("systemctl enable"))
+
+
+def test_installing_what_nginx_does_not_take_changes_nothing_that_runs(tmp_path: Path) -> None:
+    """Here are no keys, and who reads them as the services' user is a program that only tells what it is asked."""
+    end, done, told = installed(tmp_path, engine={"gpus": 0}, wishes={**WITHOUT_MORE, "domain": "llm.example.org"})
+    assert end == 1
+    assert told.startswith("error: nginx does not take nginx.conf, and nothing was started or copied: ")
+    assert "/etc/llmopt-tiny/" in told
+    assert not [line for line in done if line.startswith(("systemctl enable", "systemctl restart", "install -m"))]

@@ -56,13 +56,7 @@ if [ "${1:-}" = --remove ]; then
   exit
 fi
 
-install_of() {  # what brings a program that is not here
-  case $1 in
-{% for tool, how in installs.items() %}
-    {{ tool | sh }}) printf '%s\n' {{ how | sh }} ;;
-{% endfor %}
-  esac
-}
+{% include "install-of.sh" %}
 
 absent() {  # TOOL
   echo "$1 is in none of $PATH, where systemd looks: $(install_of "$1"); if it is elsewhere: ln -s ELSEWHERE/$1 /usr/local/bin/"
@@ -99,10 +93,6 @@ if [ -z "$DO" ]; then
   done
 fi
 $DO install -d -m 0755 "$FOLDER" /etc/{{ unit }}
-for path in {% for path in files %}{{ path | sh }} {% endfor %}; do
-  case $path in */*) $DO install -d -m 0755 "$FOLDER/$(dirname -- "$path")" ;; esac
-  $DO install -m 0644 -- "$path" "$FOLDER/$path"
-done
 {% for path, what in own_files.items() %}
 if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ path | sh }} -a -r {{ path | sh }}; then
   echo {{ ("error: " ~ path ~ " is not there, or " ~ user ~ " may not read it: " ~ what) | sh }} >&2
@@ -124,6 +114,21 @@ if [ -z "$DO" ]; then
     }
   done
 fi
+# Keys and certificate are read by it too, and a service that cannot start says so only in the journal.
+if [ -z "$DO" ]; then
+  scratch=$(mktemp -d)
+  told=$(nginx -e stderr -p "$scratch" -t -c "$PWD/nginx.conf" 2>&1) || {
+    rm -rf "$scratch"
+    echo "error: nginx does not take nginx.conf, and nothing was started or copied: $(printf '%s' "$told" | tr '\n' ' ')" >&2
+    exit 1
+  }
+  rm -rf "$scratch"
+fi
+# From here on it is this configuration: what runs reads its files again when it starts anew.
+for path in {% for path in files %}{{ path | sh }} {% endfor %}; do
+  case $path in */*) $DO install -d -m 0755 "$FOLDER/$(dirname -- "$path")" ;; esac
+  $DO install -m 0644 -- "$path" "$FOLDER/$path"
+done
 # What a former configuration had and this one has not would go on, and keep its port.
 for service in $(installed); do
   case " $INSTANCES " in *" $service "*) continue ;; esac

@@ -51,13 +51,7 @@ asked_of() {  # what tells that it is alive
   esac
 }
 
-install_of() {  # what brings a program that is not here
-  case $1 in
-{% for tool, how in installs.items() %}
-    {{ tool | sh }}) printf '%s\n' {{ how | sh }} ;;
-{% endfor %}
-  esac
-}
+{% include "install-of.sh" %}
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
