@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llmopt.core.errors import UsageError
 from llmopt.deploy.plan import Deployment
 
 LONGEST_SILENCE_S = 600  # where no limit is known: a long prompt may wait in the queue before its first token
 WHOLE_FROM_RPS = 10  # below it a rate that is rounded up to whole requests a second would be another one
+SLOWEST_RPS, FASTEST_RPS = 1 / 60, 1_000_000  # nginx counts whole requests a minute; above that nobody is limited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,15 @@ class ClientLimit:
     @property
     def per_minute(self) -> int:
         return max(1, math.ceil(self.rps * 60))
+
+
+def require_client_limit(rps: float) -> None:
+    """Raises UsageError for a limit that nginx would round up to several times as much, or could not read."""
+    if not SLOWEST_RPS <= rps <= FASTEST_RPS:
+        raise UsageError(
+            f"--rate-limit {rps:g} is out of range",
+            hint=f"from one request a minute (0.017) to {FASTEST_RPS} a second",
+        )
 
 
 def client_limit(deployment: Deployment) -> ClientLimit | None:

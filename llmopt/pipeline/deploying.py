@@ -14,6 +14,7 @@ from llmopt import deploy as targets
 from llmopt.core.errors import LlmoptError, UsageError
 from llmopt.deploy import Target
 from llmopt.deploy.capacity import capacity
+from llmopt.deploy.limits import require_client_limit
 from llmopt.deploy.nginx import require_host_name
 from llmopt.deploy.plan import (
     ALERTMANAGER_PORT,
@@ -154,6 +155,10 @@ def completed(
         raise UsageError("--replicas and --load are two ways to say one thing", hint="one of them")
     if wishes.domain is not None:
         require_host_name(wishes.domain)
+    if wishes.rate_limit_rps is not None:
+        require_client_limit(wishes.rate_limit_rps)
+    if wishes.autoscaler == "keda" and wishes.target != "kubernetes":
+        raise UsageError(f"--autoscaler keda scales nothing by {wishes.target}", hint="--target kubernetes")
     if wishes.target == "compose" and wishes.monitoring and wishes.port in PUBLISHED_BESIDE:
         raise UsageError(
             f"--port {wishes.port} is that of a program of --monitoring", hint=f"another than {PUBLISHED_BESIDE}"
@@ -174,6 +179,11 @@ def doubts_of(deployment: Deployment, chosen: Chosen, machine_gpus: int) -> list
     found = [f"its runs are {evidence.verdict}: {reason.message}" for reason in chosen.row.verdict.reasons]
     if evidence.evidence == "interpolated":
         found.append("its figures are interpolated between loads that were measured")
+    if evidence.without_slo:
+        found.append(
+            f"it was judged by {', '.join(evidence.without_slo)} as well, which no SLO and no alert here keeps:"
+            " an SLO bounds a percentile of what a request takes"
+        )
     wanted = engine.gpus * deployment.replicas
     if deployment.wishes.target in ONE_MACHINE and wanted > machine_gpus:
         found.append(

@@ -14,6 +14,7 @@ from llmopt import demo
 from llmopt.cli import app
 from llmopt.core.artifacts import open_artifact
 from llmopt.core.domain import Measurement
+from llmopt.core.escaping import markdown_text
 from llmopt.core.store import save_run
 from llmopt.deploy import checks
 from llmopt.pipeline.measuring import artifact_record
@@ -144,6 +145,9 @@ def test_the_measured_threads_are_pinned(results):
     (("--target", "compose", "--load", "1e6"), "replicas are more than llmopt writes down"),
     (("--load", "1e9"), "replicas are more than"),
     (("--replicas", "500"), "more than one machine is given"),
+    (("--rate-limit", "0.001"), "--rate-limit 0.001 is out of range"),
+    (("--rate-limit", "1e30"), "--rate-limit 1e+30 is out of range"),
+    (("--autoscaler", "keda"), "--autoscaler keda scales nothing by shell"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_one_line_with_a_hint(results, options, words):
     done = written(results, *options)
@@ -374,6 +378,17 @@ def test_the_wider_of_two_slos_on_one_percentile_is_named(results):
         if rule.get("labels", {}).get("slo") == "ttft_p50" and "record" in rule
     ]
     assert len(made) == len(set(made)) > 0
+
+
+def test_a_limit_of_the_goal_that_nothing_keeps_here_is_said(results):
+    ranked = CliRunner().invoke(
+        app, ["recommend", str(results), "--json", "--slo", "ttft_mean<9s", "--slo", "ttft_p50<9s"]
+    )
+    (results.parent / "ranking.json").write_text(ranked.stdout)
+    done = deploy(results.parent / "ranking.json", "-o", results.parent / "out", "--target", "shell", "--no-boot")
+    words = "it was judged by ttft_mean<9s as well, which no SLO and no alert here keeps"
+    assert f"doubt: {words}" in " ".join(done.stdout.split())
+    assert f"- {markdown_text(words)}" in page(results)
 
 
 def rules_of(results: Path) -> list[dict[str, Any]]:
