@@ -129,6 +129,7 @@ class Evidence:
 
     ``figures``: headline metrics by name (``ttft_p95``, ``tps_p50``, ``output_tps``, ``requests_per_s`` …);
     ``curve``: points {level, load, status, saturated, metrics} of the ranking; ``workload``: as measured, whole.
+    ``without_slo``: limits that it was judged by and that are no bound on a percentile of what a request takes.
     ``forced``: why it would have been refused without --force, empty where it would not.  ``peak_memory_bytes`` is main
     memory of one replica's processes, ``peak_vram_bytes`` that of all its GPUs; each at any load that was measured.
     """
@@ -154,6 +155,7 @@ class Evidence:
     load_s: float | None
     forced: tuple[str, ...] = ()
     peak_vram_bytes: int | None = None
+    without_slo: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

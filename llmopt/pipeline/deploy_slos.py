@@ -45,6 +45,26 @@ def slos_of(
     return ours(metrics)
 
 
+def without_slo(asked: Sequence[str], goal: Sequence[Limit], judged: Sequence[str]) -> tuple[str, ...]:
+    """Limits that it was judged by and that are no SLO: a mean, a throughput, memory, a share of requests.
+
+    Not those on the weights' quality, which stay kept: other weights are refused.
+    """
+    limits = [limit for limit in goal if not limit.default]
+    if not asked and not any(map(is_slo, limits)):
+        limits += [parse_limit(text, bare_distribution=True) for text in judged]
+    left = [limit.text for limit in limits if not is_slo(limit) and not is_of_weights(limit)]
+    return tuple(dict.fromkeys(left))
+
+
+def is_slo(limit: Limit) -> bool:
+    return slo_of(limit, lambda metric, share: None) is not None
+
+
+def is_of_weights(limit: Limit) -> bool:
+    return limit.metric in METRICS and METRICS[limit.metric].source == "quality"
+
+
 def slos_asked_for(texts: Sequence[str], measured: Measured) -> tuple[Slo, ...]:
     """Raises UsageError for what is no percentile of what a request takes."""
     found = []

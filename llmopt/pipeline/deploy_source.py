@@ -23,7 +23,7 @@ from llmopt.core.run_table import RunTable
 from llmopt.core.store import read_run
 from llmopt.deploy.plan import Evidence, Figure
 from llmopt.pipeline import ranking
-from llmopt.pipeline.deploy_slos import slos_of
+from llmopt.pipeline.deploy_slos import slos_of, without_slo
 from llmopt.pipeline.measured_row import (
     CurvePoint,
     MeasuredMachine,
@@ -245,6 +245,7 @@ def evidence_of(chosen: Chosen, asked: Asked) -> Evidence:
         curve=tuple(msgspec.to_builtins(row.curve)),
         quality=row.quality,
         slos=slos_of(asked.slos, chosen.limits, chosen.workload.slos, metrics),
+        without_slo=without_slo(asked.slos, chosen.limits, chosen.workload.slos),
         peak_memory_bytes=peak_of(row, "peak_rss_bytes"),
         peak_vram_bytes=peak_of(row, "peak_vram_bytes"),
         load_s=value_of(metrics, METRICS["load_s"], None),

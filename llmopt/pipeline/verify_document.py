@@ -116,6 +116,11 @@ def notes(promise: Promise, level: Mapping[str, Any]) -> list[str]:
     found += [
         f"{' and '.join(slo.implies)}: kept with {slo.text}, which is tighter" for slo in evidence.slos if slo.implies
     ]
+    if evidence.without_slo:
+        found.append(
+            f"it was judged by {', '.join(evidence.without_slo)} as well, which is not judged here:"
+            " an SLO bounds a percentile of what a request takes"
+        )
     lacking = [m for m in ("ttft_p50", "tpot_p50", "requests_per_s") if m not in evidence.figures]
     if lacking:
         found.append(f"nothing was promised of {', '.join(lacking)}")

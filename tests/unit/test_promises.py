@@ -17,7 +17,7 @@ from llmopt.gate.promise import default_thresholds
 from llmopt.gate.thresholds import parse_thresholds
 from llmopt.pipeline.measured_row import workload_of
 from llmopt.pipeline.promises import Wanted, read_promise
-from llmopt.pipeline.verify_document import capacity_left, status_of
+from llmopt.pipeline.verify_document import capacity_left, notes, status_of
 from llmopt.pipeline.verifying import percentile, require_promised, require_workload, times
 from llmopt.report.verify import remarks
 from unit.deploy.make import evidence
@@ -203,3 +203,9 @@ def test_a_figure_that_was_asked_for_and_is_not_there_lets_nothing_pass() -> Non
         "inconclusive",
         ["peak_vram_bytes was not told by every run"],
     )
+
+
+def test_a_limit_of_the_goal_that_is_not_judged_is_said(tmp_path: Path) -> None:
+    held = read_promise(folder_of(tmp_path, without_slo=["requests_per_s>3"]), Wanted())
+    said = "it was judged by requests_per_s>3 as well, which is not judged here"
+    assert [note for note in notes(held, LEVEL) if note.startswith(said)]

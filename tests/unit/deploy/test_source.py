@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from llmopt.cli import app
 from llmopt.core.errors import LlmoptError, UsageError
+from llmopt.core.limits import parse_limit
 from llmopt.core.store import save_run
+from llmopt.pipeline.deploy_slos import without_slo
 from llmopt.pipeline.deploy_source import Asked, evidence_of, read_source
 from unit.make import closed_loop, curve
 
@@ -276,3 +278,20 @@ def test_memory_is_the_peak_of_every_load(results):
     points = found(results, results).curve
     peaks = [p["metrics"].get("peak_rss_bytes") for p in points if p["metrics"].get("peak_rss_bytes")]
     assert found(results, results).peak_memory_bytes == (max(peaks) if peaks else None)
+
+
+@pytest.mark.parametrize(("asked", "left"), [
+    (("ttft_p95<9s", "ttft_mean<9s", "requests_per_s>0.1"), ("ttft_mean<9s", "requests_per_s>0.1")),
+    (("ttft_p95<9s", "tps_p50>0.1", "ttft_p95<8s"), ()),
+])  # fmt: skip
+def test_a_limit_of_the_goal_that_is_no_slo_is_named(results, tmp_path, asked, left):
+    options = [word for text in asked for word in ("--slo", text)]
+    file = ranking(results, tmp_path, *options, "--max-kl", "9")
+    assert found(file, results).without_slo == left
+
+
+def test_a_limit_of_every_single_request_is_no_slo_either():
+    judged = ("ttft<500ms", "tpot_p95<50ms")
+    assert without_slo((), [], judged) == ("ttft<500ms",)
+    assert without_slo((), [parse_limit("ttft_p95<500ms")], judged) == ()
+    assert without_slo(("ttft_p95<500ms",), [], judged) == ()
