@@ -29,15 +29,15 @@ from typing import TYPE_CHECKING, Any
 # isort: off
 # fmt: off
 if TYPE_CHECKING or __package__:
-    from llmopt.serve.shims.scripted_answer import SCRIPT_PARSERS, Ask, Plan, Script, ScriptError
-    from llmopt.serve.shims.scripted_answer import error, make_ask, reply, reply_text, split_model, split_path
+    from llmopt.serve.shims.scripted_answer import Plan, error, reply, reply_text
+    from llmopt.serve.shims.scripted_ask import SCRIPT_PARSERS, Ask, Script, ScriptError, make_ask, split_model, split_path
     from llmopt.serve.shims.scripted_http import Message
     from llmopt.serve.shims.scripted_loop import Loop, Request, be_precise
     from llmopt.serve.shims.scripted_metrics import Metrics
     from llmopt.serve.shims.scripted_traps import TRAPS, plan, script_of
 else:
-    from scripted_answer import SCRIPT_PARSERS, Ask, Plan, Script, ScriptError
-    from scripted_answer import error, make_ask, reply, reply_text, split_model, split_path
+    from scripted_answer import Plan, error, reply, reply_text
+    from scripted_ask import SCRIPT_PARSERS, Ask, Script, ScriptError, make_ask, split_model, split_path
     from scripted_http import Message
     from scripted_loop import Loop, Request, be_precise
     from scripted_metrics import Metrics

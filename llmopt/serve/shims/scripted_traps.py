@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 # isort: off
 # fmt: off
 if TYPE_CHECKING or __package__:
-    from llmopt.serve.shims.scripted_answer import DONE, Answer, Ask, Events, Plan, Script, ScriptError, Step
-    from llmopt.serve.shims.scripted_answer import compile_answer, document, error, make_script, streamed, whole
+    from llmopt.serve.shims.scripted_answer import DONE, Answer, Events, Plan, Step
+    from llmopt.serve.shims.scripted_answer import compile_answer, document, error, streamed, whole
+    from llmopt.serve.shims.scripted_ask import Ask, Script, ScriptError, make_script
 else:
-    from scripted_answer import DONE, Answer, Ask, Events, Plan, Script, ScriptError, Step
-    from scripted_answer import compile_answer, document, error, make_script, streamed, whole
+    from scripted_answer import DONE, Answer, Events, Plan, Step
+    from scripted_answer import compile_answer, document, error, streamed, whole
+    from scripted_ask import Ask, Script, ScriptError, make_script
 # fmt: on
 # isort: on
 
