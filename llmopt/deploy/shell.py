@@ -100,8 +100,9 @@ def script(deployment: Deployment, ports: Ports, programs: list[Program]) -> str
         installs=installs(deployment, programs, tools(deployment)),
         too_old_alertmanager=TOO_OLD_ALERTMANAGER,
         through_litellm=deployment.wishes.gateway == "litellm",
-        secrets=["LITELLM_MASTER_KEY"] if deployment.wishes.gateway == "litellm" else [],
+        secrets=secrets(deployment),
         own_files=own_files(deployment, Places()),
+        canary_shows_key=canary_shows_key(deployment),
         url=url(deployment),
     )
 
@@ -261,6 +262,15 @@ def secret_places(deployment: Deployment, settings: str, places: Places) -> str:
     return ", ".join(f"`{path}`" for path in (settings, *own)) if own else settings
 
 
+def secrets(deployment: Deployment) -> list[str]:
+    """Variables without which nothing may start: LiteLLM without its key answers everybody."""
+    return ["LITELLM_MASTER_KEY"] if deployment.wishes.gateway == "litellm" else []
+
+
+def canary_shows_key(deployment: Deployment) -> bool:
+    return deployment.wishes.monitoring and (deployment.wishes.gateway == "litellm" or asks_for_keys(deployment))
+
+
 def settings(deployment: Deployment, place: str = ".env, which run.sh reads,", places: Places | None = None) -> str:
     """What is a secret, or of this place alone, with values left empty; empty where there is nothing of the kind.
 
@@ -271,7 +281,7 @@ def settings(deployment: Deployment, place: str = ".env, which run.sh reads,", p
     lines = [f"# A file of its own: {path}, {what}." for path, what in own.items()]
     if deployment.wishes.gateway == "litellm":
         lines += ["# The key that clients of the gateway show, at least 20 random characters.", "LITELLM_MASTER_KEY="]
-    if deployment.wishes.monitoring and (deployment.wishes.gateway == "litellm" or asks_for_keys(deployment)):
+    if canary_shows_key(deployment):
         which = "one of the keys that keys.conf lets in" if asks_for_keys(deployment) else "the same key"
         lines += [f"# For the canary: {which}.", "LLMOPT_API_KEY="]
     if deployment.wishes.monitoring and webhook is None:

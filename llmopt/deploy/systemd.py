@@ -180,6 +180,7 @@ def program_unit(deployment: Deployment, program: shell.Program, ports: Ports) -
         reload=reload,
         state=state,
         after=before_canary(deployment, ports) if program.name == "canary" else [],
+        secrets=shell.secrets(deployment) if program.name == "litellm" else [],
         answers=program.asked if program.name == "litellm" else None,
         stop_signal=STOPS.get(program.name, "SIGTERM"),
         # It reads the tokenizer of the weights.
@@ -238,6 +239,8 @@ def install(deployment: Deployment, ports: Ports, units: Sequence[str], read: Se
         else [],
         url=shell.url(deployment),
         own_files=shell.own_files(deployment, places(deployment)),
+        secrets=shell.secrets(deployment),
+        canary_shows_key=shell.canary_shows_key(deployment),
         webhook=places(deployment).webhook_file if deployment.wishes.monitoring else None,
     )
 

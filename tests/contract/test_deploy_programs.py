@@ -445,22 +445,24 @@ def test_the_gateway_is_ready_as_soon_as_one_engine_is(tmp_path: Path, server: s
         assert answer.status == 200
 
 
-def installed(folder: Path, **changes: Any) -> tuple[int, list[str], str]:
+def installed(folder: Path, settings: str = "", **changes: Any) -> tuple[int, list[str], str]:
     """What ``install.sh`` ends with, does and says where nginx is the real one, and the programs of the system only tell
-    what they are asked.
+    what they are asked.  ``settings``: of the place.
     """
     require("nginx")
     for path, file in target("systemd").files(deployment(**changes)).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(file.text)
     (folder / "bin").mkdir()
-    for name in ("systemctl", "runuser", "useradd", "install"):
+    for name in ("systemctl", "runuser", "useradd", "install", "litellm", "llmopt"):
         (folder / "bin" / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
     (folder / "bin" / "id").write_text("#!/bin/sh\necho 0\n")
     for file in (folder / "bin").iterdir():
         file.chmod(0o755)
     script = folder / "install.sh"
-    script.write_text(script.read_text().replace("\nPATH=", f"\nPATH={folder / 'bin'}:"))
+    (folder / "settings.env").write_text(settings)
+    text = script.read_text().replace("/etc/llmopt-tiny/settings.env", "settings.env")
+    script.write_text(text.replace("\nPATH=", f"\nPATH={folder / 'bin'}:"))
     done = subprocess.run(["sh", "install.sh"], cwd=folder, capture_output=True, text=True, timeout=20)
     return done.returncode, done.stdout.splitlines(), done.stderr
 
@@ -482,3 +484,26 @@ def test_installing_what_nginx_does_not_take_changes_nothing_that_runs(tmp_path:
     assert told.startswith("error: nginx does not take nginx.conf, and nothing was started or copied: ")
     assert "/etc/llmopt-tiny/" in told
     assert not [line for line in done if line.startswith(("systemctl enable", "systemctl restart", "install -m"))]
+
+
+LITELLM = {**WITHOUT_MORE, "gateway": "litellm", "monitoring": True}
+
+
+@pytest.mark.parametrize(("settings", "end"), [
+    ("", 1), ("LITELLM_MASTER_KEY=\n", 1), ("LITELLM_MASTER_KEY=''\n", 1), ("#LITELLM_MASTER_KEY=k\n", 1),
+    ("LITELLM_MASTER_KEY=k\n", 0), ("OTHER=1\nLITELLM_MASTER_KEY='sk-1'\n", 0),
+])  # fmt: skip
+def test_installing_starts_no_litellm_that_answers_everybody(tmp_path: Path, settings: str, end: int) -> None:
+    found, done, told = installed(tmp_path, settings=settings, engine={"gpus": 0}, wishes=LITELLM)
+    assert found == end, told
+    assert ("LITELLM_MASTER_KEY is not in " in told) == bool(end)
+    assert bool([line for line in done if line.startswith("systemctl enable")]) == (not end)
+
+
+@pytest.mark.parametrize(("settings", "there"), [("", False), ("LLMOPT_API_KEY=\n", False), ("LLMOPT_API_KEY=k", True)])
+def test_installing_leaves_out_a_canary_without_a_key(tmp_path: Path, settings: str, there: bool) -> None:
+    _, done, told = installed(
+        tmp_path, settings="LITELLM_MASTER_KEY=k\n" + settings, engine={"gpus": 0}, wishes=LITELLM
+    )
+    [enabled] = [line for line in done if line.startswith("systemctl enable")]
+    assert ("llmopt-tiny-canary.service" in enabled) == there, told

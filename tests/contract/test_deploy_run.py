@@ -160,6 +160,14 @@ def test_a_certificate_that_is_none_is_said_before_the_engines_load(tmp_path: Pa
 
 def test_the_canary_starts_when_the_gateway_answers(tmp_path: Path) -> None:
     write(of(monitoring=True, gateway="litellm"), tmp_path, {"llmopt": CANARY, "litellm": LITELLM})
-    with started(tmp_path, LITELLM_MASTER_KEY=KEY):
+    with started(tmp_path, LITELLM_MASTER_KEY=KEY, LLMOPT_API_KEY=KEY):
         assert until((tmp_path / "asked").exists)
         assert until((tmp_path / "asked").read_text) == "0\n"
+
+
+def test_a_canary_without_a_key_that_the_gateway_asks_for_is_left_out_by_name(tmp_path: Path) -> None:
+    """Each of its probes would be refused, and somebody called."""
+    write(of(monitoring=True, gateway="litellm"), tmp_path, {"llmopt": CANARY, "litellm": LITELLM})
+    with started(tmp_path, LITELLM_MASTER_KEY=KEY, LLMOPT_API_KEY=""):
+        assert "canary is left out: LLMOPT_API_KEY is empty" in (tmp_path / "said.log").read_text()
+        assert "canary" not in run(tmp_path, "status").stdout

@@ -100,6 +100,21 @@ if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ path | sh }} -a -r {{ p
   exit 1
 fi
 {% endfor %}
+{% if secrets or canary_shows_key %}
+is_set() { grep -q "^$1=[\"']*[^\"' ]" {{ settings | sh }} 2>/dev/null; }
+{% endif %}
+{% for secret in secrets %}
+if [ -z "$DO" ] && ! is_set {{ secret }}; then
+  echo 'error: {{ secret }} is not in {{ settings }}, and without it everybody may ask' >&2
+  echo 'hint: install -m 0600 settings.env.example {{ settings }}, and fill it in' >&2
+  exit 1
+fi
+{% endfor %}
+{% if canary_shows_key %}
+if [ -z "$DO" ] && ! is_set LLMOPT_API_KEY; then
+  leave_out {{ unit }}-canary.service 'LLMOPT_API_KEY is not in {{ settings }}, and the gateway refuses who has no key'
+fi
+{% endif %}
 {% if webhook %}
 if [ -z "$DO" ] && ! runuser -u {{ user }} -- test -s {{ webhook | sh }}; then
   echo 'note: {{ webhook }} is not there, or {{ user }} may not read it: alerts are seen in Prometheus alone' >&2

@@ -210,6 +210,15 @@ for name in {% for program in optional %}{{ program.name }} {% endfor %}; do
   say "$name is left out: $tool is not on the PATH: $(install_of "$tool")"
   OTHERS=$(printf '%s\n' $OTHERS | grep -vx "$name" | tr '\n' ' ')
 done
+{% if canary_shows_key %}
+case " $OTHERS " in
+  *" canary "*)
+    if [ -z "${LLMOPT_API_KEY:-}" ]; then
+      say "canary is left out: LLMOPT_API_KEY is empty (.env.example says which), and the gateway refuses who has no key"
+      OTHERS=$(printf '%s\n' $OTHERS | grep -vx canary | tr '\n' ' ')
+    fi ;;
+esac
+{% endif %}
 case " $OTHERS " in
   *" alertmanager "*)
     # It would end at once, and again each time that it is started.

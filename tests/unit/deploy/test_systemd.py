@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -121,6 +122,16 @@ def test_the_canary_starts_after_all_that_it_asks() -> None:
     assert {*engines, "llmopt-tiny-litellm.service", "llmopt-tiny-gateway.service"} <= set(after.split())
     [started] = setting(made["units/llmopt-tiny-litellm.service"], "ExecStartPost")
     assert "http://127.0.0.1:8181/health/liveliness" in started
+
+
+@pytest.mark.parametrize(
+    ("key", "starts"), [({}, False), ({"LITELLM_MASTER_KEY": ""}, False), ({"LITELLM_MASTER_KEY": "k"}, True)]
+)
+def test_litellm_starts_with_a_key_alone(key: dict[str, str], starts: bool) -> None:
+    """Without one it answers everybody."""
+    [line] = setting(files(wishes={"gateway": "litellm"})["units/llmopt-tiny-litellm.service"], "ExecStartPre")
+    done = subprocess.run(shlex.split(line.replace("$$", "$")), env=key, capture_output=True, text=True)
+    assert (done.returncode == 0, "LITELLM_MASTER_KEY is empty" in done.stderr) == (starts, not starts)
 
 
 def test_nobody_is_root():
