@@ -58,6 +58,11 @@ def experiment(base: Contestant, candidate: Contestant, ways: Ways, question: Qu
             blocks, design, found = until_decided(work, question, Within(ways.report, shown, question.blocks))
         except (Interrupted, ServerGone, ServerError, StoreError):
             raise  # the same command goes on with the blocks that are kept
+        except KeyboardInterrupt as error:  # between two blocks
+            raise Interrupted(
+                f"interrupted after block {len(state.blocks)}: what was measured is kept",
+                hint="the same command goes on",
+            ) from error
         except LlmoptError:
             finish(work)  # these blocks would only say the same again
             raise

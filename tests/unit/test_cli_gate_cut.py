@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
 
+from llmopt.bench.workload import make_workload
+from llmopt.core.errors import Interrupted
+from llmopt.gate.thresholds import parse_thresholds
+from llmopt.pipeline import gating
+from llmopt.pipeline.experiment import Experiment
+from llmopt.pipeline.gate_question import Question
+from llmopt.pipeline.sides import Contestant, Ways
+from llmopt.report.progress import Reporter
 from llmopt.serve.process import free_port
 from llmopt.serve.scripted import SERVER
+from tests.unit.gate.blocks import blocks
 
 SMALL = ("--model", "truth", "--requests", "8", "--concurrency", "4", "--input-tokens", "16", "--output-tokens", "8")
 PATIENCE_S = 60
@@ -116,5 +127,18 @@ def test_ctrl_c_says_in_which_block_it_was(server, gate, tmp_path):
     wait_for_blocks(tmp_path, 1, first)
     first.send_signal(signal.SIGINT)
     _, words = first.communicate(timeout=PATIENCE_S)
-    assert "interrupted in block" in words
-    assert "hint: the same command goes on with this block" in words
+    assert re.search("interrupted (in|after) block", words), words
+    assert "hint: the same command goes on" in words
+
+
+def test_ctrl_c_between_two_blocks_says_after_which(tmp_path, monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gating, "judge", stopped)
+    monkeypatch.setattr(Experiment, "taken_up", lambda _: blocks(2))
+    workload = make_workload(requests=8, concurrency=4)
+    side = Contestant(label="it", identity="it", workload=workload, restarts=True, opened=lambda _: nullcontext())
+    ways = Ways(results=tmp_path, work=tmp_path, workload=workload, report=Reporter(quiet=True))
+    with pytest.raises(Interrupted, match="interrupted after block 0: what was measured is kept"):
+        gating.experiment(side, side, ways, Question(thresholds=parse_thresholds([]), quality=()))
