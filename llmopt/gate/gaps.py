@@ -1,7 +1,8 @@
 """Figures that some runs lack: which metric is judged all the same, and what a gap says against a pass.
 
 A run may have lost its figure because it was bad: a rate is unknown where latencies never get steady.  So the runs that
-know a metric are judged, and what the candidate lost beyond the base lets nothing pass.
+know a metric are judged, and what a run of the candidate lacks lets nothing pass, whatever the base lost: a gate is no surer
+for figures that are not there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from llmopt.gate.thresholds import INSTEAD, Threshold, threshold
 OF_REQUESTS = ("request", "run")
 NEEDS_MORE = ("itl", "ttfv", "cache_hit_rate", "goodput_rps", "goodput_rps_whole")  # … a count in each chunk, SLOs
 PERCENTILES = ("p90", "p95", "p99")
-OFTEN = 0.1  # of the runs of both sides without a figure: what is judged is no longer all
 HINT = "another --metric; p95 needs 59 requests in a run, p99 299"
 
 
@@ -69,11 +69,11 @@ def usable(base: Sequence[Reading], candidate: Sequence[Reading], wanted: Thresh
 
 
 def given_up(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]) -> tuple[str, ...]:
-    """What the candidate's runs lack more often than the base's: nobody knows how much worse that became."""
+    """What runs of the candidate lack of what the base has: nobody knows how much worse it was there."""
     found = []
     for one in thresholds:
         ours, theirs = (len(side) - len(knowing(side, one)) for side in (base, candidate))
-        if not base or not candidate or theirs / len(candidate) <= ours / len(base):
+        if not theirs or ours == len(base):
             continue
         alone = theirs == len(candidate)
         found.append(
@@ -81,19 +81,6 @@ def given_up(base: Sequence[Reading], candidate: Sequence[Reading], thresholds: 
             if alone
             else f"{one.name} is unknown in {theirs} of the candidate's {len(candidate)} runs, {ours} of the base's {len(base)}"
         )
-    return tuple(found)
-
-
-def often_lost(
-    base: Sequence[Reading], candidate: Sequence[Reading], thresholds: Sequence[Threshold]
-) -> tuple[str, ...]:
-    """What both sides lack often, the candidate no more often than the base: nobody knows how bad its own were there."""
-    found = []
-    for one in thresholds:
-        ours, theirs = (len(side) - len(knowing(side, one)) for side in (base, candidate))
-        if theirs >= OFTEN * len(candidate) and ours * len(candidate) >= theirs * len(base):
-            words = f"{theirs} of the candidate's {len(candidate)} runs and {ours} of the base's {len(base)}"
-            found.append(f"{one.name} is unknown in {words}: the others are not all")
     return tuple(found)
 
 
@@ -134,4 +121,7 @@ def gap_notes(
             f"{one.name} is unknown in {ours} of the base's {len(base)} runs and {theirs} of the candidate's "
             f"{len(candidate)}: the others are judged" + (f", without {blocks}" if numbers else "")
         )
+        like = threshold(INSTEAD[one.name], one.tolerate, one.block) if one.name in INSTEAD else None
+        if like and len(knowing(base, like)) == len(base) and len(knowing(candidate, like)) == len(candidate):
+            found[-1] += f"; every run knows --metric {like.name}"
     return tuple(found)

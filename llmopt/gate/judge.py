@@ -23,7 +23,6 @@ from llmopt.gate.gaps import (
     given_up,
     knowing,
     nothing_to_compare,
-    often_lost,
     require_knowable,
     too_little,
 )
@@ -91,19 +90,18 @@ def judge(
         changes,
         compare([c for c, _ in counts], [c for _, c in counts], (error or 1 - design.confidence) * COUNTS_SHARE),
         compare_quality(*readings, quality, confidence=design.confidence),
-        without="no whole block" if len(whole) < MIN_BLOCKS else "no metric that both sides have",
+        without=f"{len(whole) or 'no'} whole block" if len(whole) < MIN_BLOCKS else "no metric that both sides have",
     )
     if judgement.status != "regression":
         require_knowable(*good, wanted)
     against = (
         *given_up(*good, wanted),
-        *often_lost(*good, kept),
         *nothing_to_compare(*good, wanted),
         *too_little(*good, left_out, f"{MIN_BLOCKS} blocks"),
     )
     if len(whole) < MIN_BLOCKS and thresholds:
         against = (f"{len(whole)} whole blocks of {len(blocks)}", *against)
-    judgement = without_pass(judgement, (*against, *quality_given_up(*readings, quality), *more_invalid(*readings)))
+    judgement = without_pass(judgement, (*against, *quality_given_up(*readings, quality), *not_counted(*readings)))
     lost = {t.name: [b.number + 1 for b in whole if not b.knows(t)] for t in kept}
     return replace(
         judgement, left_out=names(left_out), blocks=len(whole), invalid=doubts(*readings), error=error,
@@ -158,11 +156,10 @@ def judge_stored(
         raise UsageError(missing[0], hint=HINT)
     against = (
         *given_up(*good, wanted),
-        *often_lost(*good, kept),
         *too_little(*good, left_out, f"{MIN_RUNS} runs of a side"),
         *quality_given_up(base, candidate, quality),
     )
-    judgement = without_pass(judgement, (*against, *more_invalid(base, candidate)))
+    judgement = without_pass(judgement, (*against, *not_counted(base, candidate)))
     return replace(
         judgement, left_out=names(left_out), blocks=0, invalid=doubts(base, candidate), error=1 - confidence, decided=True,
         notes=(*gap_notes(*good, kept, {}), *unproven_base(base, candidate, quality)),
@@ -220,10 +217,10 @@ def unproven_base(
     )
 
 
-def more_invalid(base: Sequence[Reading], candidate: Sequence[Reading]) -> tuple[str, ...]:
-    """More runs that do not count on the candidate's side: what made them so may be what became worse."""
+def not_counted(base: Sequence[Reading], candidate: Sequence[Reading]) -> tuple[str, ...]:
+    """Runs of the candidate that do not count: what made them so may be what became worse, whatever the base's suffered."""
     ours, theirs = (sum(bool(r.invalid) for r in side) for side in (base, candidate))
-    if theirs <= ours:
+    if not theirs:
         return ()
     return (f"{theirs} of the candidate's {len(candidate)} runs do not count, {ours} of the base's {len(base)}",)
 

@@ -1,8 +1,9 @@
-"""What remains of a loss where the base has no figure of more of its runs than the candidate has.
+"""What remains of a loss where the base has no figure of some of its runs.
 
 The base may have lost its figures where it was bad, and the candidate kept its own: then bad runs of one side are compared
 with the good ones of the other.  So as large a share of the candidate's runs is left out, its worst, and what is a
-regression without them too is one (bounds by trimming: Lee, Review of Economic Studies 2009).
+regression without them too is one (bounds by trimming: Lee, Review of Economic Studies 2009).  Figures that the candidate
+lost are set against none of it: they may have been those of any runs.
 """
 
 from __future__ import annotations
@@ -18,15 +19,12 @@ from llmopt.gate.thresholds import Threshold
 
 
 def kept_share(base: Sequence[Reading], candidate: Sequence[Reading], one: Threshold) -> float:
-    """The share of the candidate's runs with the figure that is compared; 1 where the base did not lose more of its own.
+    """The share of the candidate's runs with the figure that is compared; 1 where the base lost none of its own.
 
     Of few runs the share that gets lost is known badly: one standard error more is left out.
     """
-    ours, theirs = (len(knowing(side, one)) / len(side) for side in (base, candidate))
-    if ours >= theirs:
-        return 1.0
-    error = math.sqrt(ours * (1 - ours) * (1 / len(base) + 1 / len(candidate)))
-    return max(0.0, ours - error) / theirs
+    known = len(knowing(base, one)) / len(base)
+    return max(0.0, known - math.sqrt(known * (1 - known) * (1 / len(base) + 1 / len(candidate))))
 
 
 def best(runs: Sequence[Reading], one: Threshold, share: float) -> list[Reading]:

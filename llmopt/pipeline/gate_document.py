@@ -156,7 +156,7 @@ def between(row: dict[str, Any]) -> str:
 def more(verdict: Verdict, row: dict[str, Any]) -> str:
     found, design, blocks = verdict.judgement, verdict.design, row["blocks_needed"]
     if row["withheld"]:
-        lacking = "the base lacks the figure in more of its runs, which may be its bad ones"
+        lacking = "the base lacks the figure in some of its runs, which may be its bad ones"
         return f"; {lacking}: without as many of the candidate's worst no loss is sure"
     if design is None:
         return "; a gate that measures both sides in turn can tell: name a recipe or a URL"

@@ -56,7 +56,7 @@ def with_gap(found):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("gaps", [(True, False), (False, True), (True, True)])
 def test_a_run_without_the_figure_hides_no_loss_of_the_others(gaps: tuple[bool, bool]) -> None:
     sides = [
-        with_gap(on_days(runs(8, s))) if gap else on_days(runs(8, s)) for gap, s in zip(gaps, (0, 0.06), strict=True)
+        with_gap(on_days(runs(12, s))) if gap else on_days(runs(12, s)) for gap, s in zip(gaps, (0, 0.06), strict=True)
     ]
     for thresholds in (THRESHOLDS, parse_thresholds([])):
         found = judge_stored(*sides, thresholds, (), noise=lambda _: ASSUMED, confidence=0.99)
@@ -83,9 +83,9 @@ def test_bad_runs_that_the_base_has_no_figure_of_make_no_regression_of_the_candi
     assert (found.status, found.changes[0].withheld) == ("inconclusive", True)
 
 
-def test_what_both_sides_lost_is_no_pass() -> None:
+def test_what_both_sides_lost_once_is_no_pass() -> None:
     quiet = SessionNoise(spread=0.002, freedom=20, source="calibrated")
-    assert judged(with_gap(on_days(runs(8))), with_gap(on_days(runs(8, 0.0001))), quiet) == "inconclusive"
+    assert judged(with_gap(on_days(runs(20))), with_gap(on_days(runs(20, 0.0001))), quiet) == "inconclusive"
 
 
 def test_a_figure_that_one_base_run_alone_has_does_not_vanish_from_a_pass() -> None:
