@@ -146,14 +146,19 @@ def require_report(file: Path) -> None:
 def show_ranking(document: dict[str, Any], out: Path | None, json: bool) -> None:
     """Print (and write) a ranking; exit status 3 when nothing meets the goal."""
     from llmopt.core.errors import GoalNotMet
-    from llmopt.core.files import write_atomic
-    from llmopt.report.markdown import ranking_markdown
-    from llmopt.report.terminal import print_ranking
 
     if out is not None:
+        from llmopt.core.files import write_atomic
+        from llmopt.report.markdown import ranking_markdown
+
         require_report(out)
         write_atomic(out, ranking_markdown(document).encode())
-    print_json(document) if json else print_ranking(document)
+    if json:
+        print_json(document)
+    else:
+        from llmopt.report.terminal import print_ranking
+
+        print_ranking(document)
     if not document["ranked"]:
         joint = (document.get("relaxation") or {}).get("joint")
         raise GoalNotMet(

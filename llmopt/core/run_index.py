@@ -22,7 +22,7 @@ import msgspec
 from llmopt.core.domain import Machine, Measurement, stable_hash
 from llmopt.core.errors import StoreError
 from llmopt.core.files import PARTIAL
-from llmopt.core.run_files import NO_RUN, Skipped, read_files, record_files
+from llmopt.core.run_files import NO_RUN, NO_STAMPS, Part, Skipped, read_files, record_files, stamps_of
 from llmopt.core.run_row import NUMBERS, WORDS
 from llmopt.core.run_table import RunTable, joined
 from llmopt.core.store import read_run
@@ -66,18 +66,17 @@ def read_store(results: Path) -> Stored:
         raise StoreError(f"no results at {results}", hint="measure something first: llmopt bench, or llmopt demo")
     one = results.is_file()
     folder = results.parent if one else results
-    files = stamped([(results.name, results.stat())] if one else record_files(folder))
+    files = unread([results.name] if one else record_files(folder))
     old = None if one else read_index(folder / INDEX)
     known = old[1] if old is not None else None
-    fresh = match(files, old[0] if old is not None else None)
+    fresh: NDArray[np.int64] = np.arange(len(files.names))
+    if old is not None:
+        files.stamps = stamps_of(folder, files.names)
+        fresh = match(files, old[0])
     parts = read_files(folder, [files.names[place] for place in fresh])
     tables = [part.table for part in parts] if known is None else [known, *(part.table for part in parts)]
     table = tables[0] if len(tables) == 1 else joined(tables)
-    offset, rows = (0 if known is None else len(known)), list[int]()
-    for part in parts:
-        rows += [row if row == NO_RUN else row + offset for row in part.rows]
-        offset += len(part.table)
-    files.rows[fresh] = rows
+    take_up(files, fresh, parts, 0 if known is None else len(known))
     skipped = tuple(s for part in parts for s in part.skipped)
     if not one and len(files.names) >= WORTH_WRITING[0] and len(fresh) - len(skipped) >= WORTH_WRITING[1]:
         without = {s.file for s in skipped}  # what cannot be used is named every time, so it is read every time
@@ -87,8 +86,10 @@ def read_store(results: Path) -> Stored:
     place_of_row[files.rows[runs]] = runs
     order = files.rows[runs]
     order = order[np.lexsort((table.run_ids[order], table.started_at[order]))]
-    order, copies, strange = without_copies(table, order, [files.names[place_of_row[row]] for row in order])
-    names = [files.names[place_of_row[row]] for row in order]
+    order, copies, strange = without_copies(
+        table, order, [files.names[place] for place in place_of_row[order].tolist()]
+    )
+    names = [files.names[place] for place in place_of_row[order].tolist()]
     skipped += tuple(Skipped(file=name, reason=CHANGED_COPY) for name in strange)
     return Stored(table=table.taken(order, lambda i: whole(folder / names[i])), skipped=skipped, copies=copies)
 
@@ -149,19 +150,17 @@ def without_copies(
     return np.delete(order, drop), copies, strange
 
 
-def stamped(found: Sequence[tuple[str, os.stat_result]]) -> Files:
+def unread(names: list[str]) -> Files:
     import numpy as np
 
-    stamps = np.array([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for _, s in found], np.int64).reshape(-1, 3)
-    return Files(names=[name for name, _ in found], stamps=stamps, rows=np.full(len(found), NO_RUN, np.int64))
+    count = len(names)
+    return Files(names=names, stamps=np.full((count, 3), NO_STAMPS), rows=np.full(count, NO_RUN, np.int64))
 
 
-def match(files: Files, old: Files | None) -> NDArray[np.int64]:
+def match(files: Files, old: Files) -> NDArray[np.int64]:
     """Give the files that are as they were their rows; the places of all others."""
     import numpy as np
 
-    if old is None:
-        return np.arange(len(files.names))
     places: NDArray[np.int64]
     if files.names == old.names:
         places = np.arange(len(files.names))
@@ -172,6 +171,18 @@ def match(files: Files, old: Files | None) -> NDArray[np.int64]:
     same[same] = (files.stamps[same] == old.stamps[places[same]]).all(axis=1)
     files.rows[same] = old.rows[places[same]]
     return np.flatnonzero(~same)
+
+
+def take_up(files: Files, fresh: NDArray[np.int64], parts: Sequence[Part], offset: int) -> None:
+    """Give the files that were read their stamps and rows: the tables of the parts follow each other from ``offset`` on."""
+    import numpy as np
+
+    at = 0
+    for part in parts:
+        places, rows = fresh[at : at + len(part.rows)], np.array(part.rows, np.int64)
+        files.stamps[places] = part.stamps
+        files.rows[places] = np.where(rows == NO_RUN, NO_RUN, rows + offset)
+        at, offset = at + len(places), offset + len(part.table)
 
 
 # --- the index --------------------------------------------------------------------------------------------------
@@ -250,9 +261,8 @@ def write_index(file: Path, files: Files, table: RunTable, without: set[str]) ->
         try:
             with aside.open("wb") as stream:
                 for part in parts:
-                    data = part if isinstance(part, bytes) else part.tobytes()
-                    total = zlib.crc32(data, total)
-                    stream.write(data)
+                    total = zlib.crc32(part, total)
+                    stream.write(part)
                 stream.write(total.to_bytes(4, "little"))
             aside.replace(file)
         finally:

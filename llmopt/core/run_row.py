@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from array import array
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -56,15 +56,16 @@ OF_QUALITY = re.compile(
 ROUNDED = 1e-6  # KL of equal distributions comes out a little below nothing
 NO_SPREAD = (NAN,) * len(STATS)
 NO_BOUNDS = Bounds(low=NAN, high=NAN)
+PACKED = struct.Struct(f"{len(NUMBERS)}d")
 
 
 class Row(msgspec.Struct, gc=False):
-    """One run of a table while it is made."""
+    """One run of a table while it is made; ``numbers`` as they lie in memory, NaN for what is not known."""
 
     run_id: str
     started_at: str
     words: tuple[str, ...]
-    numbers: array[float]
+    numbers: bytes
 
 
 def read_row(data: bytes) -> Row:
@@ -96,8 +97,8 @@ def read_row(data: bytes) -> Row:
         head.verdict.status, ",".join(sorted(r.code for r in reasons)) if reasons else "", head.evidence,
         tasks_of(bytes(head.quality.tasks)) if head.quality else "",
     )  # fmt: skip
-    # Three times as fast as leaving None to numpy.
-    known = array("d", [NAN if number is None else number for number in numbers])
+    # A third of the time of an array of numpy, or of Python.
+    known = PACKED.pack(*[NAN if number is None else number for number in numbers])
     return Row(run_id=head.run_id, started_at=head.started_at, words=words, numbers=known)
 
 
@@ -111,8 +112,13 @@ def require_date(text: str) -> None:
         dated = text[4] == text[7] == "-"  # as text they are in the order of time
     except ValueError:
         dated = False
-    if not dated or text[:10] > (date.today() + FAR_OFF).isoformat():
+    if not dated or text[:10] > latest_day():
         raise msgspec.ValidationError(f"its started_at {text!r} is {'far in the future' if dated else 'no date'}")
+
+
+@lru_cache(1)
+def latest_day() -> str:
+    return (date.today() + FAR_OFF).isoformat()
 
 
 def another_schema(schema: Any) -> str:

@@ -171,8 +171,10 @@ class Candidate:
 
     def share_interval(self, name: str) -> dict[str, Any] | None:
         """Three runs without a failure show no more than that failures are rare."""
-        column, rows = self.curves.table.column, self.point.rows
-        shares, counts = column(name)[rows], column("requests_ok")[rows] + column("requests_failed")[rows]
+        shares, answered, failed = (
+            self.curves.table.values(n, self.point.rows) for n in (name, "requests_ok", "requests_failed")
+        )
+        counts = answered + failed
         shown = self.point.value(name)
         if shown is None or (shares + counts != shares + counts).any():
             return None

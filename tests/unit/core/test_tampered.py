@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from llmopt.core import run_index
 from llmopt.core.run_index import read_store
 from llmopt.core.store import save_run
 from llmopt.recommend.candidates import comparable
@@ -114,6 +115,17 @@ def test_a_link_to_itself_is_named_and_ends_nothing(tmp_path):
     (tmp_path / "loop.json").symlink_to("loop.json")
     stored = read_store(tmp_path)
     assert (len(stored.table), [s.file for s in stored.skipped]) == (1, ["loop.json"])
+
+
+def test_a_link_to_nothing_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_index, "WORTH_WRITING", (1, 1))
+    save_run(tmp_path, run(), [])
+    (tmp_path / "gone.json").symlink_to("nothing.json")
+    for _ in ("without an index", "with it"):
+        stored = read_store(tmp_path)
+        assert (len(stored.table), stored.skipped) == (1, ())
+    (tmp_path / "nothing.json").write_text("{")
+    assert {s.file for s in read_store(tmp_path).skipped} == {"gone.json", "nothing.json"}
 
 
 def test_kl_may_be_rounded_below_nothing(tmp_path):

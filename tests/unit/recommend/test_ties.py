@@ -4,7 +4,8 @@ import tracemalloc
 
 import pytest
 
-from llmopt.recommend.ties import beats, beats_by_interval, over_requests, over_runs
+from llmopt.core.statistics import percentile
+from llmopt.recommend.ties import beats, beats_by_interval, draws, over_requests, over_runs, stretch
 
 
 def test_who_is_always_better_surely_beats():
@@ -41,6 +42,16 @@ def test_many_values_leave_no_tables_behind():
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept < 4 << 20  # one table of 1,600 values is 2 MB
+
+
+@pytest.mark.parametrize("count", [21, 84, 301])
+def test_of_many_the_interval_is_the_stretched_bootstrap_of_the_median(count):
+    import numpy as np
+
+    values = np.sort(np.random.default_rng(count).normal(100, 3, count))
+    drawn = np.median(values[draws(count, 0)], axis=1).tolist()
+    ends = [np.median(values) + (percentile(drawn, p) - np.median(values)) * stretch(count) for p in (2.5, 97.5)]
+    assert over_runs(values.tolist()) == pytest.approx(ends, rel=1e-12)
 
 
 def test_a_real_difference_is_found():
