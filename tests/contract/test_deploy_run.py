@@ -171,3 +171,13 @@ def test_a_canary_without_a_key_that_the_gateway_asks_for_is_left_out_by_name(tm
     with started(tmp_path, LITELLM_MASTER_KEY=KEY, LLMOPT_API_KEY=""):
         assert "canary is left out: LLMOPT_API_KEY is empty" in (tmp_path / "said.log").read_text()
         assert "canary" not in run(tmp_path, "status").stdout
+
+
+def test_an_address_that_alerts_went_to_is_forgotten_once_it_is_taken_out(tmp_path: Path) -> None:
+    write(of(), tmp_path)
+    place = tmp_path / "run" / "alert_webhook_url"
+    with started(tmp_path, ALERT_WEBHOOK_URL="http://one.example.org/secret"):
+        assert place.read_text() == "http://one.example.org/secret"
+        assert place.stat().st_mode & 0o077 == 0
+    with started(tmp_path, ALERT_WEBHOOK_URL=""):
+        assert until(lambda: not place.exists(), patience_s=10)

@@ -241,6 +241,7 @@ rm -f run/*.pid run/*.since run/*.pause run/*.ended
 {% for secret in secrets %}
 [ -n "${{ "{" }}{{ secret }}:-}" ] || fail "{{ secret }} is empty: copy .env.example to .env and fill it in"
 {% endfor %}
+rm -f run/alert_webhook_url  # of a former start: an address that was taken out is told nothing more
 [ -n "${ALERT_WEBHOOK_URL:-}" ] && (umask 077 && printf %s "$ALERT_WEBHOOK_URL" >run/alert_webhook_url)
 programs >run/programs
 echo $$ >run/supervisor.pid
