@@ -17,7 +17,7 @@ cd -- "$(dirname -- "$0")"
 # Where systemd looks for programs: one in a virtual environment, or another place of your own, it would not find.
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 DO=
-case ${1:-} in
+case $* in
   --dry-run) DO=echo ;;
   --remove|'') ;;
   *) echo "usage: ./install.sh [--dry-run|--remove]" >&2; exit 2 ;;

@@ -2,6 +2,7 @@
 # Puts the former configuration, which lies in previous/, back in place.  What is here now becomes previous/, so that running
 # this again undoes it.  It changes files alone: start the stack anew afterwards (README.md says how).
 set -eu
+[ $# -eq 0 ] || { echo "usage: ./rollback.sh" >&2; exit 2; }
 cd -- "$(dirname -- "$0")"
 # What stops all of this configuration, from this folder, whichever configuration lies in it.
 STOP={{ stop | sh }}

@@ -186,7 +186,7 @@ END
 }
 
 mkdir -p logs run/nginx || exit 1
-case ${1:-start} in
+case ${*:-start} in
   status) status; exit ;;
   stop)
     running || { echo "nothing runs" >&2; exit 1; }

@@ -187,6 +187,14 @@ def test_installing_can_be_rehearsed(tmp_path):
     assert "write_gpus 8082 1" in done.stdout
 
 
+@pytest.mark.parametrize("words", [["--remove", "--dry-run"], ["--dry-run", "--remove"], ["--help"]])
+def test_words_that_installing_does_not_know_change_nothing(tmp_path: Path, words: list[str]) -> None:
+    """``--remove --dry-run`` took all of it away."""
+    (tmp_path / "install.sh").write_text(files()["install.sh"].replace("id -u", "echo 1000"))
+    done = subprocess.run(["sh", "install.sh", *words], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr.split(":")[0]) == (2, "", "usage")
+
+
 def test_installing_wants_root(tmp_path):
     (tmp_path / "install.sh").write_text(files()["install.sh"].replace("id -u", "echo 1000"))
     done = subprocess.run(["sh", "install.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=20)

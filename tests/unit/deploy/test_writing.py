@@ -263,6 +263,13 @@ def test_rollback_without_a_former_one_says_so(tmp_path):
     assert "nothing to roll back to" in done.stderr
 
 
+def test_who_asks_rollback_for_help_rolls_nothing_back(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    done = subprocess.run([folder / "rollback.sh", "--help"], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (2, "usage: ./rollback.sh\n")
+    assert there(folder)["a.txt"] == "two"
+
+
 def test_rollback_overwrites_nothing_of_somebody_else(tmp_path):
     folder = written(written(tmp_path / "out", a_txt="one", only_then="then"), a_txt="two")
     (folder / "only.then").write_text("mine")
