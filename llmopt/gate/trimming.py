@@ -40,8 +40,6 @@ def best_blocks(blocks: Sequence[Block], one: Threshold) -> list[Block]:
     """
     share = kept_share(*sides_of(blocks), one)
     known = [b for b in blocks if b.knows(one)]
-    if share == 1:
-        return known
     sign = 1 if one.metric.better == "lower" else -1
     places = sorted(
         (sign * (mean_log([run], one) - mean_log(block.base, one)), at, place)

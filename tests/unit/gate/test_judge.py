@@ -10,7 +10,7 @@ import pytest
 from llmopt.core.errors import LlmoptError, UsageError
 from llmopt.gate.blocks import Block, Reading
 from llmopt.gate.counts import Counts
-from llmopt.gate.decide import blocks_for, sample_of
+from llmopt.gate.decide import blocks_for, levels, sample_of
 from llmopt.gate.design import make_design
 from llmopt.gate.gaps import require_knowable
 from llmopt.gate.judge import judge
@@ -70,6 +70,25 @@ def test_an_early_look_that_is_not_clear_goes_on() -> None:
     assert not found.decided
 
 
+def test_an_early_look_that_is_clearly_no_loss_stops_too() -> None:
+    found = judge(blocks(5, noise=0.0005), make_design(20, 0.99, 0), THREE, ended=False)
+    assert found is not None
+    assert (found.status, found.decided) == ("pass", True)
+
+
+def test_the_metrics_have_nine_tenths_of_the_error_of_a_look() -> None:
+    (row,) = verdict(blocks(8), "tpot_p50:5%").changes
+    assert row.low == pytest.approx(row.loss - sample_of(row.by_block).bound(DESIGN.spent[-1] * 0.9))
+
+
+def test_the_first_metric_has_half_of_the_error_and_the_others_take_holms_steps() -> None:
+    lost, even = (sample_of([loss - 0.001, loss + 0.001] * 4) for loss in (0.1, 0.0))
+    names = [one.name for one in THREE]
+    assert levels(dict.fromkeys(names, even), THREE, 0.01) == dict(zip(names, (0.005, 0.0025, 0.0025), strict=True))
+    found = levels(dict(zip(names, (even, lost, even), strict=True)), THREE, 0.01)
+    assert found == dict(zip(names, (0.005, 0.0025, 0.005), strict=True))
+
+
 def test_an_invalid_run_takes_its_block_out() -> None:
     good = blocks(8, slower=0.06)
     bad = replace(good[0], candidate=(reading(invalid=("too few",)), good[0].candidate[1]))
@@ -83,7 +102,7 @@ def test_runs_of_the_candidate_that_do_not_count_are_no_pass_whatever_the_base_s
 ) -> None:
     broken = (reading(invalid=("errors",)), reading())
     found = [replace(b, **{where: broken}) if b.number < 2 else b for b in blocks(8)]
-    both = [*found[:2], replace(found[2], base=broken), *found[3:]]
+    both = [*found[:2], *(replace(b, base=broken) for b in found[2:4]), *found[4:]]
     assert (verdict(found).status, verdict(both).status) == (status, status)
 
 
@@ -172,6 +191,13 @@ def test_an_equal_quality_is_no_pass_where_no_block_counts() -> None:
     )
     assert found is not None
     assert found.status == "inconclusive"
+
+
+def test_an_equal_quality_beside_no_whole_block_says_so() -> None:
+    sides = reading(quality=quality(0.02), invalid=("errors",)), reading(quality=quality(0.02))
+    found = judge([block(n, *sides) for n in range(8)], DESIGN, THREE, parse_quality([]), ended=True)
+    assert found is not None
+    assert (found.status, found.reasons[0]) == ("inconclusive", "0 whole blocks of 8")
 
 
 def proven(*sides: Reading):  # type: ignore[no-untyped-def]

@@ -36,6 +36,12 @@ def test_many_runs_of_one_session_are_no_surer_than_its_session() -> None:
     assert many == pytest.approx(few, rel=0.05)
 
 
+def test_sessions_of_one_day_are_no_surer_than_the_day_and_less_sure_where_they_are_apart() -> None:
+    apart = [reading(tpot=0.01 * (1 + 0.2 * (n % 2)), session=f"s{n}") for n in range(8)]
+    assert sample(runs(8), runs(8), TPOT, ASSUMED).error > 0.05
+    assert sample(runs(8), apart, TPOT, ASSUMED).error > 1.05 * sample(runs(8), runs(8), TPOT, ASSUMED).error
+
+
 def test_a_loss_within_the_noise_of_a_session_is_inconclusive() -> None:
     assert judged(runs(50, session="a"), runs(50, 0.06, session="b")) == "inconclusive"
 
