@@ -22,7 +22,7 @@ import msgspec
 from llmopt.core.domain import Machine, Measurement, stable_hash
 from llmopt.core.errors import StoreError
 from llmopt.core.files import PARTIAL
-from llmopt.core.run_files import NO_RUN, NO_STAMPS, Part, Skipped, read_files, record_files, stamps_of
+from llmopt.core.run_files import NO_RUN, NO_STAMPS, Skipped, read_files, record_files, stamps_of
 from llmopt.core.run_row import NUMBERS, WORDS
 from llmopt.core.run_table import RunTable, joined
 from llmopt.core.store import read_run
@@ -73,11 +73,11 @@ def read_store(results: Path) -> Stored:
     if old is not None:
         files.stamps = stamps_of(folder, files.names)
         fresh = match(files, old[0])
-    parts = read_files(folder, [files.names[place] for place in fresh])
-    tables = [part.table for part in parts] if known is None else [known, *(part.table for part in parts)]
-    table = tables[0] if len(tables) == 1 else joined(tables)
-    take_up(files, fresh, parts, 0 if known is None else len(known))
-    skipped = tuple(s for part in parts for s in part.skipped)
+    part = read_files(folder, [files.names[place] for place in fresh])
+    table, offset = (part.table, 0) if known is None else (joined([known, part.table]), len(known))
+    files.stamps[fresh] = part.stamps
+    files.rows[fresh] = np.where(part.rows == NO_RUN, NO_RUN, part.rows + offset)
+    skipped = tuple(part.skipped)
     if not one and len(files.names) >= WORTH_WRITING[0] and len(fresh) - len(skipped) >= WORTH_WRITING[1]:
         without = {s.file for s in skipped}  # what cannot be used is named every time, so it is read every time
         write_index(folder / INDEX, files, table, without)
@@ -171,18 +171,6 @@ def match(files: Files, old: Files) -> NDArray[np.int64]:
     same[same] = (files.stamps[same] == old.stamps[places[same]]).all(axis=1)
     files.rows[same] = old.rows[places[same]]
     return np.flatnonzero(~same)
-
-
-def take_up(files: Files, fresh: NDArray[np.int64], parts: Sequence[Part], offset: int) -> None:
-    """Give the files that were read their stamps and rows: the tables of the parts follow each other from ``offset`` on."""
-    import numpy as np
-
-    at = 0
-    for part in parts:
-        places, rows = fresh[at : at + len(part.rows)], np.array(part.rows, np.int64)
-        files.stamps[places] = part.stamps
-        files.rows[places] = np.where(rows == NO_RUN, NO_RUN, rows + offset)
-        at, offset = at + len(places), offset + len(part.table)
 
 
 # --- the index --------------------------------------------------------------------------------------------------

@@ -144,17 +144,22 @@ def table_of(runs: Sequence[Measurement]) -> RunTable:
     return assemble([read_row(msgspec.json.encode(run)) for run in runs], runs.__getitem__)
 
 
-def assemble(rows: Sequence[Row], read: Callable[[int], Measurement] = unread) -> RunTable:
+def assemble(
+    rows: Sequence[Row], read: Callable[[int], Measurement] = unread, into: NDArray[np.float64] | None = None
+) -> RunTable:
+    """``into``: memory for the columns, where it is not to be their own."""
     import numpy as np
 
     codes: dict[str, NDArray[np.int32]] = {}
     vocabulary: dict[str, list[str]] = {}
-    for place, name in enumerate(WORDS):
-        known: dict[str, int] = {}
-        codes[name] = np.array([known.setdefault(row.words[place], len(known)) for row in rows], np.int32)
-        vocabulary[name] = list(known)
+    words = list(zip(*(row.words for row in rows), strict=True)) or [()] * len(WORDS)
+    for name, column in zip(WORDS, words, strict=True):
+        vocabulary[name] = list(dict.fromkeys(column))
+        known = {word: code for code, word in enumerate(vocabulary[name])}
+        codes[name] = np.fromiter(map(known.__getitem__, column), np.int32, len(column))
     matrix = np.frombuffer(b"".join([row.numbers for row in rows])).reshape(len(rows), len(NUMBERS))
-    columns = matrix.T.copy()
+    columns = np.empty(matrix.shape[::-1]) if into is None else into[:, : len(rows)]
+    columns[:] = matrix.T
     numbers = {name: column for name, column in zip(NUMBERS, columns, strict=True) if not np.isnan(column).all()}
     return RunTable(
         run_ids=np.array([row.run_id.encode() for row in rows], np.bytes_),
@@ -170,6 +175,9 @@ def joined(tables: Sequence[RunTable]) -> RunTable:
     """One table of several, their rows in this order."""
     import numpy as np
 
+    tables = [table for table in tables if len(table)] or tables[:1]
+    if len(tables) == 1:
+        return tables[0]
     codes: dict[str, NDArray[np.int32]] = {}
     vocabulary: dict[str, list[str]] = {}
     for name in WORDS:
