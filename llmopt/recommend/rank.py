@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from llmopt.recommend.choosing import choose
 from llmopt.recommend.comparing import beats_next, by_figures_alone, in_order, surely_behind, tie_groups
 from llmopt.recommend.constraints import broken, check_filters, filtered, holds
 from llmopt.recommend.cost import Api
+from llmopt.recommend.curves import Curves
 from llmopt.recommend.front import AGAINST, Axis, axes, dominators, knee, memory_axis
 from llmopt.recommend.relaxation import apart_only, relaxation
 from llmopt.recommend.rows import line, reasons
@@ -70,8 +72,9 @@ def recommend(
             count_reasons(by, candidate, goal, filtered=bool(out))
         else:
             kept.append(candidate)
-    lines = []
-    for candidate, because in sorted(rejected, key=lambda pair: (pair[0].label, pair[0].key))[:top]:
+    lines, out_of_it = [], sorted(rejected, key=lambda pair: (pair[0].label, pair[0].key))[:top]
+    cut_columns([c for c, _ in out_of_it], top)
+    for candidate, because in out_of_it:
         lines.append(line(candidate, goal, against(candidate), api, because=because))
     return Ranking(
         ranked=rank(kept, goal, against, api, top),
@@ -81,6 +84,15 @@ def recommend(
         rejected_by=by,
         relaxation=relaxation(passed_filters, goal) if candidates and not kept else None,
     )
+
+
+def cut_columns(shown: Sequence[Candidate], top: int | None) -> None:
+    """For the lines that follow; not where all are shown, which would take the memory of the whole table once more."""
+    points: dict[Curves, list[int]] = defaultdict(list)
+    for c in shown if top is not None else ():
+        points[c.curves] += [p.number for p in c.points]
+    for curves, numbers in points.items():
+        curves.cut(numbers)
 
 
 def count_reasons(by: dict[str, int], candidate: Candidate, goal: Goal, *, filtered: bool) -> None:
@@ -142,6 +154,7 @@ def rank(
     for c in order:
         members.setdefault(groups[c.key], []).append(c)
     found = []
+    cut_columns(order[:top], top)
     for place, candidate in enumerate(order[:top], 1):
         others = (
             [c for c in members[groups[candidate.key]] if c is not candidate]

@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +37,8 @@ def test_every_run_is_in_the_block_of_its_point(counts):
     ]
 
 
-def test_the_figures_of_a_point_are_those_of_its_columns():
+@pytest.mark.parametrize("together", [[], [1, 0], [1]])
+def test_the_figures_of_a_point_are_those_of_its_columns(together):
     import numpy as np
 
     unknown = [{"output_tps": None}, {"ttft_s": None}]
@@ -51,6 +53,8 @@ def test_the_figures_of_a_point_are_those_of_its_columns():
     table = table_of(runs)
     curves = Curves(table, np.arange(len(table)))
     assert curves.counts.tolist() == [7, 5]
+    if together:
+        curves.cut(together)
     for point in range(len(curves)):
         figures = curves.figures(point)
         assert {name: figures[name] for name in table.numbers} == {n: curves.known(n, point) for n in table.numbers}
