@@ -57,6 +57,7 @@ ROUNDED = 1e-6  # KL of equal distributions comes out a little below nothing
 NO_SPREAD = (NAN,) * len(STATS)
 NO_BOUNDS = Bounds(low=NAN, high=NAN)
 PACKED = struct.Struct(f"{len(NUMBERS)}d")
+LACKED: list[int] = []  # places of numbers that some record, of those read so far, did not know
 
 
 class Row(msgspec.Struct, gc=False):
@@ -97,9 +98,22 @@ def read_row(data: bytes) -> Row:
         head.verdict.status, ",".join(sorted(r.code for r in reasons)) if reasons else "", head.evidence,
         tasks_of(bytes(head.quality.tasks)) if head.quality else "",
     )  # fmt: skip
-    # A third of the time of an array of numpy, or of Python.
-    known = PACKED.pack(*[NAN if number is None else number for number in numbers])
-    return Row(run_id=head.run_id, started_at=head.started_at, words=words, numbers=known)
+    return Row(run_id=head.run_id, started_at=head.started_at, words=words, numbers=packed(numbers))
+
+
+def packed(numbers: list[Number]) -> bytes:
+    """As they lie in memory; in a third of the time of an array of numpy, or of Python.
+
+    Records of one kind lack the same numbers: looking only where one before lacked them takes 2 us, at all of them 5.
+    """
+    for place in LACKED:
+        if numbers[place] is None:
+            numbers[place] = NAN
+    try:
+        return PACKED.pack(*numbers)
+    except struct.error:
+        LACKED.extend(place for place, number in enumerate(numbers) if number is None)
+        return PACKED.pack(*[NAN if number is None else number for number in numbers])
 
 
 def require_date(text: str) -> None:

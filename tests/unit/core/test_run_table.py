@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llmopt.core.run_row import served_as
+from llmopt.core.run_row import NUMBERS, PACKED, packed, served_as
 from llmopt.core.run_table import table_of
 from unit.make import run
 
@@ -66,3 +68,12 @@ def test_an_engine_s_own_option_that_changes_what_it_says_is_seen_in_every_spell
 )
 def test_an_engine_s_own_option_of_speed_alone_changes_nothing(words):
     assert served_as({"extra_args": words, "kv_cache_dtype": "fp8"}) == "fp8"
+
+
+@given(st.lists(st.sets(st.integers(0, len(NUMBERS) - 1)), min_size=1, max_size=5))
+def test_what_a_record_lacks_is_nan_whatever_those_before_it_lacked(records):
+    for lacked in records:
+        numbers = [None if place in lacked else float(place) for place in range(len(NUMBERS))]
+        found = PACKED.unpack(packed(numbers))
+        assert {place for place, number in enumerate(found) if math.isnan(number)} == lacked
+        assert all(number == place for place, number in enumerate(found) if place not in lacked)
