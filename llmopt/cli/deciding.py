@@ -92,7 +92,7 @@ def recommend_command(
         optimize=optimize, price_per_hour=price_per_hour, backends=words(backends), quantizations=words(quants),
         exclude=words(exclude), licences=words(licence),
     )  # fmt: skip
-    stored = read_store(results)
+    stored = read_store(results, aside=True)
     if not len(stored.table):
         raise no_runs(results, stored.skipped)
     say_skipped(stored.skipped)

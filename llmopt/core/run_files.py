@@ -93,8 +93,7 @@ def stamps(file: os.stat_result) -> tuple[int, int, int]:
 def read_files(folder: Path, names: Sequence[str]) -> Part:
     """In this process; many files in one for each core."""
     starts = range(0, len(names), AT_ONCE)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(starts) < 2 or cores < 2 or threading.active_count() > 1:
+    if len(starts) < 2 or (cores := free_cores()) < 2:
         return together([read_chunk(folder, names[at : at + AT_ONCE]) for at in starts])
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -111,6 +110,13 @@ def read_files(folder: Path, names: Sequence[str]) -> Part:
         initargs=((folder, names, columns),),
     ) as pool:
         return together(list(pool.map(read_shared, starts)), columns)
+
+
+def free_cores() -> int:
+    """How many processes can work at the same time; one where this one must not be forked, since a thread may hold a lock."""
+    if not hasattr(os, "fork") or threading.active_count() > 1:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_shared(start: int) -> Part:

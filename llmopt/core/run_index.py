@@ -8,6 +8,7 @@ last one wins, and both were right.  Small folders have none.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import mmap
 import os
@@ -22,7 +23,7 @@ import msgspec
 from llmopt.core.domain import Machine, Measurement, stable_hash
 from llmopt.core.errors import StoreError
 from llmopt.core.files import PARTIAL
-from llmopt.core.run_files import NO_RUN, NO_STAMPS, Skipped, read_files, record_files, stamps_of
+from llmopt.core.run_files import NO_RUN, NO_STAMPS, Skipped, free_cores, read_files, record_files, stamps_of
 from llmopt.core.run_row import NUMBERS, WORDS
 from llmopt.core.run_table import RunTable, joined
 from llmopt.core.store import read_run
@@ -58,8 +59,11 @@ class Files:
     rows: NDArray[np.int64]
 
 
-def read_store(results: Path) -> Stored:
-    """All runs of a folder, or the one of a file. Raises StoreError where there is neither."""
+def read_store(results: Path, *, aside: bool = False) -> Stored:
+    """All runs of a folder, or the one of a file. Raises StoreError where there is neither.
+
+    ``aside``: the index may be written while the caller goes on, and is there when this process ends at the latest.
+    """
     import numpy as np
 
     if not results.exists():
@@ -80,7 +84,8 @@ def read_store(results: Path) -> Stored:
     skipped = tuple(part.skipped)
     if not one and len(files.names) >= WORTH_WRITING[0] and len(fresh) - len(skipped) >= WORTH_WRITING[1]:
         without = {s.file for s in skipped}  # what cannot be used is named every time, so it is read every time
-        write_index(folder / INDEX, files, table, without)
+        write = write_aside if aside else write_index
+        write(folder / INDEX, files, table, without)
     place_of_row = np.full(len(table), -1)
     runs = np.flatnonzero(files.rows != NO_RUN)
     place_of_row[files.rows[runs]] = runs
@@ -222,6 +227,24 @@ def read_index(file: Path) -> tuple[Files, RunTable] | None:
         vocabulary=header.vocabulary,
     )
     return files, table
+
+
+def write_aside(file: Path, files: Files, table: RunTable, without: set[str]) -> None:
+    """``write_index`` by a process of its own, for which this one waits when it ends.
+
+    100,000 runs take a tenth of a second, for which the caller need not wait. Not by a thread: between any two columns it
+    would wait for its turn with the interpreter, and finish no sooner.
+    """
+    if free_cores() < 2:
+        return write_index(file, files, table, without)
+    child = os.fork()
+    if child:
+        atexit.register(os.waitpid, child, 0)
+        return None
+    try:  # an interrupt ends the writing too, which takes away what it began
+        write_index(file, files, table, without)
+    finally:
+        os._exit(0)  # nothing of the caller's is flushed or ended twice
 
 
 def write_index(file: Path, files: Files, table: RunTable, without: set[str]) -> None:

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -62,6 +64,26 @@ def test_new_records_are_put_into_the_index_and_not_read_again(indexed, reads):
     save_run(indexed, run("new", throughput=7, run_id="r9"), [])
     assert [sorted(throughputs(indexed)) for _ in range(2)] == [[7, 100, 101, 102]] * 2
     assert len(reads) == 1
+
+
+ASIDE = """
+import sys
+from pathlib import Path
+from llmopt.core import run_files, run_index
+run_index.WORTH_WRITING = 1, 1
+run_index.free_cores = lambda: 2
+print("once")
+run_index.read_store(Path(sys.argv[1]), aside=True)
+"""
+
+
+def test_an_index_that_is_written_aside_is_the_same_and_there_when_the_process_ends(indexed):
+    before = (indexed / INDEX).read_bytes()
+    (indexed / INDEX).unlink()
+    done = subprocess.run([sys.executable, "-c", ASIDE, indexed], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("once\n", "")
+    assert (indexed / INDEX).read_bytes() == before
+    assert [file.name for file in indexed.glob(".*")] == [INDEX]
 
 
 def test_what_the_index_knows_is_not_read_again(indexed, reads):
