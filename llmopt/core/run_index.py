@@ -239,12 +239,17 @@ def write_aside(file: Path, files: Files, table: RunTable, without: set[str]) ->
         return write_index(file, files, table, without)
     child = os.fork()
     if child:
-        atexit.register(os.waitpid, child, 0)
+        atexit.register(await_end, child)
         return None
     try:  # an interrupt ends the writing too, which takes away what it began
         write_index(file, files, table, without)
     finally:
         os._exit(0)  # nothing of the caller's is flushed or ended twice
+
+
+def await_end(child: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored nobody is left to be waited for
+        os.waitpid(child, 0)
 
 
 def write_index(file: Path, files: Files, table: RunTable, without: set[str]) -> None:

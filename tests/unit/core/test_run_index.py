@@ -67,20 +67,25 @@ def test_new_records_are_put_into_the_index_and_not_read_again(indexed, reads):
 
 
 ASIDE = """
+import signal
 import sys
 from pathlib import Path
 from llmopt.core import run_files, run_index
 run_index.WORTH_WRITING = 1, 1
 run_index.free_cores = lambda: 2
+if sys.argv[2] == "ignored":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("once")
 run_index.read_store(Path(sys.argv[1]), aside=True)
 """
 
 
-def test_an_index_that_is_written_aside_is_the_same_and_there_when_the_process_ends(indexed):
+@pytest.mark.parametrize("ends_of_children", ["heard", "ignored"])
+def test_an_index_that_is_written_aside_is_the_same_and_there_when_the_process_ends(indexed, ends_of_children):
     before = (indexed / INDEX).read_bytes()
     (indexed / INDEX).unlink()
-    done = subprocess.run([sys.executable, "-c", ASIDE, indexed], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-c", ASIDE, indexed, ends_of_children]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("once\n", "")
     assert (indexed / INDEX).read_bytes() == before
     assert [file.name for file in indexed.glob(".*")] == [INDEX]
