@@ -6,6 +6,7 @@ the right block, but its files then held the 16-bit weights of the earlier block
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.core.errors import UsageError
+from llmopt.core.weights import safetensors_header, tensors
 from llmopt.quantize.checks import in_our_words, load_model, read_samples, require_causal_lm
 from llmopt.quantize.steps import step, without_bars
 
@@ -45,6 +47,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     with in_our_words("auto-round"), tempfile.TemporaryDirectory(prefix="autoround-", dir=out) as aside:
         losses = optimize(model, aside, settings, ids, FORMATS[layout])
         take_up(Path(aside), Path(out))
+        narrow(Path(out), {name: entry["dtype"] for name, (_, entry) in tensors(Path(model)).items()})
     return {
         "losses": losses,
         "iterations": settings.get("iterations", ITERATIONS),
@@ -110,3 +113,30 @@ def take_up(aside: Path, out: Path) -> None:
         for file in config.parent.iterdir():
             file.rename(out / file.name)
         return
+
+
+def narrow(out: Path, types: dict[str, str]) -> None:
+    """Write tensors of the base (``types``: of each name, as in its header) with 16 bits again that were written with 32.
+
+    On a processor without instructions for bf16 the library works in float32, and leaves what it does not quantize so:
+    the embeddings of a small model made its file a third larger.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    narrower = {"BF16": torch.bfloat16, "F16": torch.float16}
+    saved = 0
+    for file in sorted(out.glob("*.safetensors")):
+        wide = {name for name, entry in safetensors_header(file).items() if entry["dtype"] == "F32"}
+        if not (wide := {name for name in wide if types.get(name) in narrower}):
+            continue
+        content = load_file(file)
+        for name in wide:
+            saved += 2 * content[name].numel()
+            content[name] = content[name].to(narrower[types[name]])
+        save_file(content, file.with_suffix(".partial"), metadata={"format": "pt"})
+        file.with_suffix(".partial").replace(file)
+    for index in out.glob("*.safetensors.index.json") if saved else ():
+        document = json.loads(index.read_text())
+        document["metadata"]["total_size"] -= saved
+        index.write_text(json.dumps(document, indent=2))
