@@ -159,7 +159,7 @@ def counted(found: object) -> str:
     return ", ".join(f"{count} × {status}" for status, count in sorted(counts.items())) or "–"
 
 
-def table(lines: Sequence[Line]) -> str:
+def table(lines: Sequence[Line], *, peers: bool) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
     heads = ("what", "how", "gates", "came out", "wanted")
     rows = [line(heads), line(["---"] * len(heads))]
@@ -169,7 +169,8 @@ def table(lines: Sequence[Line]) -> str:
             "# Live gates on the scripted server",
             "",
             f"{datetime.date.today()}, {os.cpu_count()} cores, server and clients on them together; `{' '.join(LOAD)}`."
-            f" Written by `live.py --peers DIR --write`; load average at the end {os.getloadavg()[1]:.1f}. Beside us {versions}.",
+            f" Written by `live.py {'--peers DIR ' if peers else ''}--write`; load average at the end {os.getloadavg()[1]:.1f}."
+            + (f" Beside us {versions}." if peers else ""),
             "",
             *rows,
             "",
@@ -209,7 +210,7 @@ def main() -> None:
                 ):
                     lines.append(perf_line(python, what, words, thresholds, sides, options.losses))
                     print(lines[-1], flush=True)
-    text = table(lines)
+    text = table(lines, peers=bool(options.peers))
     print(text)
     if options.write:
         TABLE.with_name(options.write).write_text(text)
