@@ -135,21 +135,22 @@ def recipe(settings: dict[str, Any]) -> list[Any]:
         # The library rounds to nearest after smoothing. Rounding by GPTQ brought the bundled model four times nearer to its
         # base than that, and 6 steps of the grid in place of 20 cost nothing in quality.
         nearest = settings.get("rounding", "gptq") == "nearest"
-        search_on_some(settings.get("grid_samples", 16))
+        if settings.get("grid_samples"):
+            search_on_some(settings["grid_samples"])
         rounding = QuantizationModifier(**groups) if nearest else GPTQModifier(**gptq, **groups)
         return [AWQModifier(n_grid=settings.get("grid", 6)), rounding]
     return [QuantizationModifier(**groups)]
 
 
 def search_on_some(most: int) -> None:
-    """AWQ tries each step of its grid on so many of the samples; what it takes from their activations is of all of them."""
+    """AWQ tries each step of its grid on so many of the samples at most; what it takes from their activations is of all of them."""
     import torch
     from llmcompressor.modifiers.transform import AWQModifier
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def outputs(self: Any, module: Any) -> list[Any]:
         cache = self._parent_args_cache[module]
-        found = [module(**cache.fetch(place)) for place in range(0, len(cache), max(1, len(cache) // most))]
+        found = [module(**cache.fetch(place)) for place in range(0, len(cache), max(1, -(-len(cache) // most)))]
         return [one[0] if isinstance(one, tuple) else one for one in found]
 
     AWQModifier._run_samples = outputs
