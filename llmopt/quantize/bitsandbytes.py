@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.core.errors import UsageError
-from llmopt.quantize.checks import in_our_words, load_model, require_causal_lm, shard_size
+from llmopt.quantize.checks import give_freed_memory_back, in_our_words, load_model, require_causal_lm, shard_size
 from llmopt.quantize.steps import step, without_bars
 
 METHODS = ("nf4", "nf4-dq", "fp4", "int8")
@@ -20,6 +20,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     shard: the model is never whole in 16 bits.
     """
     without_bars()
+    give_freed_memory_back(piece_by_piece=True)
     require_causal_lm(model)
     quantization = configuration(settings)
     layers = json.loads((Path(model) / "config.json").read_text()).get("num_hidden_layers", 1)
