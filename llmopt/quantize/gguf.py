@@ -14,7 +14,7 @@ from typing import Any
 from llmopt.core.environments import CONVERTER_FOLDER
 from llmopt.core.errors import ModelError, WorkerError
 from llmopt.core.gguf_types import FALLBACK, FILE_TYPES
-from llmopt.quantize.steps import step
+from llmopt.quantize.steps import step, without_bars
 
 # The split of a tokenizer.json → llama.cpp's name for it. The converter knows published
 # tokenizers by a hash over their whole vocabulary, so it refuses a tokenizer of one's own
@@ -71,6 +71,7 @@ def import_converter() -> None:
 
     Not the table of transformers' models, which it never asks: 2 MiB of names.
     """
+    without_bars()
     sys.path.insert(0, str(Path(sys.prefix) / CONVERTER_FOLDER))  # before the registry's older gguf
     import conversion.base  # noqa: F401
 

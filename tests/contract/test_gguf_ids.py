@@ -36,3 +36,9 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "base.gguf").write_bytes(b"GGUF")
     with pytest.raises(WorkerError, match="could not read the tokenizer"):
         require_same_ids(demo.MODEL, started_reading(demo.MODEL, tmp_path / "base.gguf", demo.HELD_OUT_TEXT))
+
+
+def test_nothing_is_said_of_a_file_that_never_came(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerError):
+        require_same_ids(demo.MODEL, started_reading(demo.MODEL, tmp_path / "base.gguf", demo.HELD_OUT_TEXT))
+    assert capfd.readouterr().err == ""  # the log ends with what ended the converter

@@ -130,7 +130,9 @@ def test_every_file_type_that_needs_no_matrix_is_written_as_its_name_says(worksh
     environment = environments.find(METHODS["gguf-q8_0"].needs)
     kinds = [kind for kind, t in FILE_TYPES.items() if not t.needs_imatrix]
     argv = [str(environment.python), "-c", EVERY_TYPE, workshop.model.path, str(tmp_path), *kinds]
-    subprocess.run(argv, check=True, capture_output=True, timeout=200)
+    said = subprocess.run(argv, check=True, capture_output=True, timeout=200).stderr
+    assert b"hf-to-gguf" in said
+    assert b"%|" not in said  # a bar is redrawn ten times a second into the log
     for kind in kinds:
         found = making.gguf_details(tmp_path / f"{kind}.gguf", kind)
         types = {t: n for t, n in found["tensor_types"].items() if t != "F32" or kind == "f32"}
