@@ -15,12 +15,12 @@ ours() {
   esac
   return 1
 }
-if [ ! -f previous/deployment.json ]; then
-  echo "error: there is no previous/deployment.json, so there is nothing to roll back to" >&2
-  exit 1
-fi
 if [ -e .rollback ]; then
   echo "error: .rollback is there: an earlier rollback was cut short; move its files back, then remove it" >&2
+  exit 1
+fi
+if [ ! -f previous/deployment.json ]; then
+  echo "error: there is no previous/deployment.json, so there is nothing to roll back to" >&2
   exit 1
 fi
 wanted=$(sed -n '/^  "files": {$/,/^  }/s/^    "\([^"]*\)": "[0-9a-f]*",\{0,1\}$/\1/p' previous/deployment.json)
@@ -48,6 +48,7 @@ if [ -n "$yours" ]; then
 fi
 others=
 [ "$(grep '^STOP=' rollback.sh)" = "$(grep '^STOP=' previous/rollback.sh 2>/dev/null)" ] || others=yes
+trap '' INT TERM HUP  # half of it would be neither configuration
 mkdir .rollback
 for path in \
 {% for path in paths %}

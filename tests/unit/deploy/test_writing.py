@@ -270,6 +270,25 @@ def test_who_asks_rollback_for_help_rolls_nothing_back(tmp_path):
     assert there(folder)["a.txt"] == "two"
 
 
+def test_a_signal_leaves_no_half_of_a_rollback(tmp_path):
+    folder = written(written(tmp_path / "out", a_txt="one", b_txt="one"), a_txt="two", b_txt="two")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mv").write_text('#!/bin/sh\n/bin/mv "$@"\nkill -INT $PPID\nkill -TERM $PPID\n')
+    (tmp_path / "bin" / "mv").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run([folder / "rollback.sh"], env={"PATH": path}, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [there(folder)[name] for name in ("a.txt", "b.txt", "previous/a.txt")] == ["one", "one", "two"]
+
+
+def test_what_a_rollback_that_was_killed_left_is_said_first(tmp_path):
+    """By then the former document may lie in its place already."""
+    folder = written(written(tmp_path / "out", a_txt="one"), a_txt="two")
+    (folder / ".rollback").mkdir()
+    (folder / "previous" / "deployment.json").unlink()
+    assert roll_back(folder).stderr.startswith("error: .rollback is there")
+
+
 def test_rollback_overwrites_nothing_of_somebody_else(tmp_path):
     folder = written(written(tmp_path / "out", a_txt="one", only_then="then"), a_txt="two")
     (folder / "only.then").write_text("mine")
