@@ -40,7 +40,7 @@ from llmopt.deploy.kubernetes_network import (
 )
 from llmopt.deploy.kubernetes_objects import labels, lost, metadata
 from llmopt.deploy.kubernetes_scaling import adapter_rules, autoscaler, pod_autoscaler, scaled_object, signal
-from llmopt.deploy.plan import ENGINE_PORT, Deployment, File
+from llmopt.deploy.plan import ENGINE_PORT, GATEWAY_PORT, Deployment, File
 from llmopt.deploy.templates import render
 
 HEADS = {
@@ -88,6 +88,8 @@ def refusal(deployment: Deployment) -> str | None:
         return f"{wishes.domain} is an address, and an Ingress takes names alone: --domain llm.example.org"
     if not wishes.domain and (wishes.tls or wishes.rate_limit_rps is not None):
         return "--tls and --rate-limit are of the Ingress, which goes with --domain"
+    if wishes.domain and wishes.port != GATEWAY_PORT:
+        return f"--port {wishes.port} is not the Ingress's to choose: its controller listens on 80 and 443"
     if wishes.autoscaler == "keda" and not wishes.monitoring:
         return "--autoscaler keda asks Prometheus for the load, which goes with --monitoring"
     if (word := lost(deployment)) is not None:

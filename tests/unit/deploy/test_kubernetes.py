@@ -394,6 +394,7 @@ def test_no_secret_is_written() -> None:
         ({"wishes": {"tls": True}}, "--domain"),
         ({"wishes": {"domain": "1.2.3.4"}}, "1.2.3.4 is an address"),
         ({"wishes": {"rate_limit_rps": 5.0}}, "--domain"),
+        ({"wishes": {"domain": "a.b", "port": 9000}}, "--port 9000"),
         ({"wishes": {"autoscaler": "keda", "monitoring": False}}, "--monitoring"),
         ({"engine": {"model": "a\x7fb"}}, "a\\x7fb"),
         ({"engine": {"inside": Launch(argv=("a\x85b",))}}, "lose"),
