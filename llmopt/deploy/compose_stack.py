@@ -8,7 +8,7 @@ from typing import Any
 from llmopt.core.domain import stable_hash
 from llmopt.deploy.alertmanager import WEBHOOK, alertmanager_config
 from llmopt.deploy.canary import DOCUMENT, EVERY_S, dockerfile
-from llmopt.deploy.compose_service import bind, hardened, published
+from llmopt.deploy.compose_service import bind, escaped, hardened, published
 from llmopt.deploy.documents import yaml_text
 from llmopt.deploy.grafana import DASHBOARDS, provisioning
 from llmopt.deploy.litellm import litellm_config, litellm_dockerfile
@@ -17,6 +17,7 @@ from llmopt.deploy.plan import (
     ALERTMANAGER_PORT,
     CANARY_PORT,
     ENGINE_PORT,
+    GPU_EXPORTER_PORT,
     GRAFANA_PORT,
     LITELLM_PORT,
     MODEL_IN_CONTAINER,
@@ -34,10 +35,11 @@ PROMETHEUS = "prom/prometheus:v3.2.1"
 ALERTMANAGER = "prom/alertmanager:v0.28.1"
 GRAFANA = "grafana/grafana:11.5.2"
 GPU_EXPORTER = "nvcr.io/nvidia/k8s/dcgm-exporter:3.3.9-3.6.1-ubuntu22.04"
-GPU_EXPORTER_PORT = 9400
 GATEWAY_INSIDE = 8080
 CACHE_BYTES = 256 * 1024**2
 CANARY = "canary"  # a service, and the profile that it is started by
+# Each of its probes would be refused, and somebody called.
+WITH_A_KEY = 'test -n "$LLMOPT_API_KEY" || { echo "CANARY_API_KEY is empty: .env" >&2; exit 1; }; exec "$@"'
 KEPT = "15d"  # of what Prometheus has seen: five times the longest window of a rule
 
 
@@ -162,6 +164,7 @@ def canary(stack: Stack, made: dict[str, File]) -> dict[str, Any]:
     elif asks_for_keys(deployment):
         stack.wanted["CANARY_API_KEY"] = "one of the keys in that file, for the canary"
         environment["LLMOPT_API_KEY"] = "${CANARY_API_KEY:-}"
+        words = ["sh", "-c", escaped(WITH_A_KEY), CANARY, *words]
     stack.wanted["COMPOSE_PROFILES"] = f"{CANARY}, once its image can be built: then it starts with the rest"
     stack.wanted["LLMOPT"] = (
         f"what pip installs for it where no wheel lies in canary/ (canary/Dockerfile); {package} where it is empty"

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from llmopt.core.errors import UsageError
-from llmopt.deploy.plan import Deployment, Launch
+from llmopt.deploy.plan import GPU_EXPORTER_PORT, Deployment, Launch
 
 HOST = "127.0.0.1"
+GPU_EXPORTER = f"{HOST}:{GPU_EXPORTER_PORT}"
 LAST_PORT = 65535
 # Below it root alone may listen, or who is given that right: the gateway, and nobody beside it.
 LOWEST_FREE_PORT = 1024
@@ -89,6 +90,15 @@ def replica(deployment: Deployment, number: int, port: int) -> Launch:
 def env_words(environment: Mapping[str, str]) -> tuple[str, ...]:
     """``env`` and NAME=VALUE of each: a process is given exactly these beside its own."""
     return ("env", *(f"{name}={value}" for name, value in environment.items())) if environment else ()
+
+
+def doubts(deployment: Deployment) -> tuple[str, ...]:
+    """NVIDIA's exporter is a container, or a package of NVIDIA's own."""
+    if not (deployment.wishes.monitoring and deployment.engine.gpus):
+        return ()
+    return (
+        f"no alert and no panel tells of GPUs until NVIDIA's dcgm-exporter answers at {GPU_EXPORTER}: it is not started here",
+    )
 
 
 def refusal(deployment: Deployment) -> str | None:

@@ -14,13 +14,14 @@ from llmopt.core.domain import Status
 
 ENGINE_PORT = 8000  # of an engine in a container; what runs on one machine has ports of its own (local.py)
 GATEWAY_PORT = 8080
-LITELLM_PORT, REDIS_PORT, PROMETHEUS_PORT, ALERTMANAGER_PORT, GRAFANA_PORT, CANARY_PORT = (
+LITELLM_PORT, REDIS_PORT, PROMETHEUS_PORT, ALERTMANAGER_PORT, GRAFANA_PORT, CANARY_PORT, GPU_EXPORTER_PORT = (
     4000,
     6379,
     9090,
     9093,
     3000,
     9464,
+    9400,
 )
 MODEL_IN_CONTAINER = "/model"
 MOST_REPLICAS = 1000

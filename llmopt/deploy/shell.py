@@ -229,6 +229,8 @@ def monitoring_documents(deployment: Deployment, ports: Ports, places: Places) -
     targets: dict[str, tuple[str, ...]] = {"canary": (f"{HOST}:{ports.canary}",)}
     if deployment.engine.metrics_path is not None:
         targets["engine"] = ports.addresses
+    if deployment.engine.gpus:
+        targets["gpu"] = (local.GPU_EXPORTER,)
     alertmanager = f"{HOST}:{ports.alertmanager}"
     config = prometheus_config(deployment, targets=targets, rules="rules.yml", alertmanager=alertmanager)
     return {
@@ -311,6 +313,7 @@ TARGET = Target(
     files=files,
     start=lambda deployment: ("./run.sh",),
     url=url,
+    doubts=local.doubts,
     secrets=lambda deployment: secret_places(deployment, ".env", Places()),
     limits_memory=False,
 )

@@ -93,8 +93,9 @@ def reads_temporary(deployment: Deployment) -> bool:
 
 def doubts(deployment: Deployment) -> tuple[str, ...]:
     if not reads_temporary(deployment):
-        return ()
+        return local.doubts(deployment)
     return (
+        *local.doubts(deployment),
         "what the engine reads lies below /tmp or /var/tmp, which machines empty by themselves, at a start or by age:"
         " the services do not start any more then",
     )

@@ -55,7 +55,8 @@ asked_of() {  # what tells that it is alive
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
-alive() { [ -s "run/$1.pid" ] && kill -0 "$(cat "run/$1.pid")" 2>/dev/null; }
+# Whoever asks: of another one's process a signal tells nothing.
+alive() { [ -s "run/$1.pid" ] && [ -d "/proc/$(cat "run/$1.pid")" ]; }
 
 ask() {  # ADDRESS
   case $1 in
@@ -190,7 +191,9 @@ case ${*:-start} in
   status) status; exit ;;
   stop)
     running || { echo "nothing runs" >&2; exit 1; }
-    kill -TERM "$(cat run/supervisor.pid)"
+    supervisor=$(cat run/supervisor.pid 2>/dev/null)
+    # It would be waited for without end.
+    kill -TERM "$supervisor" 2>/dev/null || fail "the ./run.sh that runs here, process ${supervisor:-unknown}, takes no signal from $(id -un)"
     while running; do sleep 0.2; done
     exit ;;
   start) ;;

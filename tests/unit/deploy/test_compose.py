@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import pytest
@@ -183,6 +184,21 @@ def test_the_canary_s_image_keeps_nothing_else_from_starting() -> None:
 def test_a_canary_without_a_key_keeps_nothing_else_from_starting() -> None:
     text = files(deployment(wishes={"domain": "llm.example.org"}))["compose.yaml"].text
     assert "${CANARY_API_KEY:-}" in text
+
+
+@pytest.mark.parametrize(("key", "starts"), [("", False), ("k", True)])
+def test_a_canary_without_a_key_that_the_gateway_asks_for_probes_nobody(key: str, starts: bool) -> None:
+    words = document(wishes={"domain": "llm.example.org"})["services"]["canary"]["entrypoint"]
+    done = subprocess.run(
+        [*words[: words.index("llmopt")], "echo", "a  b"], env={"LLMOPT_API_KEY": key}, capture_output=True, text=True
+    )
+    assert (done.returncode == 0, done.stdout == "a  b\n", "CANARY_API_KEY is empty" in done.stderr) == (
+        (starts, starts, not starts)
+    )
+
+
+def test_a_gateway_that_asks_nobody_has_a_canary_without_a_key() -> None:
+    assert document()["services"]["canary"]["entrypoint"][0] == "llmopt"
 
 
 def test_without_an_image_there_is_no_compose() -> None:

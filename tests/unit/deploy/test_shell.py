@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -155,6 +161,19 @@ def test_monitoring_is_written_where_it_is_asked_for():
     )
 
 
+@pytest.mark.parametrize("name", ["shell", "systemd"])
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_what_rules_and_panels_ask_for_is_scraped(name: str, gpus: int) -> None:
+    made = deployment(engine={"gpus": gpus}, wishes={"target": name})
+    files = target(name).files(made)
+    scraped = {job["job_name"] for job in yaml.safe_load(files["prometheus.yml"].text)["scrape_configs"]}
+    asked = set(re.findall(r'job=\\?"([^"\\]+)', files["rules.yml"].text + files["grafana/llmopt.json"].text))
+    assert asked == scraped
+    assert [
+        doubt for doubt in target(name).doubts(made) if "dcgm-exporter answers at 127.0.0.1:9400" in doubt
+    ] or not gpus
+
+
 def test_litellm_stands_between_nginx_and_the_engines():
     made = target("shell").files(of(wishes={"gateway": "litellm"}))
     ports = local.ports(of())
@@ -182,6 +201,39 @@ def test_status_of_what_does_not_run_is_1(tmp_path):
     (tmp_path / "run.sh").write_text(script(of()))
     done = subprocess.run(["sh", "run.sh", "status"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "gateway: does not run")
+
+
+@pytest.mark.parametrize("pid", ["", "gone"])
+def test_what_cannot_be_stopped_is_not_waited_for(tmp_path: Path, pid: str) -> None:
+    (tmp_path / "run.sh").write_text(script(of()))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "supervisor.pid").write_text(pid and f"{ended()}\n")
+    with (tmp_path / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(["sh", "run.sh", "stop"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "takes no signal from" in done.stderr
+
+
+def ended() -> int:
+    """The number of a process that is no more."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root becomes somebody else")
+def test_status_is_the_same_whoever_asks() -> None:
+    with tempfile.TemporaryDirectory(prefix="llmopt-status-") as name:
+        folder, made = Path(name), of(capacity={"replicas": 1})
+        folder.chmod(0o755)
+        (folder / "run.sh").write_text(script(made))
+        for part in ("run/nginx", "logs"):
+            (folder / part).mkdir(parents=True)
+        (folder / "run" / "programs").write_text("engine_1 1 http://127.0.0.1:1/health\n")
+        (folder / "run" / "engine_1.pid").write_text(f"{os.getpid()}\n")
+        words = ["setpriv", "--reuid", "65534", "--clear-groups", "sh", "run.sh", "status"]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=20)
+    assert done.stdout == "engine_1: runs, and does not answer on port 1\n", done.stderr
 
 
 def told(tmp_path: Path, made: Deployment, **fakes: str) -> str:
