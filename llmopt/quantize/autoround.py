@@ -119,7 +119,8 @@ def narrow(out: Path, types: dict[str, str]) -> None:
     """Write tensors of the base (``types``: of each name, as in its header) with 16 bits again that were written with 32.
 
     On a processor without instructions for bf16 the library works in float32, and leaves what it does not quantize so:
-    the embeddings of a small model made its file a third larger.
+    the embeddings of a small model made its file a third larger.  A base in 32 bits is loaded in bf16 like any other, so
+    that those of its numbers lose nothing; where one would (a library may keep a tensor in 32 bits), the tensor stays.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -127,14 +128,14 @@ def narrow(out: Path, types: dict[str, str]) -> None:
     narrower = {"BF16": torch.bfloat16, "F16": torch.float16}
     saved = 0
     for file in sorted(out.glob("*.safetensors")):
-        wide = {name for name, entry in safetensors_header(file).items() if entry["dtype"] == "F32"}
-        if not (wide := {name for name in wide if types.get(name) in narrower}):
+        wide = {name for name, entry in safetensors_header(file).items() if entry["dtype"] == "F32"} & types.keys()
+        content = load_file(file) if wide else {}
+        short = {name: content[name].to(narrower.get(types[name], torch.bfloat16)) for name in wide}
+        short = {n: t for n, t in short.items() if types[n] in narrower or torch.equal(t.float(), content[n])}
+        if not short:
             continue
-        content = load_file(file)
-        for name in wide:
-            saved += 2 * content[name].numel()
-            content[name] = content[name].to(narrower[types[name]])
-        save_file(content, file.with_suffix(".partial"), metadata={"format": "pt"})
+        saved += sum(2 * tensor.numel() for tensor in short.values())
+        save_file(content | short, file.with_suffix(".partial"), metadata={"format": "pt"})
         file.with_suffix(".partial").replace(file)
     for index in out.glob("*.safetensors.index.json") if saved else ():
         document = json.loads(index.read_text())

@@ -14,26 +14,28 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from llmopt.quantize.autoround import narrow  # noqa: E402
 
 
-def test_what_the_base_has_in_16_bits_is_written_so_again(tmp_path: Path) -> None:
+def test_what_was_loaded_in_16_bits_is_written_so_again(tmp_path: Path) -> None:
     written = {
         "embed": torch.tensor([1.0, 2.5]),
         "scales": torch.ones(3),
         "norm": torch.ones(2),
+        "gate": torch.tensor([1.0, 1.0 + 2**-20]),
         "q": torch.ones(2).int(),
     }
     save_file(written, tmp_path / "model-1.safetensors")
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 36}, "weight_map": {}}))
-    narrow(tmp_path, {"embed": "BF16", "norm": "F32"})
+    index.write_text(json.dumps({"metadata": {"total_size": 44}, "weight_map": {}}))
+    narrow(tmp_path, {"embed": "BF16", "norm": "F32", "gate": "F32"})
     found = load_file(tmp_path / "model-1.safetensors")
     assert {name: str(t.dtype) for name, t in found.items()} == {
         "embed": "torch.bfloat16",
         "scales": "torch.float32",  # the library's own
-        "norm": "torch.float32",  # of the base
+        "norm": "torch.bfloat16",  # as it was loaded, although the base has 32 bits
+        "gate": "torch.float32",  # which the library kept
         "q": "torch.int32",
     }
     assert found["embed"].tolist() == [1.0, 2.5]
-    assert json.loads(index.read_text())["metadata"]["total_size"] == 32
+    assert json.loads(index.read_text())["metadata"]["total_size"] == 36
     assert not list(tmp_path.glob("*.partial"))
 
 
