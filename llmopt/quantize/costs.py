@@ -59,8 +59,9 @@ def _fit(mib: int, bytes_per_parameter: float, start_s: float, s_per_billion: fl
 COSTS = {
     ("gptq", "compressed-tensors"): _fit(540, 2.5, 6, 100, 100),
     ("gptq", "gptq"): _fit(600, 3.0, 10, 150, 150),
-    ("awq", "compressed-tensors"): _fit(600, 4.0, 6, 100, 250),
-    ("awq", "awq"): _fit(700, 4.0, 10, 150, 480),
+    # Of AWQ most is its grid, which llm-compressor's tries on sixteen of the samples however many there are.
+    ("awq", "compressed-tensors"): _fit(600, 4.0, 6, 1900, 240),
+    ("awq", "awq"): _fit(1000, 4.0, 10, 5500, 740),
     ("autoround", "auto-round"): _fit(700, 4.0, 10, 150, 400),
     ("autoround", "compressed-tensors"): _fit(700, 4.0, 10, 150, 400),
     ("autoround", "gptq"): _fit(700, 4.0, 10, 150, 400),

@@ -1,5 +1,7 @@
 import json
+import statistics
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -9,12 +11,14 @@ from llmopt.core.artifacts import open_model
 from llmopt.core.environments import Environment
 from llmopt.core.errors import ModelError, StoreError, UsageError
 from llmopt.quantize import METHODS, method, preflight, sizes
-from llmopt.quantize.costs import COSTS, Cost
+from llmopt.quantize.costs import COSTS, Cost, cost_of
 from unit.make import decoder, weights
 
 # Bits per weight that the libraries really wrote for the bundled model (benchmarks/quantize/results.json).
 WRITTEN = {"gguf-q8_0": 8.522, "gguf-q4_k_m": 5.041, "gguf-q6_k": 6.587, "gguf-iq4_xs": 4.585, "gguf-q2_k": 3.378,
            "nf4-dq": 5.60, "gptq-int4-g128": 5.53, "awq-int4-g128": 5.56}  # fmt: skip
+# What each method took there, by itself.
+TOOK = json.loads((Path(__file__).parents[3] / "benchmarks/quantize/results.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -257,3 +261,25 @@ def test_a_damaged_history_is_no_history(tmp_path, text):
 def test_costs_grow_with_the_model_and_the_calibration(cost: Cost):
     assert cost.seconds(10**9, 0) < cost.seconds(10**10, 0) <= cost.seconds(10**10, 10**6)
     assert cost.memory_bytes(10**9) < cost.memory_bytes(10**10)
+
+
+@pytest.mark.parametrize("name", TOOK["cases"])
+def test_what_the_first_run_takes_is_told_as_it_was_measured(name: str):
+    chosen = method(name.partition("/")[0])
+    route = chosen.route(name.partition("/")[2] or None)
+    tokens = TOOK["samples"] * TOOK["sample_tokens"] if route.calibrated else 0
+    cost, rounds = cost_of(chosen, route), [one["llmopt"] for one in TOOK["cases"][name]["rounds"]]
+    parameters = open_model(demo.MODEL).parameters
+    seconds = statistics.median(one["worker_s"] for one in rounds)
+    memory = statistics.median(one["worker_peak_bytes"] for one in rounds)
+    assert seconds / 1.5 < cost.seconds(parameters, tokens) < 1.5 * seconds
+    assert cost.memory_bytes(parameters) == pytest.approx(memory, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seconds"), [(2048, 20.6), (4096, 32.1), (16_384, 57.2)]
+)  # of 256-token samples, measured
+def test_the_grid_of_awq_costs_alike_for_few_samples_and_many(tokens: int, seconds: float):
+    chosen = method("awq-int4-g128")
+    found = cost_of(chosen, chosen.routes[0]).seconds(open_model(demo.MODEL).parameters, tokens)
+    assert found == pytest.approx(seconds, rel=0.35)
