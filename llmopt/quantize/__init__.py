@@ -192,7 +192,7 @@ METHODS: dict[str, Method] = {
             name="awq-int4-g128", method="awq", bits=4, group_size=128,
             routes=(
                 # AWQ's scales, then GPTQ's rounding: rounding to the nearest left the bundled model four times as far off.
-                # Its grid is tried on a quarter of the samples: as near to the base, in half of the time.
+                # Its grid is tried on a quarter of the default 64 samples: as near to the base, in half of the time.
                 _llmcompressor(
                     method="awq", bits=4, group_size=128, symmetric=False, rounding="gptq", grid=6, grid_samples=16
                 ),
