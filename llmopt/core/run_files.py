@@ -7,6 +7,7 @@ import gc
 import mmap
 import os
 import threading
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Stamps = tuple[int, int, int]
 AT_ONCE = 2_000  # files that a process reads before it hands over
 READ_AT_ONCE = 1 << 16  # most records are smaller; a large buffer costs more than a second call
+WATCHED_S = 1.0
 NO_RUN = -1
 NO_STAMPS = -1, -1, -1
 # In a process that reads for another: the folder, its files, and where their numbers go.
@@ -106,8 +108,8 @@ def read_files(folder: Path, names: Sequence[str]) -> Part:
     with ProcessPoolExecutor(
         min(cores, len(starts)),
         mp_context=get_context("fork"),
-        initializer=SHARED.append,
-        initargs=((folder, names, columns),),
+        initializer=attend,
+        initargs=((folder, names, columns), os.getpid()),
     ) as pool:
         return together(list(pool.map(read_shared, starts)), columns)
 
@@ -117,6 +119,18 @@ def free_cores() -> int:
     if not hasattr(os, "fork") or threading.active_count() > 1:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def attend(shared: tuple[Path, Sequence[str], NDArray[np.float64]], parent: int) -> None:
+    """The first thing in a process that reads for another: it ends when that one is killed, for nobody else would end it."""
+    SHARED.append(shared)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCHED_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_shared(start: int) -> Part:
@@ -195,7 +209,7 @@ def read_file(file: str) -> tuple[Row | str | None, Stamps]:
         return error.strerror or str(error), NO_STAMPS
     try:
         return read_row(data), known
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         return reason_of(data, error), known
 
 

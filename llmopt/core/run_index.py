@@ -96,6 +96,7 @@ def read_store(results: Path, *, aside: bool = False) -> Stored:
     )
     names = [files.names[place] for place in place_of_row[order].tolist()]
     skipped += tuple(Skipped(file=name, reason=CHANGED_COPY) for name in strange)
+    skipped = tuple(Skipped(file=told(s.file), reason=s.reason) for s in skipped)
     return Stored(table=table.taken(order, lambda i: whole(folder / names[i])), skipped=skipped, copies=copies)
 
 
@@ -125,6 +126,11 @@ def whole(file: Path) -> Measurement:
     if run is None:
         raise StoreError(f"{file} is no run any more", hint="ask again")
     return run
+
+
+def told(name: str) -> str:
+    """As JSON can have it: bytes of a name that are no UTF-8 by their numbers."""
+    return name if name.isascii() else os.fsencode(name).decode(errors="backslashreplace")
 
 
 def without_copies(
@@ -237,7 +243,10 @@ def write_aside(file: Path, files: Files, table: RunTable, without: set[str]) ->
     """
     if free_cores() < 2:
         return write_index(file, files, table, without)
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:  # no further process is to be had
+        return write_index(file, files, table, without)
     if child:
         atexit.register(await_end, child)
         return None
@@ -253,10 +262,14 @@ def await_end(child: int) -> None:
 
 
 def write_index(file: Path, files: Files, table: RunTable, without: set[str]) -> None:
-    """Leave out the files ``without``. A folder that cannot be written to has no index."""
+    """Leave out the files ``without``, and those whose names are no text. A folder that cannot be written to has no index."""
     import numpy as np
 
-    kept = np.array([name not in without for name in files.names], bool)
+    kept = np.array([name not in without and told(name) == name for name in files.names], bool)
+    rows, used = files.rows[kept], np.zeros(len(table), bool)
+    used[rows[rows != NO_RUN]] = True
+    if not used.all():  # rows of records that changed or are gone: the index would grow by all of them each time
+        table, rows = table.taken(np.flatnonzero(used), table.read), np.append(np.cumsum(used) - 1, NO_RUN)[rows]
     header = Header(
         layout=LAYOUT,
         files=[name for name, keep in zip(files.names, kept, strict=True) if keep],
@@ -267,8 +280,8 @@ def write_index(file: Path, files: Files, table: RunTable, without: set[str]) ->
         vocabulary=table.vocabulary,
     )
     words = msgspec.msgpack.encode(header)
-    arrays = [files.stamps[kept], files.rows[kept], table.run_ids, table.started_at]
-    arrays += [*table.numbers.values(), *(table.codes[name] for name in WORDS)]
+    arrays = [files.stamps[kept], rows, table.run_ids, table.started_at]
+    arrays += [*map(table.column, table.numbers), *(table.codes[name] for name in WORDS)]
     parts: list[Any] = [MAGIC, len(words).to_bytes(8, "little"), words, *arrays]
     # Not flushed to the disk: after a power cut the sum is wrong, and the index made anew.
     aside = file.with_name(f"{file.name}{PARTIAL}{os.getpid()}")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from llmopt.core import run_files, run_index
@@ -89,6 +90,71 @@ def test_an_index_that_is_written_aside_is_the_same_and_there_when_the_process_e
     assert (done.stdout, done.stderr) == ("once\n", "")
     assert (indexed / INDEX).read_bytes() == before
     assert [file.name for file in indexed.glob(".*")] == [INDEX]
+
+
+@pytest.mark.parametrize("change", ["read again", "gone"])
+def test_rows_of_records_that_changed_or_are_gone_do_not_stay_in_the_index(indexed, change):
+    size = (indexed / INDEX).stat().st_size
+    for n in range(5):
+        if change == "gone":
+            next(indexed.rglob(f"r*{n}.json")).unlink()
+            save_run(indexed, run("new", throughput=7, run_id=f"r{n + 3}", started_at="2025-02-01", intervals={}), [])
+        for file in indexed.rglob("r*.json"):
+            os.utime(file)
+        expected = sorted(json.loads(file.read_text())["metrics"]["output_tps"] for file in indexed.rglob("r*.json"))
+        assert sorted(throughputs(indexed)) == sorted(throughputs(indexed)) == expected
+    assert (indexed / INDEX).stat().st_size < 1.2 * size
+
+
+def test_a_file_whose_name_is_no_text_is_read_each_time_and_named(indexed, reads):
+    text = next(indexed.rglob("r1.json")).read_text().replace('"r1"', '"r7"')
+    (indexed / os.fsdecode(b"caf\xe9.json")).write_text(text)
+    (indexed / os.fsdecode(b"half\xe9.json")).write_text("{")
+    (indexed / "é.json").write_text(text.replace('"r7"', '"r8"'))
+    for _ in range(2):
+        stored = read_store(indexed)
+        assert (len(stored.table), [s.file for s in stored.skipped]) == (5, ["half\\xe9.json"])
+    assert [os.fsencode(name)[:4] for name in sorted(reads)] == [
+        b"caf\xe9",
+        b"caf\xe9",
+        b"half",
+        b"half",
+        "é.j".encode(),
+    ]
+
+
+def test_an_index_is_written_where_no_further_process_is_to_be_had(indexed, monkeypatch):
+    def refused() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    (indexed / INDEX).unlink()
+    monkeypatch.setattr(run_index, "free_cores", lambda: 2)
+    monkeypatch.setattr(os, "fork", refused)
+    read_store(indexed, aside=True)
+    assert (indexed / INDEX).exists()
+
+
+KILLED = """
+import os
+import sys
+import time
+from pathlib import Path
+from llmopt.core import run_files
+run_files.AT_ONCE, run_files.WATCHED_S, run_files.free_cores = 1, 0.05, lambda: 2
+def slow(*_):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+run_files.read_chunk = slow
+run_files.read_files(Path("."), ["a", "b"])
+"""
+
+
+def test_processes_that_read_end_with_the_one_that_they_read_for():
+    parent = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
+    readers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.communicate(timeout=10)  # their end of the pipe is closed
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in readers)
 
 
 def test_what_the_index_knows_is_not_read_again(indexed, reads):

@@ -33,6 +33,7 @@ def written(tmp_path, change):
         {"workload": WORKLOAD | {"concurrency": "many"}},
         {"workload": WORKLOAD | {"slos": [1, "a"]}},
         {"workload": WORKLOAD | {"load": ["x"]}},
+        {"workload": WORKLOAD | {"concurrency": 10**400}},
         {"serve": {}},
         {"serve": {"backend": None}},
         {"artifact": {}},
