@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from multiprocessing.synchronize import SemLock
 
 import psutil
 import pytest
@@ -132,6 +133,18 @@ def test_an_index_is_written_where_no_further_process_is_to_be_had(indexed, monk
     monkeypatch.setattr(os, "fork", refused)
     read_store(indexed, aside=True)
     assert (indexed / INDEX).exists()
+
+
+def test_many_files_are_read_where_no_processes_can_be_had(tmp_path, monkeypatch):
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for n in range(5):
+        save_run(tmp_path, run(f"q{n}", throughput=n + 1.0, run_id=f"r{n}"), [])
+    monkeypatch.setattr(run_files, "AT_ONCE", 2)
+    monkeypatch.setattr(run_files, "free_cores", lambda: 2)
+    monkeypatch.setattr(SemLock, "__init__", refused)
+    assert throughputs(tmp_path) == [n + 1.0 for n in range(5)]
 
 
 KILLED = """
