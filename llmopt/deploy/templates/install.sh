@@ -81,7 +81,7 @@ esac
 for tool in {% for tool in tools %}{{ tool | sh }} {% endfor %}; do
   command -v "$tool" >/dev/null || { echo "error: $(absent "$tool")" >&2; [ -n "$DO" ] || exit 1; }
 done
-id {{ user }} >/dev/null 2>&1 || $DO useradd --system --no-create-home --shell /usr/sbin/nologin {{ user }}
+id {{ user }} >/dev/null 2>&1 || $DO useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {{ user }}
 # A link of those to a place that is root's alone starts nothing.
 if [ -z "$DO" ]; then
 {% for tool, service in optional %}
