@@ -53,6 +53,7 @@ if [ "${1:-}" = --remove ]; then
   systemctl daemon-reload
   rm -rf "$FOLDER" /var/cache/{{ unit }}
   userdel {{ user }} || true
+  groupdel {{ user }} 2>/dev/null || true  # it stops the next useradd, where userdel leaves it
   exit
 fi
 

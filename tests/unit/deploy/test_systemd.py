@@ -197,6 +197,19 @@ def test_words_that_installing_does_not_know_change_nothing(tmp_path: Path, word
     assert (done.returncode, done.stdout, done.stderr.split(":")[0]) == (2, "", "usage")
 
 
+def test_removing_takes_the_user_and_the_group_away(tmp_path: Path) -> None:
+    """Of programs that only tell what they are asked."""
+    (tmp_path / "bin").mkdir()
+    for name in ("systemctl", "userdel", "groupdel", "rm"):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    text = files()["install.sh"].replace("id -u", "echo 0").replace("\nPATH=", f"\nPATH={tmp_path / 'bin'}:")
+    (tmp_path / "install.sh").write_text(text)
+    done = subprocess.run(["sh", "install.sh", "--remove"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["userdel llmopt-tiny", "groupdel llmopt-tiny"]
+
+
 def test_installing_wants_root(tmp_path):
     (tmp_path / "install.sh").write_text(files()["install.sh"].replace("id -u", "echo 1000"))
     done = subprocess.run(["sh", "install.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=20)
