@@ -98,24 +98,29 @@ def read_files(folder: Path, names: Sequence[str]) -> Part:
     if len(starts) < 2 or (cores := free_cores()) < 2:
         return together([read_chunk(folder, names[at : at + AT_ONCE]) for at in starts])
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+    from multiprocessing import active_children, get_context
 
     import numpy as np
 
     # A hundred megabytes of numbers: through a pipe, and then into one table, they take a tenth of all the reading.
     memory = mmap.mmap(-1, len(NUMBERS) * len(names) * 8)
     columns = np.frombuffer(memory).reshape(len(NUMBERS), len(names))
+    before = set(active_children())
     try:
-        pool = ProcessPoolExecutor(
+        with ProcessPoolExecutor(
             min(cores, len(starts)),
             mp_context=get_context("fork"),
             initializer=attend,
             initargs=((folder, names, columns), os.getpid()),
-        )
-    except (OSError, NotImplementedError):  # a sandbox without /dev/shm has no semaphores
+        ) as pool:
+            return together(list(pool.map(read_shared, starts)), columns)
+    except (
+        OSError,
+        NotImplementedError,
+    ):  # a sandbox without /dev/shm has no semaphores; or no further process is to be had
+        for child in set(active_children()) - before:
+            child.kill()  # it waits for work, and this process, at its end, for it
         return together([read_chunk(folder, names[at : at + AT_ONCE]) for at in starts])
-    with pool:
-        return together(list(pool.map(read_shared, starts)), columns)
 
 
 def free_cores() -> int:

@@ -147,6 +147,29 @@ def test_many_files_are_read_where_no_processes_can_be_had(tmp_path, monkeypatch
     assert throughputs(tmp_path) == [n + 1.0 for n in range(5)]
 
 
+FEW_PROCESSES = """
+import os
+import sys
+from pathlib import Path
+from llmopt.core import run_files
+fork, forks = os.fork, []
+def one_fork():
+    forks.append(0)
+    if len(forks) > 1:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork, run_files.AT_ONCE, run_files.free_cores = one_fork, 1, lambda: 3
+folder = Path(sys.argv[1])
+print(len(run_files.read_files(folder, run_files.record_files(folder)).table))
+"""
+
+
+def test_many_files_are_read_where_only_some_of_the_processes_can_be_had(indexed):
+    command = [sys.executable, "-c", FEW_PROCESSES, indexed]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 KILLED = """
 import os
 import sys
