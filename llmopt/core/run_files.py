@@ -114,10 +114,7 @@ def read_files(folder: Path, names: Sequence[str]) -> Part:
             initargs=((folder, names, columns), os.getpid()),
         ) as pool:
             return together(list(pool.map(read_shared, starts)), columns)
-    except (
-        OSError,
-        NotImplementedError,
-    ):  # a sandbox without /dev/shm has no semaphores; or no further process is to be had
+    except (OSError, NotImplementedError):  # no semaphores, as without /dev/shm, or no further process to be had
         for child in set(active_children()) - before:
             child.kill()  # it waits for work, and this process, at its end, for it
         return together([read_chunk(folder, names[at : at + AT_ONCE]) for at in starts])
@@ -165,7 +162,7 @@ def together(parts: Sequence[Part], columns: NDArray[np.float64] | None = None) 
     if columns is not None:
         told = set[str]().union(*(part.told for part in parts))
         if first < start:  # not every file is a run
-            columns = columns[:, np.concatenate(used)]
+            columns = columns.take(np.concatenate(used), axis=1)  # indexed, no column would lie in one piece
         table.numbers = {name: column for name, column in zip(NUMBERS, columns, strict=True) if name in told}
     return Part(
         table=table,

@@ -93,6 +93,15 @@ def test_an_index_that_is_written_aside_is_the_same_and_there_when_the_process_e
     assert [file.name for file in indexed.glob(".*")] == [INDEX]
 
 
+def test_what_several_processes_have_read_gets_an_index_where_not_every_file_is_a_run(indexed, monkeypatch):
+    (indexed / INDEX).unlink()
+    (indexed / "a.json").write_text("[]")
+    monkeypatch.setattr(run_files, "AT_ONCE", 2)
+    monkeypatch.setattr(run_files, "free_cores", lambda: 2)
+    assert throughputs(indexed) == throughputs(indexed) == [100, 101, 102]
+    assert (indexed / INDEX).exists()
+
+
 @pytest.mark.parametrize("change", ["read again", "gone"])
 def test_rows_of_records_that_changed_or_are_gone_do_not_stay_in_the_index(indexed, change):
     size = (indexed / INDEX).stat().st_size
