@@ -46,7 +46,7 @@ def run(model: str, out: str, settings: dict[str, Any], samples: str) -> dict[st
     if not whole.exists():
         convert(Path(model), whole.with_suffix(".partial"))
         whole.with_suffix(".partial").rename(whole)
-    let_read(reading)
+    let_read(Path(model), reading)
     details: dict[str, Any] = {}
     matrix = importance_matrix(
         settings["imatrix"], whole, folder, Path(samples) if samples else None, tools, steps, details
@@ -219,8 +219,10 @@ def started_reading(model: Path, file: Path, text: Path) -> subprocess.Popen[str
     return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def let_read(reading: subprocess.Popen[str]) -> None:
-    """Its file is there now."""
+def let_read(model: Path, reading: subprocess.Popen[str]) -> None:
+    """Its file is there now. Raises WorkerError where it has ended before: at once, not after hours of quantizing."""
+    if reading.poll() is not None:
+        require_same_ids(model, reading)
     if reading.stdin is not None:
         reading.stdin.close()
         reading.stdin = None  # communicate() would flush it

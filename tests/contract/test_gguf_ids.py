@@ -8,7 +8,7 @@ import pytest
 
 from llmopt import demo
 from llmopt.core.errors import ModelError, WorkerError
-from llmopt.quantize.gguf import require_same_ids, started_reading
+from llmopt.quantize.gguf import let_read, require_same_ids, started_reading
 from tests.contract.conftest import Workshop
 
 pytestmark = pytest.mark.engine
@@ -20,7 +20,9 @@ def reading(model: Path, workshop: Workshop) -> "subprocess.Popen[str]":
 
 
 def test_the_tokenizer_of_the_model_is_read_alike(workshop: Workshop) -> None:
-    require_same_ids(demo.MODEL, reading(demo.MODEL, workshop))
+    reader = reading(demo.MODEL, workshop)
+    let_read(demo.MODEL, reader)
+    require_same_ids(demo.MODEL, reader)
 
 
 def test_another_tokenizer_is_refused_with_the_place(workshop: Workshop, tmp_path: Path) -> None:
@@ -42,3 +44,11 @@ def test_nothing_is_said_of_a_file_that_never_came(tmp_path: Path, capfd: pytest
     with pytest.raises(WorkerError):
         require_same_ids(demo.MODEL, started_reading(demo.MODEL, tmp_path / "base.gguf", demo.HELD_OUT_TEXT))
     assert capfd.readouterr().err == ""  # the log ends with what ended the converter
+
+
+def test_a_reader_that_has_ended_is_noticed_before_anything_is_quantized(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    reader = started_reading(tmp_path, tmp_path / "base.gguf", demo.HELD_OUT_TEXT)
+    reader.wait(60)
+    with pytest.raises(WorkerError, match="could not read the tokenizer"):
+        let_read(tmp_path, reader)
