@@ -24,6 +24,7 @@ from llmopt.bench.framing import FramingError, Head
 from llmopt.bench.plan import Plan
 from llmopt.bench.pool import WRITE, Pool
 from llmopt.bench.recording import ClockOffset, Finished, Spool, Summary
+from llmopt.bench.waits import Waits
 
 SECOND = 1_000_000_000
 TICK_NS = 100_000_000  # time limits, clock offsets and progress are looked at this often
@@ -69,6 +70,7 @@ class LoadClient:
         self.offsets: list[ClockOffset] = []
         self.never_sent: list[tuple[int, int]] = []
         self.stopped: str | None = None
+        self.waits = Waits()
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -78,8 +80,11 @@ class LoadClient:
         gc.collect()  # now: between "go" and the start there is no time for it
         gc.freeze()
 
-    def run(self, start_ns: int = 0) -> Summary:
-        """Play the plan from ``start_ns`` on, or at once when that is over, and write the summary."""
+    def run(self, start_ns: int = 0, *, first: bool = False) -> Summary:
+        """Play the plan from ``start_ns`` on, or at once when that is over, and write the summary.
+
+        ``first``: whether this process was given real-time priority; for the record.
+        """
         gc.disable()
         self.offsets.append(clock_offset())
         self.start_ns = max(start_ns, clock())
@@ -93,7 +98,10 @@ class LoadClient:
         self.flush()
         while self.backlog:  # due when the run was ended; what was not yet due is no failure
             self.drop_waiting()
-        summary = Summary(self.start_ns, clock(), cpu, self.pool.opened, self.offsets, self.never_sent, self.stopped)
+        summary = Summary(
+            self.start_ns, clock(), cpu, self.pool.opened, self.offsets, self.never_sent, self.stopped,
+            self.waits.long_ns, first,
+        )  # fmt: skip
         self.spool.append(summary)
         self.pool.close()
         return summary
@@ -112,6 +120,7 @@ class LoadClient:
                 self.launch_due()
             if now >= next_tick:
                 next_tick = now + TICK_NS
+                self.waits.look()
                 self.look_around(now)
                 self.set_pause()
                 continue

@@ -13,13 +13,14 @@ from llmopt.core.domain import RequestTrace, Workload
 class Evidence:
     """Everything that a doubt may look at. ``lateness_s`` is how late the client sent what was due, ``lag_s`` how late it
 
-    read what the kernel had received; p99, or the largest of few.
+    read what the kernel had received; p99, or the largest of few.  ``waited_share``: of its time, in long waits for a processor.
     """
 
     traces: Sequence[RequestTrace]
     workload: Workload
     lateness_s: float = 0.0
     lag_s: float = 0.0
+    waited_share: float = 0.0
     asked_rate: float | None = None
     achieved_rate: float | None = None
     ceiling_share: float | None = None

@@ -48,7 +48,10 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadResult:
-    """All timelines of a run, and what the clients noticed about themselves. Lags are user stamp − kernel stamp."""
+    """All timelines of a run, and what the clients noticed about themselves. Lags are user stamp − kernel stamp.
+
+    ``waited_share``: of the time, that the client which waited most spent in long waits for a processor.
+    """
 
     traces: tuple[RequestTrace, ...]
     seconds: float
@@ -59,6 +62,8 @@ class LoadResult:
     user_stamped: int
     lags_s: Any = field(repr=False, default=())
     lateness_s: Any = field(repr=False, default=())
+    waited_share: float | None = None
+    realtime: bool = False
     stopped: str | None = None
     enough: bool = False
 
@@ -359,7 +364,14 @@ def gather(
         lags_s=all_lags,
         lateness_s=np.array(lateness, np.float64) / SECOND,
         stopped=stopped,
+        waited_share=max((share for s in summaries if (share := waited_share(s)) is not None), default=None),
+        realtime=all(s.realtime for s in summaries),
     )
+
+
+def waited_share(summary: Summary) -> float | None:
+    seconds = summary.end_ns - summary.start_ns
+    return None if summary.waited_ns is None or seconds <= 0 else summary.waited_ns / seconds
 
 
 def last_summary(client: Client) -> Summary:

@@ -45,7 +45,10 @@ class ClockOffset(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Summary(msgspec.Struct, array_like=True, frozen=True):
-    """The end of a spool: what the client knows about itself. ``never_sent`` are (index, planned) of requests."""
+    """The end of a spool: what the client knows about itself. ``never_sent`` are (index, planned) of requests.
+
+    ``waited_ns``: its long waits for a processor, where the system tells; ``realtime``: whether it had that priority.
+    """
 
     start_ns: int
     end_ns: int
@@ -54,6 +57,8 @@ class Summary(msgspec.Struct, array_like=True, frozen=True):
     offsets: list[ClockOffset]
     never_sent: list[tuple[int, int]]
     stopped: str | None
+    waited_ns: int | None = None
+    realtime: bool = False
 
 
 STAMP_BYTES = 48  # struct scm_timestamping

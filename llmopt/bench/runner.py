@@ -158,6 +158,7 @@ def result_of(
         workload=workload,
         lateness_s=(client["lateness_s"] or {}).get("p99") or (client["lateness_s"] or {}).get("max") or 0.0,
         lag_s=(client["lag_s"] or {}).get("p99") or (client["lag_s"] or {}).get("max") or 0.0,
+        waited_share=client["waited_share"] or 0.0,
         asked_rate=client["asked_rate"],
         achieved_rate=client["achieved_rate"],
         ceiling_share=client["ceiling"]["share"],
@@ -210,7 +211,10 @@ def per_token(metrics: Mapping[str, Any], traces: Sequence[RequestTrace]) -> flo
 
 
 def client_record(workload: Workload, load: LoadResult) -> dict[str, Any]:
-    """``lag_s`` is our stamp minus the kernel's, ``lateness_s`` the send minus the moment it was due."""
+    """``lag_s`` is our stamp minus the kernel's, ``lateness_s`` the send minus the moment it was due.
+
+    ``waited_share``: of the time, in long waits for a processor; ``priority`` is "realtime" or "normal".
+    """
     sent = sorted(t.sent_ns for t in load.traces if t.sent_ns is not None)
     planned = sorted(t.planned_ns for t in load.traces)
     return {
@@ -218,6 +222,8 @@ def client_record(workload: Workload, load: LoadResult) -> dict[str, Any]:
         "lateness_s": spread(load.lateness_s),
         "stamps": "user" if load.user_stamped > load.reads / 2 else "kernel",
         "user_stamped_reads": load.user_stamped,
+        "waited_share": load.waited_share,
+        "priority": "realtime" if load.realtime else "normal",
         "asked_rate": rate_of(planned) if workload.open_loop else None,
         "achieved_rate": rate_of(sent),
         "cpu_s": load.client_cpu_s,

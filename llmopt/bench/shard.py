@@ -19,6 +19,7 @@ import msgspec
 from llmopt.bench.client import LoadClient
 from llmopt.bench.plan import BY_CALLER, Plan
 from llmopt.bench.recording import LENGTH_BYTES, Spool
+from llmopt.bench.waits import go_first
 
 
 class Orders:
@@ -100,7 +101,7 @@ def work() -> None:
         pass
     if lines is None:
         raise SystemExit(1)
-    client.run(int(lines[0].removeprefix("go ")))
+    client.run(int(lines[0].removeprefix("go ")), first=go_first())
     spool.flush()
     say("end")
 

@@ -14,6 +14,7 @@ from llmopt.core.statistics import MIN_SAMPLES, percentile
 
 MAX_LATENESS_S = 0.005
 MAX_LAG_S = 0.010
+MAX_WAITED_SHARE = 0.01  # what arrives meanwhile is stamped late: one in a hundred is then beyond p99
 MAX_ERROR_RATE = 0.01
 MAX_TOKEN_DISAGREEMENT = 0.02
 MIN_RATE_SHARE = 0.99
@@ -247,6 +248,8 @@ def client_saturated(e: Evidence) -> Doubt | None:
         return saturated(f"the client itself sent late, by {e.lateness_s * 1e3:.0f} ms (p99)")
     if e.lag_s > max(MAX_LAG_S, 0.1 * typical):
         return saturated(f"the client itself was {e.lag_s * 1e3:.0f} ms (p99) behind the kernel in reading")
+    if e.waited_share > MAX_WAITED_SHARE:
+        return saturated(f"the client itself waited for a processor in {e.waited_share:.0%} of the time")
     capped = e.workload.open_loop and e.workload.max_concurrency
     if e.asked_rate and e.achieved_rate and not capped and e.achieved_rate < MIN_RATE_SHARE * e.asked_rate:
         return saturated(f"{e.achieved_rate:.4g} requests/s were sent where {e.asked_rate:.4g} were asked for")
@@ -260,7 +263,7 @@ def saturated(message: str) -> Doubt:
         code="client_saturated",
         severity="suspect",
         message=message,
-        remedy="--workers 2, a client on its own cores, or fewer --threads for the server",
+        remedy="a client on its own cores or with real-time priority (ulimit -r 1), --workers 2, or fewer --threads for the server",
     )
 
 

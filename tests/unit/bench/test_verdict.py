@@ -124,6 +124,11 @@ def test_a_client_behind_the_kernel_is_judged_in_the_same_way(first_s, bound_s):
     assert (doubt.code, "behind the kernel" in doubt.message) == ("client_saturated", True)
 
 
+@pytest.mark.parametrize(("share", "found"), [(0.009, []), (0.011, ["client_saturated"])])
+def test_a_client_that_waited_for_a_processor(share, found):
+    assert codes(waited_share=share) == found
+
+
 def test_a_queue_that_grows_as_long_as_the_load_lasts():
     growing = [trace(n * 0.1 + 0.5 + n * 0.1, planned_s=n * 0.1, index=n) for n in range(200)]
     workload = Workload(load="open", rate=10.0)

@@ -1,0 +1,80 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from llmopt.bench.waits import Waits, go_first
+from tests.unit.bench.test_load import run, schedule
+
+MS = 1_000_000
+
+
+def told(file, *readings):
+    """What is added up of these (milliseconds waited, times run), in nanoseconds."""
+    waits = Waits(source=str(file))
+    for waited_ms, times in readings:
+        file.write_text(f"123456 {waited_ms * MS} {times}\n")
+        waits.look()
+    return waits.long_ns
+
+
+def test_a_long_wait_is_counted_whole(tmp_path):
+    assert told(tmp_path / "schedstat", (5, 10), (195, 12), (196, 30)) == 190 * MS
+
+
+def test_many_short_waits_are_those_of_a_client_with_much_to_do(tmp_path):
+    assert told(tmp_path / "schedstat", (0, 0), (40, 400)) == 0
+
+
+def test_one_look_says_nothing(tmp_path):
+    assert told(tmp_path / "schedstat", (500, 1)) is None
+
+
+def test_a_system_that_does_not_tell(tmp_path):
+    waits = Waits(source=str(tmp_path / "none"))
+    waits.look()
+    assert waits.long_ns is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no schedstat here")
+def test_a_process_beside_one_that_goes_first_on_its_core_is_seen_to_wait():
+    """A child that pins itself beside a busy child, on one core, at the lowest weight."""
+    read, write = os.pipe()
+    core = min(os.sched_getaffinity(0))
+    if not (busy := os.fork()):
+        os.sched_setaffinity(0, {core})
+        while True:
+            pass
+    if not (child := os.fork()):
+        os.sched_setaffinity(0, {core})
+        os.nice(19)
+        waits = Waits()
+        waits.look()
+        end = os.times().elapsed + 1.0
+        while os.times().elapsed < end:
+            pass
+        waits.look()
+        os.write(write, str(waits.long_ns).encode())
+        os._exit(0)
+    try:
+        os.waitpid(child, 0)
+        assert int(os.read(read, 100)) > 100 * MS
+    finally:
+        os.kill(busy, 9)
+        os.waitpid(busy, 0)
+        os.close(read)
+        os.close(write)
+
+
+def test_the_client_has_real_time_priority_where_it_may_and_says_so(server):
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.write(write, b"yes" if go_first() else b"no")
+        os._exit(0)
+    os.waitpid(child, 0)
+    allowed = os.read(read, 3) == b"yes"
+    os.close(read)
+    os.close(write)
+    result = run(server, schedule(20, users=2))
+    assert result.realtime is allowed
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
