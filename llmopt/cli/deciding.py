@@ -81,6 +81,9 @@ def recommend_command(
     json: Json = False,
 ) -> None:
     """Rank measured configurations: limits first, all at one load; then the Pareto front, then the objective."""
+    from llmopt.core.listing import listing
+
+    listed = listing(results)  # before the imports, so that it is done when they are
     from llmopt.core.run_files import without_collection
     from llmopt.core.run_index import read_store
     from llmopt.pipeline import ranking
@@ -94,7 +97,7 @@ def recommend_command(
         exclude=words(exclude), licences=words(licence),
     )  # fmt: skip
     with without_collection():  # of 100,000 runs it costs, with that in the processes that read them, .08 s of 3
-        stored = read_store(results, aside=True)
+        stored = read_store(results, aside=True, listed=listed)
         if not len(stored.table):
             raise no_runs(results, stored.skipped)
         say_skipped(stored.skipped)

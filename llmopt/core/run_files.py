@@ -1,4 +1,4 @@
-"""The files of a results folder: which are records, and their rows; what is none that can be used is named with its reason."""
+"""The files of a results folder and their rows; what is none that can be used is named with its reason."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llmopt.core.listing import free_cores
 from llmopt.core.possible import forget_strange_intervals, impossible
 from llmopt.core.run_record import SCHEMA
 from llmopt.core.run_row import NUMBERS, Row, another_schema, read_row
@@ -53,26 +54,6 @@ class Part:
     stamps: NDArray[np.int64]
     skipped: list[Skipped]
     told: set[str] = field(default_factory=set)  # the columns that it has in the memory that is shared
-
-
-def record_files(folder: Path) -> list[str]:
-    """Names relative to the folder, in order: runs of one machine are then in that of their start; hidden ones and machines'
-    pages are none.
-    """
-    found: list[str] = []
-    below = [""]
-    while below:
-        inside = below.pop()
-        with os.scandir(folder / inside) as entries:
-            for entry in entries:
-                name = entry.name
-                if name[0] == ".":
-                    continue
-                if name[-5:] == ".json":
-                    found.append(inside + name)
-                elif entry.is_dir(follow_symlinks=False):
-                    below.append(f"{inside}{name}/")
-    return sorted(name for name in found if not name.endswith("machine.json"))
 
 
 def stamps_of(folder: Path, names: Sequence[str]) -> NDArray[np.int64]:
@@ -118,13 +99,6 @@ def read_files(folder: Path, names: Sequence[str]) -> Part:
         for child in set(active_children()) - before:
             child.kill()  # it waits for work, and this process, at its end, for it
         return together([read_chunk(folder, names[at : at + AT_ONCE]) for at in starts])
-
-
-def free_cores() -> int:
-    """How many processes can work at the same time; one where this one must not be forked, since a thread may hold a lock."""
-    if not hasattr(os, "fork") or threading.active_count() > 1:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def attend(shared: tuple[Path, Sequence[str], NDArray[np.float64]], parent: int) -> None:

@@ -23,7 +23,8 @@ import msgspec
 from llmopt.core.domain import Machine, Measurement, stable_hash
 from llmopt.core.errors import StoreError
 from llmopt.core.files import PARTIAL
-from llmopt.core.run_files import NO_RUN, NO_STAMPS, Skipped, free_cores, read_files, record_files, stamps_of
+from llmopt.core.listing import free_cores, record_files
+from llmopt.core.run_files import NO_RUN, NO_STAMPS, Skipped, read_files, stamps_of
 from llmopt.core.run_row import NUMBERS, WORDS
 from llmopt.core.run_table import RunTable, joined
 from llmopt.core.store import read_run
@@ -59,10 +60,11 @@ class Files:
     rows: NDArray[np.int64]
 
 
-def read_store(results: Path, *, aside: bool = False) -> Stored:
+def read_store(results: Path, *, aside: bool = False, listed: Callable[[], list[str]] | None = None) -> Stored:
     """All runs of a folder, or the one of a file. Raises StoreError where there is neither.
 
     ``aside``: the index may be written while the caller goes on, and is there when this process ends at the latest.
+    ``listed`` gives the names of the folder's files, where somebody began to list them before (``listing.py``).
     """
     import numpy as np
 
@@ -70,7 +72,7 @@ def read_store(results: Path, *, aside: bool = False) -> Stored:
         raise StoreError(f"no results at {results}", hint="measure something first: llmopt bench, or llmopt demo")
     one = results.is_file()
     folder = results.parent if one else results
-    files = unread([results.name] if one else record_files(folder))
+    files = unread([results.name] if one else listed() if listed else record_files(folder))
     old = None if one else read_index(folder / INDEX)
     known = old[1] if old is not None else None
     fresh: NDArray[np.int64] = np.arange(len(files.names))

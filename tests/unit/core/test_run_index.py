@@ -159,7 +159,7 @@ FEW_PROCESSES = """
 import os
 import sys
 from pathlib import Path
-from llmopt.core import run_files
+from llmopt.core import listing, run_files
 fork, forks = os.fork, []
 def one_fork():
     forks.append(0)
@@ -168,7 +168,7 @@ def one_fork():
     return fork()
 os.fork, run_files.AT_ONCE, run_files.free_cores = one_fork, 1, lambda: 3
 folder = Path(sys.argv[1])
-print(len(run_files.read_files(folder, run_files.record_files(folder)).table))
+print(len(run_files.read_files(folder, listing.record_files(folder)).table))
 """
 
 
