@@ -78,7 +78,7 @@ def read_files(folder: Path, names: Sequence[str]) -> Part:
     starts = range(0, len(names), AT_ONCE)
     if len(starts) < 2 or (cores := free_cores()) < 2:
         return together([read_chunk(folder, names[at : at + AT_ONCE]) for at in starts])
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
     from multiprocessing import active_children, get_context
 
     import numpy as np
@@ -95,7 +95,11 @@ def read_files(folder: Path, names: Sequence[str]) -> Part:
             initargs=((folder, names, columns), os.getpid()),
         ) as pool:
             return together(list(pool.map(read_shared, starts)), columns)
-    except (OSError, NotImplementedError):  # no semaphores, as without /dev/shm, or no further process to be had
+    except (
+        OSError,
+        NotImplementedError,
+        BrokenExecutor,
+    ):  # no semaphores (/dev/shm), no further process, or one that was killed
         for child in set(active_children()) - before:
             child.kill()  # it waits for work, and this process, at its end, for it
         return together([read_chunk(folder, names[at : at + AT_ONCE]) for at in starts])

@@ -7,7 +7,7 @@ from multiprocessing.synchronize import SemLock
 
 import pytest
 
-from llmopt.core import run_files, run_index
+from llmopt.core import listing, run_files, run_index
 from llmopt.core.errors import StoreError
 from llmopt.core.run_index import INDEX, load_runs, read_store
 from llmopt.core.store import save_run
@@ -71,7 +71,7 @@ ASIDE = """
 import signal
 import sys
 from pathlib import Path
-from llmopt.core import run_files, run_index
+from llmopt.core import listing, run_files, run_index
 run_index.WORTH_WRITING = 1, 1
 run_index.free_cores = lambda: 2
 if sys.argv[2] == "ignored":
@@ -198,6 +198,20 @@ def test_processes_that_read_end_with_the_one_that_they_read_for():
         assert [parent.stdout.readline() for _ in range(2)] == [b"reads\n"] * 2
         parent.kill()
         parent.communicate(timeout=30)  # the other end of the pipe is theirs
+
+
+def test_a_process_that_reads_and_is_killed_ends_no_reading(indexed, monkeypatch):
+    real, here = run_files.read_chunk, os.getpid()
+
+    def read_chunk(*arguments):
+        if os.getpid() != here:
+            os.kill(os.getpid(), 9)
+        return real(*arguments)
+
+    monkeypatch.setattr(run_files, "read_chunk", read_chunk)
+    monkeypatch.setattr(run_files, "free_cores", lambda: 2)
+    monkeypatch.setattr(run_files, "AT_ONCE", 1)
+    assert len(run_files.read_files(indexed, listing.record_files(indexed)).table) == 3
 
 
 def test_what_the_index_knows_is_not_read_again(indexed, reads):
