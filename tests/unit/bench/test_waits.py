@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from llmopt.bench.waits import Waits, go_first
-from tests.unit.bench.test_load import run, schedule
+from unit.bench.playing import run, schedule
 
 MS = 1_000_000
 
