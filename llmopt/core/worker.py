@@ -23,6 +23,7 @@ POLL_S = 0.1
 JOB_TIMEOUT_S = 6 * 3600.0
 TRACEBACK = "Traceback (most recent call last):"
 CAUSE = re.compile(r"\b(error|failed|assert\w*|abort\w*|exception|terminate|out of memory|cannot|requires)\b", re.I)
+FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STEP = re.compile(rb"\((\d+)/(\d+)\):([^\r\n]*)")
 # Spinning OpenMP threads of two processes on shared cores cost a factor of ten; nothing here may reach a hub.
 QUIET_ENGINES = {
@@ -160,6 +161,8 @@ def death(process: KeptProcess, function: str) -> str:
     status = process.returncode or 0
     if status == -signal.SIGKILL:
         return f"{function} was killed (SIGKILL), most likely because memory ran out"
+    if -status in FROM_OUTSIDE:  # what stands in its log before is not why
+        return f"{function} was ended from outside ({signal.Signals(-status).name})"
     cause = root_cause(process.log_tail(200))
     if status < 0:
         return f"{function} crashed ({signal.Signals(-status).name})" + (f": {cause}" if cause else "")

@@ -105,6 +105,12 @@ def test_a_crash_names_its_signal(job):
         job("os:abort", {})
 
 
+def test_a_worker_that_somebody_ended_is_no_crash_and_its_log_says_nothing_of_it(job):
+    script = "echo 'UserWarning: this op cannot be fused'; kill -TERM $PPID; sleep 5"
+    with pytest.raises(WorkerError, match=r"ended from outside \(SIGTERM\)$"):
+        job("subprocess:call", {"args": ["sh", "-c", script]})
+
+
 def test_a_crash_brings_the_librarys_last_words(job, tmp_path):
     script = tmp_path / "library.py"
     script.write_text("import os\nos.write(2, b'ggml: assert failed: rows\\nbye\\n')\nos.abort()\n")
