@@ -9,8 +9,9 @@
 # run/nginx/access.log.  Nothing here limits memory: units of systemd (--target systemd) do.
 set -u
 cd -- "$(dirname -- "$0")" || exit 1
-# Secrets and settings of your own: NAME=value lines, as in .env.example.
-if [ -f .env ]; then
+# Secrets and settings of your own: NAME=value lines, as in .env.example.  Only a start needs them: who may not read them may
+# still ask for the status.
+if [ -f .env ] && { [ -r .env ] || [ "${*:-start}" = start ]; }; then
   set -a
   . ./.env
   set +a
