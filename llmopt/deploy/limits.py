@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from llmopt.core.errors import UsageError
+from llmopt.deploy.canary import EVERY_S
+from llmopt.deploy.capacity import count, rps
 from llmopt.deploy.plan import Deployment
 
 LONGEST_SILENCE_S = 600  # where no limit is known: a long prompt may wait in the queue before its first token
@@ -68,6 +70,23 @@ def most_rps(deployment: Deployment) -> float | None:
     ends = [v for v in (figure.value, figure.high) if v is not None] if figure else []
     known = [v * deployment.replicas for v in ends] + ([planned] if planned is not None else [])
     return max(known, default=None)
+
+
+def doubts(deployment: Deployment) -> tuple[str, ...]:
+    """Whoever measures is one client: a limit below the measured load is what they would find, and call a regression."""
+    asked, most = deployment.wishes.rate_limit_rps, most_rps(deployment)
+    if asked is None or most is None or asked >= float(rps(most)):  # as told: who asks for what the README says has it
+        return ()
+    watched = deployment.wishes.monitoring and deployment.wishes.target != "kubernetes"  # there not through the Ingress
+    canary = "a canary that asks from there"
+    if watched and asked < 1 / EVERY_S:
+        canary = f"the canary, whose request every {EVERY_S} s is more than that by itself"
+    return (
+        f"--rate-limit {asked:g} is less than the {rps(most)} requests/s that {count(deployment.replicas)} may take"
+        f" (one was measured with up to {rps(most / deployment.replicas)}):"
+        " ./verify.sh asks for those from one address and is refused above the limit (429), and so is"
+        f" {canary}; without --rate-limit a client may send twice what was measured",
+    )
 
 
 def concurrency(deployment: Deployment) -> float:

@@ -12,9 +12,8 @@ from typing import Any
 import llmopt
 from llmopt import deploy as targets
 from llmopt.core.errors import LlmoptError, UsageError
-from llmopt.deploy import Target
+from llmopt.deploy import Target, limits
 from llmopt.deploy.capacity import capacity
-from llmopt.deploy.limits import require_client_limit
 from llmopt.deploy.nginx import require_host_name
 from llmopt.deploy.plan import (
     ALERTMANAGER_PORT,
@@ -156,7 +155,7 @@ def completed(
     if wishes.domain is not None:
         require_host_name(wishes.domain)
     if wishes.rate_limit_rps is not None:
-        require_client_limit(wishes.rate_limit_rps)
+        limits.require_client_limit(wishes.rate_limit_rps)
     if wishes.autoscaler == "keda" and wishes.target != "kubernetes":
         raise UsageError(f"--autoscaler keda scales nothing by {wishes.target}", hint="--target kubernetes")
     if wishes.target == "compose" and wishes.monitoring and wishes.port in PUBLISHED_BESIDE:
@@ -184,6 +183,7 @@ def doubts_of(deployment: Deployment, chosen: Chosen, machine_gpus: int) -> list
             f"it was judged by {', '.join(evidence.without_slo)} as well, which no SLO and no alert here keeps:"
             " an SLO bounds a percentile of what a request takes"
         )
+    found += limits.doubts(deployment)
     wanted = engine.gpus * deployment.replicas
     if deployment.wishes.target in ONE_MACHINE and wanted > machine_gpus:
         found.append(

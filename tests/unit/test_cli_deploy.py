@@ -110,6 +110,12 @@ def test_the_page_tells_of_no_limit_and_no_alert_that_nobody_keeps(results):
     assert "SLOs, which `verify` judges by:" in page(results)
 
 
+def test_a_limit_below_the_measured_load_is_told_by_the_command_and_on_the_page(results):
+    words = "--rate-limit 2 is less than the 20 requests/s that 2 replicas may take (one was measured with up to 10)"
+    assert f"doubt: {words}" in " ".join(written(results, "--rate-limit", "2").stdout.split())
+    assert markdown_text(words) in page(results).partition("## Doubts")[2]
+
+
 def test_the_page_tells_the_limit_of_a_container_and_what_alerts_burn_against(results):
     deploy(results, "-o", results.parent / "out", "--target", "compose", "--monitoring", "--no-boot")
     assert "| memory limit of a replica |" in page(results)

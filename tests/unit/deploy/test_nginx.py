@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from llmopt.core.errors import UsageError
+from llmopt.deploy.limits import doubts
 from llmopt.deploy.nginx import nginx_conf, require_host_name
 from llmopt.deploy.plan import Figure
 from tests.unit.deploy import hostile
@@ -55,6 +56,36 @@ def test_without_a_measured_capacity_nobody_is_limited() -> None:
 def test_the_load_that_was_measured_is_never_refused_however_wide_its_interval() -> None:
     wide = {"requests_per_s": Figure(value=17.6, low=6.0, high=29.0)}
     assert "rate=116r/s" in conf(evidence={"figures": wide}, capacity={"total_rps": 12.0})
+
+
+@pytest.mark.parametrize(("asked", "told"), [(None, False), (10.4, False), (10.3, True)])
+def test_a_limit_below_what_was_measured_is_doubted(asked: float | None, told: bool) -> None:
+    """Of two replicas, by the upper end: 2 × 5.2."""
+    found = doubts(deployment(wishes={"rate_limit_rps": asked}))
+    assert [words.split(":")[0] for words in found] == [
+        "--rate-limit 10.3 is less than the 10.4 requests/s that 2 replicas may take (one was measured with up to 5.2)"
+    ] * told
+
+
+def test_a_limit_below_an_unknown_load_is_not_doubted() -> None:
+    unknown = {"capacity": {"total_rps": None}, "evidence": {"figures": {}}}
+    assert doubts(deployment(wishes={"rate_limit_rps": 0.1}, **unknown)) == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "monitoring", "told"),
+    [
+        ("shell", 0.03, True, True),
+        ("shell", 0.04, True, False),
+        ("shell", 0.03, False, False),
+        ("kubernetes", 0.03, True, False),
+    ],
+)
+def test_a_limit_that_a_canary_is_above_by_itself_is_doubted(
+    target: str, asked: float, monitoring: bool, told: bool
+) -> None:
+    (words,) = doubts(deployment(wishes={"target": target, "rate_limit_rps": asked, "monitoring": monitoring}))
+    assert ("the canary, whose request every 30 s is more than that by itself" in words) == told
 
 
 def test_a_slow_answer_is_never_asked_for_twice() -> None:
