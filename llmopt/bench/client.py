@@ -90,7 +90,9 @@ class LoadClient:
         self.start_ns = max(start_ns, clock())
         cpu = time.process_time()
         if self.stopped is None:
+            self.waits.look()
             self.play()
+            self.waits.look()  # also at the end of a run that was shorter than a tick
         cpu = time.process_time() - cpu
         self.offsets.append(clock_offset())
         gc.enable()

@@ -15,6 +15,10 @@ from llmopt.core.statistics import MIN_SAMPLES, percentile
 MAX_LATENESS_S = 0.005
 MAX_LAG_S = 0.010
 MAX_WAITED_SHARE = 0.01  # what arrives meanwhile is stamped late: one in a hundred is then beyond p99
+MORE_ROOM = "--workers 2, a client on its own cores, or fewer --threads for the server"
+FIRST = (
+    "a client on its own cores, fewer --threads for the server, or real-time priority: sudo prlimit --rtprio=1 --pid $$"
+)
 MAX_ERROR_RATE = 0.01
 MAX_TOKEN_DISAGREEMENT = 0.02
 MIN_RATE_SHARE = 0.99
@@ -249,7 +253,7 @@ def client_saturated(e: Evidence) -> Doubt | None:
     if e.lag_s > max(MAX_LAG_S, 0.1 * typical):
         return saturated(f"the client itself was {e.lag_s * 1e3:.0f} ms (p99) behind the kernel in reading")
     if e.waited_share > MAX_WAITED_SHARE:
-        return saturated(f"the client itself waited for a processor in {e.waited_share:.0%} of the time")
+        return saturated(f"the client itself waited for a processor in {e.waited_share:.0%} of the time", FIRST)
     capped = e.workload.open_loop and e.workload.max_concurrency
     if e.asked_rate and e.achieved_rate and not capped and e.achieved_rate < MIN_RATE_SHARE * e.asked_rate:
         return saturated(f"{e.achieved_rate:.4g} requests/s were sent where {e.asked_rate:.4g} were asked for")
@@ -258,13 +262,8 @@ def client_saturated(e: Evidence) -> Doubt | None:
     return None
 
 
-def saturated(message: str) -> Doubt:
-    return Doubt(
-        code="client_saturated",
-        severity="suspect",
-        message=message,
-        remedy="a client on its own cores or with real-time priority (ulimit -r 1), --workers 2, or fewer --threads for the server",
-    )
+def saturated(message: str, remedy: str = MORE_ROOM) -> Doubt:
+    return Doubt(code="client_saturated", severity="suspect", message=message, remedy=remedy)
 
 
 def held_back(e: Evidence) -> Doubt | None:

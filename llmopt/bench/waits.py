@@ -18,7 +18,7 @@ LONG_EACH_NS = 1_000_000  # and each time: many short waits are those of a clien
 
 
 def go_first() -> bool:
-    """Ask for the lowest real-time priority; whether that is allowed (root, CAP_SYS_NICE, or ``ulimit -r``)."""
+    """Ask for the lowest real-time priority; whether that is allowed (root, CAP_SYS_NICE, or a limit that root has raised)."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except (OSError, AttributeError):
@@ -44,8 +44,8 @@ class Waits:
         self._last = now
 
     def _told(self) -> tuple[int, int] | None:
-        """Nanoseconds waited, and how often this process was given a processor."""
+        """Nanoseconds waited, and how often this process was given a processor; never, says a kernel that does not count."""
         with contextlib.suppress(OSError, ValueError), open(self.source, "rb", buffering=0) as file:  # noqa: PTH123 - ten times a second
-            _, waited, times = file.read(100).split()
-            return int(waited), int(times)
+            _, waited, times = map(int, file.read(100).split())
+            return (waited, times) if times else None
         return None

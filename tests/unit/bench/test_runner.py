@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from llmopt.bench import load
 from llmopt.bench.endpoint import Endpoint
 from llmopt.bench.hints import known_models, remedy
 from llmopt.bench.runner import Traffic, enough, measure, rate_of, tokens_record, told_with_answers
@@ -126,6 +127,14 @@ def test_the_client_tells_about_itself(target):
     assert (client["asked_rate"], client["workers"]) == (None, 1)
     assert client["achieved_rate"] > 0
     assert client["ceiling"]["share"] > 0
+
+
+def test_a_run_is_as_doubtful_as_its_client_that_waited_most(target, monkeypatch):
+    shares = iter([0.5, 0.0])
+    monkeypatch.setattr(load, "waited_share", lambda _: next(shares))
+    result = run(target, requests=8, how={"workers": 2})
+    assert result.client["waited_share"] == 0.5
+    assert any("waited for a processor in 50%" in doubt.message for doubt in result.verdict.reasons)
 
 
 def test_an_open_loop_tells_the_rate_that_was_asked_and_what_became_of_it(target):

@@ -129,6 +129,11 @@ def test_a_client_that_waited_for_a_processor(share, found):
     assert codes(waited_share=share) == found
 
 
+def test_who_waited_for_a_processor_is_not_told_to_start_more_processes():
+    remedies = [verdict(**{key: 0.5}).reasons[0].remedy for key in ("lateness_s", "waited_share")]
+    assert ["--workers" in remedy for remedy in remedies] == [True, False]
+
+
 def test_a_queue_that_grows_as_long_as_the_load_lasts():
     growing = [trace(n * 0.1 + 0.5 + n * 0.1, planned_s=n * 0.1, index=n) for n in range(200)]
     workload = Workload(load="open", rate=10.0)

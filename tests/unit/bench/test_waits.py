@@ -1,10 +1,15 @@
+import io
 import os
 from pathlib import Path
 
 import pytest
 
+from llmopt.bench.client import LoadClient
+from llmopt.bench.endpoint import Endpoint
+from llmopt.bench.load import clients, play, share
+from llmopt.bench.recording import Spool
 from llmopt.bench.waits import Waits, go_first
-from unit.bench.playing import run, schedule
+from unit.bench.playing import schedule
 
 MS = 1_000_000
 
@@ -23,7 +28,11 @@ def test_a_long_wait_is_counted_whole(tmp_path):
 
 
 def test_many_short_waits_are_those_of_a_client_with_much_to_do(tmp_path):
-    assert told(tmp_path / "schedstat", (0, 0), (40, 400)) == 0
+    assert told(tmp_path / "schedstat", (0, 1), (40, 400)) == 0
+
+
+def test_a_wait_of_less_than_a_tenth_of_the_time_counts_for_nothing(tmp_path):
+    assert told(tmp_path / "schedstat", (0, 1), (9, 2), (20, 3)) == 11 * MS
 
 
 def test_one_look_says_nothing(tmp_path):
@@ -34,6 +43,10 @@ def test_a_system_that_does_not_tell(tmp_path):
     waits = Waits(source=str(tmp_path / "none"))
     waits.look()
     assert waits.long_ns is None
+
+
+def test_a_kernel_that_counts_nothing(tmp_path):
+    assert told(tmp_path / "schedstat", (0, 0), (0, 0)) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no schedstat here")
@@ -75,6 +88,26 @@ def test_the_client_has_real_time_priority_where_it_may_and_says_so(server):
     allowed = os.read(read, 3) == b"yes"
     os.close(read)
     os.close(write)
-    result = run(server, schedule(20, users=2))
+    policies = set()
+    with clients() as crew:
+
+        def progress(now):
+            if now.active:
+                policies.add(os.sched_getscheduler(crew[0].process.pid) & ~os.SCHED_RESET_ON_FORK)
+
+        slow = schedule(["scripted?ttft_ms=300&tpot_ms=1"] * 2, users=2)
+        result = play(crew, slow, Endpoint.of(server, "completions"), progress=progress)
     assert result.realtime is allowed
+    assert policies == {os.SCHED_FIFO if allowed else os.SCHED_OTHER}
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_waits_are_looked_at_before_during_and_after(server):
+    """What is under way at each look: also a run that is shorter than a tick has two."""
+    endpoint = Endpoint.of(server, "completions")
+    plan = share(schedule(["scripted?ttft_ms=150&tpot_ms=1"]), endpoint, *endpoint.resolve(5.0), 0, 1, "")[1]
+    client, active = LoadClient(plan, Spool(io.BytesIO())), []
+    client.waits.look = lambda: active.append(client.active)
+    client.run()
+    assert (active[0], set(active[1:-1]), active[-1]) == (0, {1}, 0)
+    assert len(active) > 3
