@@ -47,7 +47,7 @@ def listing(folder: Path) -> Callable[[], list[str]]:
     def here() -> list[str]:
         return record_files(folder)
 
-    if free_cores() < 2 or not folder.is_dir():
+    if free_cores() < 2 or not os.path.isdir(folder):  # noqa: PTH112 - a Path raises, which is for whoever asks for the names
         return here
     read, write = os.pipe()
     try:

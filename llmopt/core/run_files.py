@@ -212,7 +212,7 @@ def reason_of(data: bytes, error: Exception) -> str | None:
 
 def content(file: str) -> tuple[bytes, Stamps]:
     """By the bare calls of the system: an open file object takes as long again as reading a small file."""
-    handle = os.open(file, os.O_RDONLY)
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name would be waited for without end
     try:
         known = stamps(os.fstat(handle))
         data = os.read(handle, READ_AT_ONCE)

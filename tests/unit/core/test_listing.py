@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,12 @@ def test_nothing_is_started_for_what_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
     with pytest.raises(FileNotFoundError):
         listing(tmp_path / "none")()
+
+
+def test_what_is_wrong_with_a_name_is_said_when_it_is_asked_for():
+    listed = listing(Path("n" * 300))
+    with pytest.raises(OSError, match="File name too long"):
+        listed()
 
 
 def test_without_a_further_process_it_is_listed_here(folder, monkeypatch):

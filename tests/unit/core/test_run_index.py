@@ -343,6 +343,11 @@ def test_a_skipped_record_is_named_again_with_an_index(indexed):
     assert [s.file for s in read_store(indexed).skipped] == ["bad.json"]
 
 
+def test_a_pipe_with_the_name_of_a_record_is_not_waited_for(indexed):
+    os.mkfifo(indexed / "pipe.json")
+    assert [s.file for s in read_store(indexed).skipped] == ["pipe.json"]
+
+
 def test_json_that_is_no_run_is_passed_over(indexed):
     (indexed / "package.json").write_text('{"name": "x"}')
     (indexed / "list.json").write_text("[1, 2]")
