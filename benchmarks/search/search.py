@@ -4,7 +4,7 @@
 
 Searches: **exhaustive** (three interleaved rounds of all, the best mean), **random** (as many configurations as 45 % of
 those runs allow, three runs each), **plain halving** (single look: 24 runs, the best 6, the best 2, judged by the last pass
-alone), **told the two** (45 %, and it knows which two are in front: the most that can be had), **racing**
+alone), **told the two** (45 %, and it knows which two are in front: the most that a hard cap leaves to be had), **racing**
 (``llmopt.recommend.racing``, with at most 45 % of the exhaustive runs), **racing, settled** (the same until the race itself
 says that it is over, or has taken 75 % of the runs of the exhaustive search), and racing with predictions: right but for an
 error of 17 % (at most 35 %, or until it is settled), and misleading ones (at most 45 %): shuffled over the configurations,
@@ -66,7 +66,7 @@ def plain_halving(machine: Machine, seed: int) -> int:
 
 
 def told(machine: Machine, seed: int) -> int:
-    """No search that looks at each configuration once does better with as many runs as a race: the two that are truly in
+    """No search that looks at each configuration once does better with so many runs every time: the two that are truly in
     front are given away, and all that is left is spent on telling them apart.
     """
     first, second = (int(arm) for arm in machine.truth.argsort()[::-1][:2])
