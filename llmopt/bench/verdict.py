@@ -246,24 +246,28 @@ def prefix_cache(e: Evidence) -> Doubt | None:
 
 def client_saturated(e: Evidence) -> Doubt | None:
     """The client is part of what was measured: it sent late, sent less than asked, or is near what it can do."""
+    why = why_saturated(e)
+    if why is None:
+        return None
+    waited = e.waited_share > MAX_WAITED_SHARE  # more processes would wait as this one did
+    return Doubt(code="client_saturated", severity="suspect", message=why, remedy=FIRST if waited else MORE_ROOM)
+
+
+def why_saturated(e: Evidence) -> str | None:
     waits = [(t.first_token_ns - t.planned_ns) / 1e9 for t in e.good if t.first_token_ns is not None]
     typical = percentile(waits, 50) if waits else 0.0
     if e.lateness_s > max(MAX_LATENESS_S, 0.1 * typical):
-        return saturated(f"the client itself sent late, by {e.lateness_s * 1e3:.0f} ms (p99)")
+        return f"the client itself sent late, by {e.lateness_s * 1e3:.0f} ms (p99)"
     if e.lag_s > max(MAX_LAG_S, 0.1 * typical):
-        return saturated(f"the client itself was {e.lag_s * 1e3:.0f} ms (p99) behind the kernel in reading")
+        return f"the client itself was {e.lag_s * 1e3:.0f} ms (p99) behind the kernel in reading"
     if e.waited_share > MAX_WAITED_SHARE:
-        return saturated(f"the client itself waited for a processor in {e.waited_share:.0%} of the time", FIRST)
+        return f"the client itself waited for a processor in {e.waited_share:.0%} of the time"
     capped = e.workload.open_loop and e.workload.max_concurrency
     if e.asked_rate and e.achieved_rate and not capped and e.achieved_rate < MIN_RATE_SHARE * e.asked_rate:
-        return saturated(f"{e.achieved_rate:.4g} requests/s were sent where {e.asked_rate:.4g} were asked for")
+        return f"{e.achieved_rate:.4g} requests/s were sent where {e.asked_rate:.4g} were asked for"
     if e.ceiling_share is not None and e.ceiling_share > MAX_CEILING_SHARE:
-        return saturated(f"this load is {e.ceiling_share:.0%} of what the client can take on this machine")
+        return f"this load is {e.ceiling_share:.0%} of what the client can take on this machine"
     return None
-
-
-def saturated(message: str, remedy: str = MORE_ROOM) -> Doubt:
-    return Doubt(code="client_saturated", severity="suspect", message=message, remedy=remedy)
 
 
 def held_back(e: Evidence) -> Doubt | None:

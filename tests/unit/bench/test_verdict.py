@@ -129,9 +129,13 @@ def test_a_client_that_waited_for_a_processor(share, found):
     assert codes(waited_share=share) == found
 
 
-def test_who_waited_for_a_processor_is_not_told_to_start_more_processes():
-    remedies = [verdict(**{key: 0.5}).reasons[0].remedy for key in ("lateness_s", "waited_share")]
-    assert ["--workers" in remedy for remedy in remedies] == [True, False]
+@pytest.mark.parametrize(
+    ("fields", "more"),
+    [({"lateness_s": 0.5}, True), ({}, False), ({"lateness_s": 0.5}, False), ({"lag_s": 0.5}, False)],
+)
+def test_who_waited_for_a_processor_is_not_told_to_start_more_processes(fields, more):
+    (doubt,) = verdict(waited_share=0.0 if more else 0.5, **fields).reasons
+    assert ("--workers" in doubt.remedy, "--rtprio" in doubt.remedy) == (more, not more)
 
 
 def test_a_queue_that_grows_as_long_as_the_load_lasts():
