@@ -1,6 +1,7 @@
 """A load client in its own process, so that nobody else's work delays it: ``python -m llmopt.bench.shard SPOOL_FD``.
 
-Standard input brings the plan (eight bytes of length, then MessagePack), then ``go NANOSECONDS``, later perhaps
+Standard input brings the plan (eight bytes of length, then MessagePack), then ``go NANOSECONDS``, with
+``first`` behind it for real-time priority where that may be had, later perhaps
 ``enough`` (start nothing new) or ``stop``.  Standard output says ``ready``, then ten times a second how far it is, then
 ``end``.  When the parent dies, its end of the pipe closes, and the run is over.
 """
@@ -101,7 +102,8 @@ def work() -> None:
         pass
     if lines is None:
         raise SystemExit(1)
-    client.run(int(lines[0].removeprefix("go ")), first=go_first())
+    start_ns, *first = lines[0].removeprefix("go ").split()
+    client.run(int(start_ns), first=bool(first) and go_first())
     spool.flush()
     say("end")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llmopt.bench import load
 from llmopt.bench.client import LoadClient
 from llmopt.bench.endpoint import Endpoint
 from llmopt.bench.load import clients, play, share
@@ -100,6 +101,21 @@ def test_the_client_has_real_time_priority_where_it_may_and_says_so(server):
     assert result.realtime is allowed
     assert policies == {os.SCHED_FIFO if allowed else os.SCHED_OTHER}
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "allowed"), [(1, 1, True), (1, 2, True), (2, 2, False), (2, 3, True), (4, 2, False)]
+)
+def test_several_clients_go_first_only_where_they_leave_the_server_a_core(workers, cores, allowed, monkeypatch):
+    monkeypatch.setattr(load, "available_cores", lambda: cores)
+    assert load.may_go_first(workers) is allowed
+
+
+def test_clients_on_all_cores_have_the_priority_of_everybody(server, monkeypatch):
+    monkeypatch.setattr(load, "available_cores", lambda: 2)
+    with clients(2) as crew:
+        result = play(crew, schedule(20, users=2), Endpoint.of(server, "completions"))
+    assert result.realtime is False
 
 
 def test_waits_are_looked_at_before_during_and_after(server):
