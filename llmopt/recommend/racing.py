@@ -26,7 +26,9 @@ from llmopt.recommend.beliefs import Belief, Known, Line, Prior, fit, student_ta
 from llmopt.recommend.structure import LEAST, borrowed
 
 NOISE = 0.04  # run-to-run standard deviation as a share, where no repeats told it yet
-SHARE_OF_BUDGET = 3  # a round takes at most a third of the runs that are left, so that there are rounds left to decide
+# A round takes at most this part of the runs that are left, so that the last are spent on who is in front by then; a larger one
+# where predictions, which may mislead, chose whom to look at first.
+PART_OF_BUDGET, PART_WITH_PRIOR = 1 / 4, 1 / 3
 EXCLUDED_BLIND = 0.2  # of the error that may be spent, on what was never measured
 
 
@@ -204,7 +206,8 @@ class Race:
         first = [standing.leader] if standing.leader else []
         blind = sum(chance[arm] >= 1 for arm in others)
         if at_most is not None:
-            others = others[: max(1, blind, math.ceil(at_most / SHARE_OF_BUDGET) - len(first))]
+            part = PART_WITH_PRIOR if self.prior else PART_OF_BUDGET
+            others = others[: max(1, blind, math.ceil(at_most * part) - len(first))]
         return first + others
 
     def shuffled(self, arms: Sequence[str]) -> list[str]:
