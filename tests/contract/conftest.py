@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llmopt import demo
+from llmopt import demo, serve
 from llmopt.core import environments
 from llmopt.core.artifacts import open_model, unquantized
-from llmopt.core.domain import Artifact
+from llmopt.core.domain import Artifact, ServeOptions
 from llmopt.core.environments import Environment
 from llmopt.core.errors import MissingEnvironment
 from llmopt.pipeline import making, proving, requesting
 from llmopt.report.progress import Reporter
 from llmopt.serve import Backend
+from llmopt.serve.process import RunningServer, serving
 
 PROOF_TOKENS = 4096
 SAMPLES = 8
+# What each engine that can be had here is asked to load; those that are only described have a page of their own.
+STARTED = {"hf": "nf4-dq", "llamacpp": "gguf-q4_k_m", "vllm": "gptq-int4-g128", "scripted": "bf16"}
 
 
 class Workshop:
@@ -59,3 +63,21 @@ def environment_of(backend: Backend) -> Environment:
         return environments.find(backend.needs)
     except MissingEnvironment as error:
         pytest.skip(f"{backend.name} is not here: {error.hint}")
+
+
+@pytest.fixture(scope="session")
+def started(
+    request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """One real server of the engine that the page asks for, for all tests of all pages that only ask it something."""
+    backend = serve.backend(request.param)
+    extra = ("--prompt-tokens", "48") if backend.name == "scripted" else ()
+    eager = True if backend.name == "vllm" else None  # starts in a third of the time
+    options = ServeOptions(
+        backend=backend.name, max_num_seqs=4, max_model_len=512, enforce_eager=eager, extra_args=extra
+    )
+    log = tmp_path_factory.mktemp("logs") / "server.log"
+    with serving(
+        backend, workshop.artifact(STARTED[backend.name]), options, environment_of(backend), log=log
+    ) as server:
+        yield server

@@ -22,31 +22,19 @@ from llmopt.core.errors import ServerError, UsageError
 from llmopt.quantize import quantization
 from llmopt.serve.process import RunningServer, serving
 from llmopt.serve.recognise import recognise
-from tests.contract.conftest import Workshop, environment_of
+from tests.contract.conftest import STARTED, Workshop
 from tests.processes import gone_within, mentioning
 
 pytestmark = pytest.mark.engine
-# What each engine that can be had here is asked to load; those that are only described have a page of their own.
-LOADS = {"hf": "nf4-dq", "llamacpp": "gguf-q4_k_m", "vllm": "gptq-int4-g128", "scripted": "bf16"}
 SHORT = Workload(input_tokens=48, output_tokens=16, concurrency=4, requests=64, warmup_requests=4)
 # vLLM (0.32): its HTTP process sends what has come together until it gets to run.  On a busy machine with two cores that
 # was all of 16 tokens, whose rate nobody can know; 64 take a quarter of a second.
 WORKLOADS = {"vllm": replace(SHORT, output_tokens=64)}
 
 
-@pytest.fixture(scope="module", params=list(LOADS))
-def started(request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """One real server per engine, for all tests of this page that only ask it something."""
-    backend = serve.backend(request.param)
-    extra = ("--prompt-tokens", "48") if backend.name == "scripted" else ()
-    eager = True if backend.name == "vllm" else None  # starts in a third of the time
-    options = ServeOptions(
-        backend=backend.name, max_num_seqs=4, max_model_len=512, enforce_eager=eager, extra_args=extra
-    )
-    log = tmp_path_factory.mktemp("logs") / "server.log"
-    environment = environment_of(backend)
-    with serving(backend, workshop.artifact(LOADS[backend.name]), options, environment, log=log) as server:
-        yield server
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "started" in metafunc.fixturenames:
+        metafunc.parametrize("started", list(STARTED), indirect=True, scope="session")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +117,7 @@ def test_refuses_what_it_does_not_load_and_names_an_engine_that_does(name: str) 
 
 @pytest.mark.parametrize("name", ["hf", "llamacpp"])
 def test_broken_weights_are_one_clear_error_and_no_process(name: str, workshop: Workshop, tmp_path: Path) -> None:
-    good = workshop.artifact(LOADS[name])
+    good = workshop.artifact(STARTED[name])
     for file in Path(good.path).iterdir():
         data = file.read_bytes()
         weights = file.suffix in (".safetensors", ".gguf")
@@ -173,7 +161,7 @@ def test_a_server_that_dies_or_hangs_while_loading(fault: str, word: str, worksh
 @pytest.mark.parametrize("name", ["hf", "llamacpp"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_server_outlives_us(name: str, number: signal.Signals, workshop: Workshop, tmp_path: Path) -> None:
-    artifact = workshop.artifact(LOADS[name])
+    artifact = workshop.artifact(STARTED[name])
     argv = [sys.executable, "-m", "llmopt", "bench", artifact.path, "--backend", name, "--requests", "100000"]
     log = (tmp_path / "err").open("w")
     process = subprocess.Popen(

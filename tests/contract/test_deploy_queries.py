@@ -17,18 +17,16 @@ from pathlib import Path
 import pytest
 
 from llmopt import demo, serve
-from llmopt.core.domain import ServeOptions
 from llmopt.core.process import KeptProcess
 from llmopt.deploy.grafana import expressions
 from llmopt.deploy.plan import Deployment, Slo
 from llmopt.deploy.rules import rules
-from llmopt.serve.process import HOST, free_port, serving
-from tests.contract.conftest import Workshop, environment_of
+from llmopt.serve.process import HOST, RunningServer, free_port
+from tests.contract.conftest import STARTED
 from tests.programs import Prometheus, answers, prometheus, require, until
 from tests.unit.deploy.make import deployment
 
 pytestmark = pytest.mark.engine
-LOADS = {"hf": "bf16", "llamacpp": "gguf-q4_k_m", "vllm": "bf16"}
 SLOS = (
     Slo(text="ttft_p95<1s", metric="ttft", share=0.95, bound=1.0, measured=None),
     Slo(text="tpot_p95<100ms", metric="tpot", share=0.95, bound=0.1, measured=None),
@@ -45,31 +43,32 @@ class Watched:
     prometheus: Prometheus
 
 
-@pytest.fixture(scope="module", params=list(LOADS))
-def watched(
-    request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Watched]:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "started" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "started", [name for name in STARTED if name != "scripted"], indirect=True, scope="session"
+        )
+
+
+@pytest.fixture(scope="module")
+def watched(started: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     require("prometheus")
-    backend = serve.backend(request.param)
+    backend = serve.backend(started.backend)
     folder = tmp_path_factory.mktemp("watched")
-    eager = True if backend.name == "vllm" else None  # starts in a third of the time
-    options = ServeOptions(backend=backend.name, max_num_seqs=4, max_model_len=512, enforce_eager=eager)
-    log = folder / "engine.log"
-    with serving(backend, workshop.artifact(LOADS[backend.name]), options, environment_of(backend), log=log) as server:
-        base, model = server.command.base_url, server.command.model
-        made = deployment(
-            engine={"backend": backend.name, "metrics": backend.metrics, "metrics_path": backend.metrics_path,
-                    "histogram_bounds": backend.bounds, "gpus": 0, "model": model},
-            evidence={"slos": SLOS},
-            wishes={"scrape_s": 1.0},
-        )  # fmt: skip
-        port = free_port(None)
-        targets = {"engine": [base.removeprefix("http://").removesuffix("/v1")], "canary": [f"{HOST}:{port}"]}
-        with prometheus(folder, made, targets) as watching:
-            load(base, model, folder)
-            with canary(base, model, folder, port):
-                time.sleep(SETTLE_S)
-                yield Watched(made, watching)
+    base, model = started.command.base_url, started.command.model
+    made = deployment(
+        engine={"backend": backend.name, "metrics": backend.metrics, "metrics_path": backend.metrics_path,
+                "histogram_bounds": backend.bounds, "gpus": 0, "model": model},
+        evidence={"slos": SLOS},
+        wishes={"scrape_s": 1.0},
+    )  # fmt: skip
+    port = free_port(None)
+    targets = {"engine": [base.removeprefix("http://").removesuffix("/v1")], "canary": [f"{HOST}:{port}"]}
+    with prometheus(folder, made, targets) as watching:
+        load(base, model, folder)
+        with canary(base, model, folder, port):
+            time.sleep(SETTLE_S)
+            yield Watched(made, watching)
 
 
 def llmopt(*words: str) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ name: {kind}
 model: builtin
 quality: {{tokens: 4096}}
 cases: [{{backend: llamacpp, quantizations: [gguf-{kind}]}}]
-workload: {{input_tokens: 32, output_tokens: 16, concurrency: 2, requests: 64}}
+workload: {{input_tokens: 32, output_tokens: 16, concurrency: 2, requests: 24}}
 """
 
 
