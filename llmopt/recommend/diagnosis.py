@@ -40,15 +40,21 @@ def diagnose(candidate: Candidate) -> tuple[dict[str, Any], ...]:
 
 
 def client_bound(c: Candidate) -> Diagnosis | None:
-    if "client_saturated" not in c.point.codes:
+    """What to do is the run's own remedy: a client that waited for a processor needs another than one that was at its limit."""
+    doubt = next((d for d in c.point.verdict.reasons if d.code == "client_saturated"), None)
+    if doubt is None:
         return None
     client = c.point.record.client
     share, late = (client.get("ceiling") or {}).get("share"), (client.get("lateness_s") or {}).get("p99")
     return Diagnosis(
         code="client-bound",
         words="the load client was part of what was measured: the server may be faster than these figures",
-        next="--workers 2, or the client on cores of its own; llmopt calibrate says what it can take",
-        evidence={"client_ceiling_share": share, "lateness_p99_s": late},
+        next=f"{doubt.remedy}; llmopt calibrate says what the client can take",
+        evidence={
+            "client_ceiling_share": share,
+            "lateness_p99_s": late,
+            "client_waited_share": client.get("waited_share"),
+        },
     )
 
 

@@ -79,7 +79,18 @@ def test_a_full_cache_is_kv_starved(figures):
 
 
 def test_a_client_that_could_not_send_is_client_bound():
-    assert "client-bound" in found(run(verdict=doubted("client_saturated"), client={"ceiling": {"share": 0.8}}))
+    one = found(run(verdict=doubted("client_saturated"), client={"ceiling": {"share": 0.8}}))["client-bound"]
+    assert one["evidence"]["client_ceiling_share"] == 0.8
+
+
+def test_what_a_client_bound_run_is_to_try_is_what_its_own_doubt_says():
+    """More processes help one that was at its limit, and would wait as the first did where no processor was free."""
+    waited = Verdict.of(
+        (Doubt(code="client_saturated", severity="suspect", message="m", remedy="a client on its own cores"),)
+    )
+    one = found(run(verdict=waited, client={"waited_share": 0.05}))["client-bound"]
+    assert one["next"].startswith("a client on its own cores")
+    assert one["evidence"]["client_waited_share"] == 0.05
 
 
 def test_runs_that_differ_are_noisy():
