@@ -14,7 +14,7 @@ from typing import Literal
 
 from llmopt.core.student import quantile
 from llmopt.gate.decide import LEAST_SPREAD, Sample, sample_of
-from llmopt.gate.thresholds import Threshold, parse_thresholds
+from llmopt.gate.thresholds import Threshold, at_most_thousandfold, parse_thresholds
 from llmopt.gate.unpaired import ASSUMED_FREEDOM, SessionNoise
 
 Kept = Literal["kept", "missed", "unclear"]
@@ -100,6 +100,6 @@ def judge_slo(values: Sequence[float | None], bound: float, *, better: str, erro
     sign = 1 if better == "lower" else -1
     found = sample_of([sign * math.log(v / bound) for v in known])
     half = found.bound(error)
-    ends = sorted(bound * math.exp(sign * x) for x in (found.mean - half, found.mean + half))
+    ends = sorted(bound * math.exp(sign * at_most_thousandfold(x)) for x in (found.mean - half, found.mean + half))
     status: Kept = "kept" if found.mean + half < 0 else "missed" if found.mean - half > 0 else "unclear"
     return SloFound(status=status, measured=bound * math.exp(sign * found.mean), low=ends[0], high=ends[1])

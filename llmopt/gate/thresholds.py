@@ -32,6 +32,7 @@ NO_RATIO = (
     "cache_hit_rate",
     "kv_usage_peak",
 )
+THOUSANDFOLD = math.log(1000)
 # The same on a machine that does other things too.
 WITHOUT_A_CLOCK = ("bytes", "nats", "count", "share")
 
@@ -61,12 +62,19 @@ class Threshold:
         return ratio if self.metric.better == "lower" else -ratio
 
     def change(self, worsening: float) -> float:
-        """Back to what people read: candidate / base − 1, in the metric's own direction."""
-        return math.expm1(worsening if self.metric.better == "lower" else -worsening)
+        """Back to what people read: candidate / base − 1, in the metric's own direction; a bound past a thousandfold is cut there.
+
+        Two blocks at a high confidence have bounds that no float holds. What is decided is decided on the logarithms.
+        """
+        return math.expm1(at_most_thousandfold(worsening if self.metric.better == "lower" else -worsening))
 
     @property
     def needs_a_clock(self) -> bool:
         return self.metric.unit not in WITHOUT_A_CLOCK
+
+
+def at_most_thousandfold(logarithm: float) -> float:
+    return max(-THOUSANDFOLD, min(THOUSANDFOLD, logarithm))
 
 
 def parse_thresholds(texts: Sequence[str]) -> tuple[Threshold, ...]:

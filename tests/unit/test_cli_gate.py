@@ -360,12 +360,22 @@ def test_a_state_that_lay_there_for_a_day_is_not_taken_up(gate, server):
 
 def test_a_damaged_state_is_said_and_begun_anew(gate, server):
     fast = f"{server}/x/ttft=5,itl=1/v1"
-    gate(fast, fast, *SMALL, "--rounds", "2")
+    gate(fast, fast, *SMALL, "--rounds", "2", "--confidence", "0.999999")
     (state,) = Path("results/gates").glob("*.json")
     state.write_text("{")
-    done = gate(fast, fast, *SMALL, "--rounds", "2")
+    done = gate(fast, fast, *SMALL, "--rounds", "2", "--confidence", "0.999999")
     assert "the gate begins anew" in done.stderr
     assert done.exit_code in (0, 4)
+
+
+def test_bounds_that_no_float_holds_are_cut_at_a_thousandfold(gate, server):
+    """Two blocks have one degree of freedom, and at such a confidence intervals of hundreds of orders of magnitude."""
+    fast = f"{server}/x/ttft=5,itl=1/v1"
+    done = gate(fast, fast, *SMALL, "--rounds", "2", "--confidence", "0.99999999", "--json")
+    assert done.exit_code == 4, done.stderr
+    ends = [m[end] for m in json.loads(done.stdout)["cases"][0]["metrics"] for end in ("low", "high")]
+    assert min(ends) == pytest.approx(1 / 1000 - 1)
+    assert max(ends) == pytest.approx(999)
 
 
 def test_a_stored_side_of_another_workload_is_refused_before_the_other_is_measured(refused, server):

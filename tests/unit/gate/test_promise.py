@@ -74,6 +74,11 @@ def test_between_them_it_cannot_be_told() -> None:
     assert judge_slo([0.09, 0.11, 0.1], 0.1, better="lower", error=0.05).status == "unclear"
 
 
+def test_two_runs_at_a_high_confidence_have_an_interval_that_can_be_printed() -> None:
+    found = judge_slo([0.09, 0.11], 0.1, better="lower", error=1e-6)
+    assert (found.status, found.low, found.high) == ("unclear", pytest.approx(0.0001), pytest.approx(100))
+
+
 def test_more_is_better_turns_it_round() -> None:
     assert judge_slo([30.0, 31.0, 30.5], 20.0, better="higher", error=0.05).status == "kept"
 
