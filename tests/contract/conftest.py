@@ -65,11 +65,14 @@ def environment_of(backend: Backend) -> Environment:
         pytest.skip(f"{backend.name} is not here: {error.hint}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def started(
     request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """One real server of the engine that the page asks for, for all tests of all pages that only ask it something."""
+    """One real server of the engine that the page asks for, for all tests of all pages that only ask it something.
+
+    Of the package: one of the session would be there until its end, for tests that look for what was left behind to find.
+    """
     backend = serve.backend(request.param)
     extra = ("--prompt-tokens", "48") if backend.name == "scripted" else ()
     eager = True if backend.name == "vllm" else None  # starts in a third of the time

@@ -34,7 +34,7 @@ WORKLOADS = {"vllm": replace(SHORT, output_tokens=64)}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "started" in metafunc.fixturenames:
-        metafunc.parametrize("started", list(STARTED), indirect=True, scope="session")
+        metafunc.parametrize("started", list(STARTED), indirect=True, scope="package")
 
 
 @pytest.fixture(scope="module")

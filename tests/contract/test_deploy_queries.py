@@ -46,7 +46,7 @@ class Watched:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "started" in metafunc.fixturenames:
         metafunc.parametrize(
-            "started", [name for name in STARTED if name != "scripted"], indirect=True, scope="session"
+            "started", [name for name in STARTED if name != "scripted"], indirect=True, scope="package"
         )
 
 
