@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 from matrices import KINDS, Machine
 
-from llmopt.recommend.beliefs import Prior
+from llmopt.pipeline.repeats import Start, learnt
+from llmopt.recommend.beliefs import USUAL_NOISE, Noise, Prior
 from llmopt.recommend.racing import Race
 
 TABLE, RESULTS = Path(__file__).with_name("table.md"), Path(__file__).with_name("results.json")
@@ -34,6 +35,7 @@ NOISES = ((0.03, 0.01), (0.05, 0.02))
 ROUNDS = 3
 PRIOR_ERROR = 0.17
 WITHIN = 0.02
+EARLIER, ANOTHER = 24, 10_000_000
 SHARE, SHARE_WITH_PRIOR, LONGEST = 0.45, 0.35, 0.75
 Search = Callable[[Machine, int], int]
 
@@ -79,8 +81,24 @@ def told(machine: Machine, seed: int) -> int:
     return first if gap > 0 else second
 
 
-def racing(most: float | None, predicted: Callable[[Machine], Sequence[float]] | None = None) -> Search:
-    """``most``: share of the exhaustive runs; ``None``: until it is settled, or has cost three quarters of those."""
+def earlier(machine: Machine, seed: int) -> Noise:
+    """What is known of the machine's noise after an exhaustive search over as many other configurations."""
+    before = Machine(machine.kind, machine.between, machine.within, seed + ANOTHER)
+    starts: dict[tuple[str, ...], list[Start]] = {(str(arm),): [] for arm in range(EARLIER)}
+    for round in range(1, ROUNDS + 1):
+        before.new_pass()
+        for (arm,), own in starts.items():
+            own.append(Start(at=datetime.datetime(2026, 1, 1), value=before.run(int(arm)), round=round))
+    return learnt(starts)
+
+
+def racing(
+    most: float | None, predicted: Callable[[Machine], Sequence[float]] | None = None, *, known: bool = False
+) -> Search:
+    """``most``: share of the exhaustive runs; ``None``: until it is settled, or has cost three quarters of those.
+
+    ``known``: an earlier search on the same machine told its noise.
+    """
 
     def search(machine: Machine, seed: int) -> int:
         count = len(machine.truth)
@@ -88,7 +106,10 @@ def racing(most: float | None, predicted: Callable[[Machine], Sequence[float]] |
         prior = predictions is not None and {
             str(arm): Prior(value=math.exp(p), error=PRIOR_ERROR) for arm, p in enumerate(predictions)
         }
-        race = Race([str(arm) for arm in range(count)], prior=prior or None, traits=machine.traits(), seed=seed)
+        noise = earlier(machine, seed) if known else USUAL_NOISE
+        race = Race(
+            [str(arm) for arm in range(count)], prior=prior or None, traits=machine.traits(), noise=noise, seed=seed
+        )
         allowed = int((LONGEST if most is None else most) * ROUNDS * count)
         while arms := race.next_round(None if most is None else allowed - machine.runs):
             if machine.runs >= allowed:
@@ -124,8 +145,10 @@ SEARCHES: dict[str, Search] = {
     "told the two": told,
     "racing": racing(SHARE),
     "racing, settled": racing(None),
+    "settled, noise known": racing(None, known=True),
     "with estimates": racing(SHARE_WITH_PRIOR, good),
     "estimates, settled": racing(None, good),
+    "estimates, noise known": racing(None, good, known=True),
     "estimates shuffled": racing(SHARE, shuffled),
     "estimates reversed": racing(SHARE, reversed_),
     "estimates half low": racing(SHARE, half_low),

@@ -27,6 +27,7 @@ from llmopt.pipeline.expecting import priors
 from llmopt.pipeline.measuring import RunOptions, engine_version
 from llmopt.pipeline.plans import rank_runs
 from llmopt.pipeline.remembered import STATE, Failure, State, read_state, write_state
+from llmopt.pipeline.repeats import machine_noise
 from llmopt.pipeline.reporter import Reporter
 from llmopt.pipeline.searching import Searching
 from llmopt.pipeline.visiting import (
@@ -40,6 +41,7 @@ from llmopt.pipeline.visiting import (
     of_rounds,
     visit,
 )
+from llmopt.recommend.beliefs import USUAL_NOISE
 from llmopt.recommend.constraints import on_memory
 from llmopt.recommend.proposals import require_optuna
 from llmopt.recommend.racing import Race, Standing
@@ -134,7 +136,13 @@ class Racing:
         self.metric, self.statistic, better = objective(job.goal, video=bool(this_machine().gpus))
         traits = {label: contestant.traits for label, contestant in self.contestants.items()}
         expected = {} if job.exhaustive else priors(job.model, self.contestants, self.metric, better, self.results)
-        self.race = Race(list(self.contestants), better=better, prior=expected, traits=traits, seed=job.seed)
+        self.before = USUAL_NOISE
+        if not job.exhaustive:
+            own = [key for contestant in self.contestants.values() for key in keys_of(contestant)]
+            self.before = machine_noise(self.results, self.metric, self.statistic, own)
+        self.race = Race(
+            list(self.contestants), better=better, prior=expected, traits=traits, noise=self.before, seed=job.seed
+        )
         self.runs: list[Measurement] = []
         remembered = read_state(self.state, report.say)
         self.failures, self.proposed_before = remembered.failures, remembered.proposed
@@ -347,6 +355,9 @@ class Racing:
             "configurations": len(self.contestants),
             "visits": self.visits,
             "noise": standing.noise if any(len(v) > 1 for v in self.race.values.values()) else None,
+            "noise_before": {"share": self.before.share, "repeats": round(self.before.freedom - USUAL_NOISE.freedom)},
+            "tolerance": self.race.tolerance,
+            "sure": self.race.sure(),
             "survivors": [asdict(e) | {"load": self.outcomes[e.arm].load} for e in standing.survivors],
             "unmeasured": list(standing.unmeasured),
             "dropped": [{"configuration": arm, "reason": reason} for arm, reason in standing.dropped.items()],

@@ -9,8 +9,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-NOISE_WEIGHT = 4  # so many repeats' worth of weight has it against those that are seen
 SMALLEST = 1e-12  # variance: two arms may be all but one
+DRAWS = 4000  # of a joint chance: its own error is below half a percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Standard deviation from run to run as a share, and the degrees of freedom of that: so many repeats told it.
+
+    The default is what machines usually have, before anything was measured twice.
+    """
+
+    share: float = 0.04
+    freedom: float = 4.0
+
+
+USUAL_NOISE = Noise()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +58,28 @@ class Known:
         """Standard error of the difference of two arms."""
         variance = self.of[one].error ** 2 + self.of[other].error ** 2 - 2 * self.pairs.get((one, other), 0.0)
         return math.sqrt(max(variance, SMALLEST))
+
+    def chance_of_none(self, others: Sequence[str], best: str, margin: float) -> float:
+        """The chance that none of ``others`` is better than ``best`` by more than ``margin``, by draws of their Student's t.
+
+        All are compared with one and the same arm, and what is wrong in its level is wrong in every comparison: single
+        chances added up count that as often as there are others.
+        """
+        import numpy as np
+
+        if not others:
+            return 1.0
+        arms = [best, *others]
+        errors = np.array([self.of[arm].error for arm in arms])
+        covariance = np.array([[self.pairs.get((one, other), 0.0) for other in arms] for one in arms])
+        np.fill_diagonal(covariance, errors**2)
+        values, vectors = np.linalg.eigh(covariance)
+        draw = np.random.default_rng(0)  # the same draws each time: more runs make it surer, not luck
+        normal = draw.standard_normal((DRAWS, len(arms))) @ (vectors * np.sqrt(values.clip(0))).T
+        scales = {f: np.sqrt(f / draw.chisquare(f, DRAWS)) for f in sorted({self.of[arm].freedom for arm in arms})}
+        scale = np.stack([scales[self.of[arm].freedom] for arm in arms], axis=1)
+        levels = np.array([self.of[arm].mean for arm in arms]) + normal * scale
+        return float((levels[:, 1:].max(axis=1) <= levels[:, 0] + margin).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +126,11 @@ class Line:
         return self.variance <= 2.5 * self.claimed**2 and self.slope >= 0.5
 
 
-def fit(values: Mapping[str, Mapping[int, float]], rounds: int, guess: float) -> tuple[dict[str, float], float, float]:
+def fit(values: Mapping[str, Mapping[int, float]], rounds: int, before: Noise) -> tuple[dict[str, float], float, float]:
     """Least squares of ``value = arm + round``: each arm's level, the standard deviation of a run, its degrees of freedom.
 
     Effects of rounds are drawn towards zero by as much as their own spread allows (a ridge), since few arms tell of a late
-    round.  ``guess`` stands for the deviation until repeats tell it, with the weight of ``NOISE_WEIGHT`` of them.
+    round.  ``before`` is what was known of the deviation, with the weight of its degrees of freedom.
     """
     import numpy as np
 
@@ -110,10 +146,10 @@ def fit(values: Mapping[str, Mapping[int, float]], rounds: int, guess: float) ->
     rest = math.fsum((v - effects[r] - levels[arm]) ** 2 for arm, own in values.items() for r, v in own.items())
     used = len({r for own in values.values() for r in own})
     freedom = max(0, sum(map(len, values.values())) - len(values) - max(0, used - 1))
-    variance = (NOISE_WEIGHT * guess**2 + float(rest)) / (NOISE_WEIGHT + freedom)
+    variance = (before.freedom * before.share**2 + float(rest)) / (before.freedom + freedom)
     between = max(variance / 4, float(np.square(effects - effects.mean()).sum()) / max(1, used - 1))
     effects = np.linalg.solve(normal + variance / between * np.eye(rounds), right)
-    return levels_of(values, effects.tolist()), math.sqrt(variance), NOISE_WEIGHT + freedom
+    return levels_of(values, effects.tolist()), math.sqrt(variance), before.freedom + freedom
 
 
 def levels_of(values: Mapping[str, Mapping[int, float]], effects: Sequence[float]) -> dict[str, float]:

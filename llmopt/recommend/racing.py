@@ -22,13 +22,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmopt.core.statistics import t_95
-from llmopt.recommend.beliefs import Belief, Known, Line, Prior, fit, student_tail
+from llmopt.recommend.beliefs import USUAL_NOISE, Belief, Known, Line, Noise, Prior, fit, student_tail
 from llmopt.recommend.structure import LEAST, borrowed
 
-NOISE = 0.04  # run-to-run standard deviation as a share, where no repeats told it yet
 # A round takes at most this part of the runs that are left, so that the last are spent on who is in front by then; a larger one
 # where predictions, which may mislead, chose whom to look at first.
 PART_OF_BUDGET, PART_WITH_PRIOR = 1 / 4, 1 / 3
+# In a round beside the leader, once all were looked at: what the others would tell is worth less than the next round's choice,
+# and so is a second whose chance is less than this part of the first one's.
+CHALLENGERS, WORTH_A_RUN = 2, 1 / 2
+ALONE, SURE = "one is left", "the leader is sure enough"
+UNLIKELY = 1e-3  # chances below it are added up instead of drawn
 EXCLUDED_BLIND = 0.2  # of the error that may be spent, on what was never measured
 
 
@@ -64,8 +68,8 @@ class Race:
     """The decisions of one race; the caller measures what ``next_round`` names and records every outcome.
 
     ``groups``: arm → the server that it runs on.  ``traits``: arm → what it has in common with others (its quantization, its
-    engine, each setting): they then tell of each other (``structure.py``).  ``noise``: run-to-run standard deviation as a
-    share, where one is known from repeats on this machine.  Raises ValueError for arms that come twice or none.
+    engine, each setting): they then tell of each other (``structure.py``).  ``noise``: what earlier repeats on this machine
+    told of it; the race's own runs correct it.  Raises ValueError for arms that come twice or none.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Race:
         prior: Mapping[str, Prior] | None = None,
         groups: Mapping[str, str] | None = None,
         traits: Mapping[str, Sequence[str]] | None = None,
-        noise: float = NOISE,
+        noise: Noise = USUAL_NOISE,
         seed: int = 0,
     ) -> None:
         if not arms or len(set(arms)) < len(arms):
@@ -150,6 +154,13 @@ class Race:
             raise ValueError(f"{arm}: {value} is no positive quantity")
         self.values.setdefault(arm, {})[round] = self.sign * math.log(value)
 
+    def sure(self) -> float:
+        """The chance that the leader is within the tolerance of the best; 0 while somebody may be anything."""
+        standing, known = self.standing(), self.beliefs()
+        if standing.leader is None or any(chance >= 1 for chance in standing.chances.values()):
+            return 0.0
+        return self.together(known, standing.leader, self.chances(known, standing.leader))
+
     def standing(self) -> Standing:
         """Who may still be the best, with what certainty, and who may not, with the reason."""
         known = self.beliefs()
@@ -173,16 +184,24 @@ class Race:
         }
         survivors = sorted((arm for arm in measured if arm not in behind), key=lambda arm: -beliefs[arm].mean)
         dropped = {arm: self.because(arm, leader, known) for arm in behind}
-        equal = "one is left" if len(survivors) == 1 else f"those that are left are within {self.tolerance:.0%}"
+        over = len(excluded) == len(chances) or (
+            max(chances.values()) <= 1 - self.confidence and self.together(known, leader, chances) >= self.confidence
+        )
         return Standing(
             leader=leader,
             survivors=tuple(self.estimate(arm, beliefs[arm]) for arm in survivors),
             unmeasured=unmeasured,
             dropped=dropped | self.failed,
-            settled=equal if len(excluded) == len(chances) else None,
+            settled=(ALONE if len(survivors) == 1 and not unmeasured else SURE) if over else None,
             noise=noise,
             chances={arm: chance for arm, chance in chances.items() if arm not in excluded},
         )
+
+    def together(self, known: Known, leader: str, chances: Mapping[str, float]) -> float:
+        """The chance that nobody is better than the leader by more than the tolerance, nobody being wholly unknown."""
+        likely = [arm for arm, chance in chances.items() if chance > UNLIKELY]
+        others = math.fsum(chance for chance in chances.values() if chance <= UNLIKELY)
+        return max(0.0, known.chance_of_none(likely, leader, self.margin) - others)
 
     # --- which come next ----------------------------------------------------------------------------------------------
 
@@ -190,7 +209,7 @@ class Race:
         """All arms; with a prior the third that it puts in front, and a few of the others that tell how good it is."""
         if not alive or any(arm not in self.prior for arm in alive):
             return alive
-        known = Known(of={arm: self.predicted(arm) for arm in alive}, noise=self.noise)
+        known = Known(of={arm: self.predicted(arm) for arm in alive}, noise=self.noise.share)
         order = sorted(alive, key=lambda arm: -known.of[arm].mean)
         excluded = least_likely(self.chances(known, order[0]), (1 - self.confidence) * EXCLUDED_BLIND)
         likely = [arm for arm in order if arm not in excluded]
@@ -205,10 +224,11 @@ class Race:
         others = sorted((arm for arm in chance if arm != standing.leader), key=lambda arm: -chance[arm])
         first = [standing.leader] if standing.leader else []
         blind = sum(chance[arm] >= 1 for arm in others)
+        challengers = sum(chance[arm] >= chance[others[0]] * WORTH_A_RUN for arm in others[:CHALLENGERS])
         if at_most is not None:
             part = PART_WITH_PRIOR if self.prior else PART_OF_BUDGET
-            others = others[: max(1, blind, math.ceil(at_most * part) - len(first))]
-        return first + others
+            challengers = min(challengers, math.ceil(at_most * part) - len(first))
+        return first + others[: max(1, challengers, blind)]
 
     def shuffled(self, arms: Sequence[str]) -> list[str]:
         """In random order, those of one server in a row: a boot costs time."""

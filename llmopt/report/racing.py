@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
 
+SUREST = 0.99  # its own error does not allow to say more
 SHOWN = 12  # survivors on a terminal; the report has all
 
 
@@ -121,6 +122,7 @@ def standing_lines(document: dict[str, Any]) -> list[str]:
     )
     return [
         head,
+        *(f"  {words}" for words in sure_words(document)),
         *(
             f"  {name}: {value} [{interval}] over {runs} round(s)"
             for name, value, interval, runs, _ in survivors(document)
@@ -134,17 +136,29 @@ def race_lines(document: dict[str, Any]) -> list[str]:
     lines = [
         f"{race['visits']} visits in {race['round']} round(s) over {race['configurations']} configurations, "
         f"{document['spent_s']:.0f} of {document['budget_s']:.0f} s; ended: {document['ended']}",
-        f"{noise_words(race['noise'])}; quality is told against {document['reference']}",
+        f"{noise_words(race['noise'], race['noise_before'])}; quality is told against {document['reference']}",
+        *sure_words(race),
     ]
     lines += [f"dropped: {row['configuration']}: {row['reason']}" for row in race["dropped"]]
     lines += [f"never measured: {label}: {document['ended']}" for label in race["unmeasured"]]
     return lines + [f"not measured: {row['label']}: {row['reason']}" for row in document["not_measured"]]
 
 
-def noise_words(noise: float | None) -> str:
+def noise_words(noise: float | None, before: dict[str, Any]) -> str:
+    """``before``: what was known of it before the race, by so many repeats of other runs here."""
+    others = f"{before['repeats']} earlier repeats on this machine"
     if noise is None:
-        return "nothing was measured twice: the intervals rest on the noise that machines usually have"
-    return f"run-to-run noise {noise:.1%}"
+        usual = others if before["repeats"] else "what machines usually have"
+        return f"nothing was measured twice: the intervals rest on a noise of {before['share']:.1%}, by {usual}"
+    return f"run-to-run noise {noise:.1%}" + (f", also by {others}" if before["repeats"] else "")
+
+
+def sure_words(race: dict[str, Any]) -> list[str]:
+    """Nothing while somebody is left of whom nothing is known."""
+    if not race["survivors"] or not race["sure"]:
+        return []
+    chance = "more than 99%" if race["sure"] > SUREST else f"{race['sure']:.0%}"
+    return [f"{race['survivors'][0]['arm']} is within {race['tolerance']:.0%} of the best with a chance of {chance}"]
 
 
 def race_markdown(document: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from llmopt.recommend.beliefs import Prior, student_tail
+from llmopt.recommend.beliefs import Belief, Known, Noise, Prior, student_tail
 from llmopt.recommend.racing import Race, least_likely
 
 TRUTH = {f"c{place}": 100 * 0.94**place for place in range(24)}
@@ -51,11 +51,48 @@ def test_configurations_of_one_server_are_visited_together():
 
 def test_order_is_shuffled_anew_in_every_round():
     race = Race([f"c{place}" for place in range(12)])
-    first = race.next_round()
-    for arm in first:
-        race.record(race.round, arm, 100.0)
-    assert sorted(second := race.next_round()) == sorted(first)
+    assert sorted(first := race.whole_round()) == sorted(second := race.whole_round())
     assert second != first
+
+
+def test_later_rounds_are_for_the_leader_and_its_nearest():
+    race = Race([f"c{place}" for place in range(12)])
+    for arm in race.next_round():
+        race.record(1, arm, 100.0 - int(arm[1:]) / 10)
+    assert sorted(race.next_round()) == ["c0", "c1", "c2"]
+
+
+def test_leader_is_as_sure_as_draws_of_all_of_them_say():
+    """Three equal ones and one that is far behind: the margin is one standard error of a difference."""
+    error = 0.02 / math.sqrt(2)
+    level = {"a": 0.0, "b": 0.0, "c": 0.0, "d": -1.0}
+    of = {arm: Belief(mean=mean, error=error, freedom=1e6, runs=1) for arm, mean in level.items()}
+    draw = random.Random(1)
+    tries = [[draw.gauss(0, error) for _ in "abc"] for _ in range(20_000)]
+    expected = sum(max(b, c) <= a + 0.02 for a, b, c in tries) / len(tries)
+    assert Known(of=of, noise=0.02).chance_of_none(["b", "c", "d"], "a", 0.02) == pytest.approx(expected, abs=0.015)
+
+
+def test_what_is_shared_by_all_makes_nobody_less_sure():
+    of = {arm: Belief(mean=mean, error=0.1, freedom=1e6, runs=1) for arm, mean in (("a", 0.0), ("b", -0.02))}
+    shared = dict.fromkeys([("a", "b"), ("b", "a")], 0.1**2 * 0.999)
+    assert Known(of=of, noise=0.1).chance_of_none(["b"], "a", 0.02) < 0.7
+    assert Known(of=of, noise=0.1, pairs=shared).chance_of_none(["b"], "a", 0.02) > 0.99
+
+
+def test_who_was_not_looked_at_leaves_nothing_sure():
+    race = Race(["a", "b"])
+    race.record(1, "a", 100.0)
+    assert race.sure() == 0.0
+
+
+def test_noise_that_is_known_spares_runs():
+    """Of three percent, told by thirty repeats, beside what is usual."""
+    spared = [Race(list(TRUTH), seed=seed, noise=Noise(share=0.03, freedom=30)) for seed in range(30)]
+    usual = [Race(list(TRUTH), seed=seed) for seed in range(30)]
+    runs = [sum(play(race, TRUTH, seed=seed) for seed, race in enumerate(races)) for races in (spared, usual)]
+    assert runs[0] < 0.96 * runs[1]
+    assert sum(race.standing().leader == "c0" for race in spared) >= 28
 
 
 def test_failure_drops_a_configuration_with_its_reason():
@@ -84,7 +121,7 @@ def test_race_without_a_survivor_is_over():
 
 
 def test_dropped_one_comes_back_when_later_rounds_are_noisier_than_was_thought():
-    race = Race(["a", "b", "c"], noise=0.01)
+    race = Race(["a", "b", "c"], noise=Noise(share=0.01))
     for arm, value in (("a", 100.0), ("b", 99.0), ("c", 93.0)):
         race.record(1, arm, value)
     assert "c" in race.standing().dropped
@@ -102,11 +139,12 @@ def test_reason_of_a_loser_names_gap_and_rounds():
 
 
 def test_equals_end_the_race_as_equals():
-    race = Race(["a", "b"], noise=0.001)
+    race = Race(["a", "b"], noise=Noise(share=0.001))
     for round in range(1, 30):
         race.record(round, "a", 100.0)
         race.record(round, "b", 100.01)
-    assert race.standing().settled == "those that are left are within 2%"
+    assert race.standing().settled == "the leader is sure enough"
+    assert race.sure() > 0.99
     assert len(race.standing().survivors) == 2
 
 

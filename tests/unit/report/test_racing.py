@@ -3,6 +3,7 @@ from llmopt.report.racing import RaceReporter, race_markdown, standing_lines
 SURVIVOR = {"arm": "gguf-q8_0 on llamacpp", "value": 900.0, "low": 850.0, "high": 950.0, "runs": 2, "load": "4 users"}
 RACE = {
     "metric": "output_tps", "round": 2, "configurations": 3, "visits": 5, "noise": 0.03, "survivors": [SURVIVOR],
+    "noise_before": {"share": 0.03, "repeats": 12}, "tolerance": 0.02, "sure": 0.974,
     "unmeasured": ["fp8 | on vllm"], "dropped": [{"configuration": "bf16 on hf", "reason": "50% behind"}], "settled": None,
 }  # fmt: skip
 DOCUMENT = {
@@ -12,8 +13,9 @@ DOCUMENT = {
 
 
 def test_standing_names_survivors_with_intervals_and_the_time_left():
-    head, line = standing_lines(RACE | {"left_s": 12.3})
+    head, sure, line = standing_lines(RACE | {"left_s": 12.3})
     assert head == "after round 2: 1 of 3 may be the best by output_tps, 1 not measured yet, 12 s left"
+    assert sure == "  gguf-q8_0 on llamacpp is within 2% of the best with a chance of 97%"
     assert line == "  gguf-q8_0 on llamacpp: 900 tok/s [850 tok/s – 950 tok/s] over 2 round(s)"
 
 
