@@ -113,9 +113,7 @@ class Race:
             wanted = self.first_look(alive)
         else:
             standing = self.standing()
-            if standing.settled:
-                return []
-            wanted = self.contenders(standing, at_most)
+            wanted = self.unproven() if standing.settled else self.contenders(standing, at_most)
         if not wanted:
             return []
         self.round += 1
@@ -229,6 +227,12 @@ class Race:
             part = PART_WITH_PRIOR if self.prior else PART_OF_BUDGET
             challengers = min(challengers, math.ceil(at_most * part) - len(first))
         return first + others[: max(1, challengers, blind)]
+
+    def unproven(self) -> list[str]:
+        """The leader and its nearest where all rests on a noise that nobody has seen: once more, or a busy machine chooses."""
+        means = {arm: belief.mean for arm, belief in self.beliefs().of.items() if belief.runs}
+        seen = self.noise.freedom > USUAL_NOISE.freedom or any(len(self.values[arm]) > 1 for arm in means)
+        return [] if seen or len(means) < 2 else sorted(means, key=lambda arm: -means[arm])[:2]
 
     def shuffled(self, arms: Sequence[str]) -> list[str]:
         """In random order, those of one server in a row: a boot costs time."""

@@ -86,6 +86,24 @@ def test_who_was_not_looked_at_leaves_nothing_sure():
     assert race.sure() == 0.0
 
 
+def test_nobody_wins_by_one_run_on_a_machine_of_which_nothing_is_known():
+    race = Race(["a", "b", "c"])
+    for arm, value in (("a", 100.0), ("b", 50.0), ("c", 10.0)):
+        race.record(1, arm, value)
+    assert race.standing().settled
+    assert sorted(race.next_round()) == ["a", "b"]
+    race.record(2, "a", 101.0)
+    race.record(2, "b", 49.0)
+    assert race.next_round() == []
+
+
+def test_but_does_where_its_noise_is_known():
+    race = Race(["a", "b"], noise=Noise(share=0.03, freedom=20))
+    race.record(1, "a", 100.0)
+    race.record(1, "b", 50.0)
+    assert race.next_round() == []
+
+
 def test_noise_that_is_known_spares_runs():
     """Of three percent, told by thirty repeats, beside what is usual."""
     spared = [Race(list(TRUTH), seed=seed, noise=Noise(share=0.03, freedom=30)) for seed in range(30)]
