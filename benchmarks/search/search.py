@@ -35,7 +35,7 @@ NOISES = ((0.03, 0.01), (0.05, 0.02))
 ROUNDS = 3
 PRIOR_ERROR = 0.17
 WITHIN = 0.02
-EARLIER, ANOTHER = 24, 10_000_000
+LONG_AGO, ANOTHER = datetime.datetime(2026, 1, 1), 10_000_000
 SHARE, SHARE_WITH_PRIOR, LONGEST = 0.45, 0.35, 0.75
 Search = Callable[[Machine, int], int]
 
@@ -84,12 +84,12 @@ def told(machine: Machine, seed: int) -> int:
 def earlier(machine: Machine, seed: int) -> Noise:
     """What is known of the machine's noise after an exhaustive search over as many other configurations."""
     before = Machine(machine.kind, machine.between, machine.within, seed + ANOTHER)
-    starts: dict[tuple[str, ...], list[Start]] = {(str(arm),): [] for arm in range(EARLIER)}
+    starts = []
     for round in range(1, ROUNDS + 1):
         before.new_pass()
-        for (arm,), own in starts.items():
-            own.append(Start(at=datetime.datetime(2026, 1, 1), value=before.run(int(arm)), round=round))
-    return learnt(starts)
+        for arm in range(len(before.truth)):
+            starts.append(Start(case=(str(arm),), at=LONG_AGO, value=before.run(arm), round=round))
+    return learnt([starts])
 
 
 def racing(

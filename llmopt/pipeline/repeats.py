@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from llmopt.core.domain import Measurement
 from llmopt.core.errors import StoreError
 from llmopt.core.machine import this_machine
 from llmopt.core.metrics import METRICS
@@ -20,103 +21,154 @@ from llmopt.pipeline.visiting import DISTURBANCES
 from llmopt.recommend.beliefs import USUAL_NOISE, Noise, fit
 from llmopt.recommend.points import column_of
 
-MOST_READ = 400  # records, the newest: a moment's work
-PAUSE = timedelta(hours=6)  # between runs of one case; after a longer one the machine may have changed
-MOST_FREEDOM = 60.0  # other configurations are not quite alike, however many of them were repeated
-Case = tuple[str, ...]
+MOST_READ = 400  # records of a folder, the newest: a moment's work
+PAUSE = timedelta(hours=6)  # after a longer one the machine may have changed
+ENOUGH = 4  # degrees of freedom: of an engine with fewer nothing is known
+MOST_FREEDOM = 50.0  # other configurations are not quite alike, however many of them were repeated
+Repeated = tuple[str, ...]  # a case with the version of its engine, the revision of the harness and the commit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What the runs of one start of a server read, as a logarithm; ``round`` of a race, 0 outside of any."""
+    """What one start of a server read, as a logarithm; ``round`` of a race, 0 outside of any."""
 
+    case: Repeated
     at: datetime
     value: float
     round: int = 0
 
 
-def machine_noise(own: Path, metric: str, statistic: str | None, without: Collection[str] = ()) -> Noise:
-    """Of a metric from one start of a server to the next, by runs of this machine; the usual one as far as they tell none.
+def machine_noise(
+    own: Path, metric: str, statistic: str | None, backends: Collection[str], without: Collection[str] = ()
+) -> Noise:
+    """Of a metric from one start of a server to the next on this machine: that of the noisiest of these ``backends``.
 
-    Runs from where llmopt usually writes and from the race's ``own`` folder, but for those of the cases ``without``: they
-    are in the race. A folder that cannot be read tells nothing.
+    Engines differ in it by a factor of a hundred, so one of which nothing is known leaves the usual noise.  Told by runs from
+    where llmopt usually writes and from the race's ``own`` folder, but for those of the cases ``without``: they are in the
+    race.  What cannot be read tells nothing.
     """
-    column = column_of(METRICS[metric], statistic)
+    starts: dict[str, list[list[Start]]] = {backend: [] for backend in backends}
+    seen, column, left_out = set[str](), column_of(METRICS[metric], statistic), set(without)
+    for name in (*USUAL, own):
+        with contextlib.suppress(StoreError, OSError, RuntimeError):  # a loop of links is a RuntimeError
+            if Path(name).is_dir():
+                for backend, found in starts_of(read_store(Path(name)).table, column, left_out, seen).items():
+                    if backend in starts:
+                        starts[backend].append(found)
+    told = [learnt([race for found in folders for race in races(found)]) for folders in starts.values()]
+    if not told or any(noise.freedom < USUAL_NOISE.freedom + ENOUGH for noise in told):
+        return USUAL_NOISE
+    noisiest = max(told, key=lambda noise: noise.share)
+    return Noise(share=noisiest.share, freedom=min(noisiest.freedom, MOST_FREEDOM))
+
+
+def learnt(sessions: Sequence[Sequence[Start]]) -> Noise:
+    """What repeats add to the usual noise. What shifts a whole round of a race is no noise: its race takes it off, too."""
     noise = USUAL_NOISE
-    for folder in sorted({Path(name).resolve() for name in (*USUAL, own)}):
-        if folder.is_dir():
-            with contextlib.suppress(StoreError, OSError):
-                noise = learnt(starts_of(read_store(folder).table, column, without), noise)
-    return Noise(share=noise.share, freedom=min(noise.freedom, MOST_FREEDOM))
+    for session in sessions:
+        values: dict[Repeated, dict[int, float]] = defaultdict(dict)
+        for start in session:
+            if start.round:
+                values[start.case][start.round] = start.value
+        noise = with_race(connected(values), noise)
+        noise = with_groups(alone([start for start in session if not start.round]), noise)
+    return noise
 
 
-def learnt(starts: Mapping[Case, Sequence[Start]], before: Noise = USUAL_NOISE) -> Noise:
-    """What is known after these repeats. What shifts a whole round of a race is no noise: its race takes it off, too."""
-    lone = {case: [start for start in own if not start.round] for case, own in starts.items()}
-    groups = [[s.value for s in sitting] for own in lone.values() for sitting in sittings(own)]
-    freedom = sum(len(group) - 1 for group in groups)
+def with_race(values: Mapping[Repeated, Mapping[int, float]], before: Noise) -> Noise:
+    if not values:
+        return before
+    place = {round: number for number, round in enumerate(sorted({r for own in values.values() for r in own}))}
+    named = {"\n".join(case): {place[r]: v for r, v in own.items()} for case, own in values.items()}
+    _, share, freedom = fit(named, len(place), before)
+    return Noise(share=share, freedom=freedom)
+
+
+def with_groups(groups: Sequence[Sequence[float]], before: Noise) -> Noise:
+    freedom = before.freedom + sum(len(group) - 1 for group in groups)
     rest = math.fsum((v - math.fsum(group) / len(group)) ** 2 for group in groups for v in group)
-    variance = (before.freedom * before.share**2 + rest) / (before.freedom + freedom)
-    noise = Noise(share=math.sqrt(variance), freedom=before.freedom + freedom)
-    rounds = sorted({round_of(start) for own in starts.values() for start in own if start.round})
-    if not rounds:
-        return noise
-    place = {round: number for number, round in enumerate(rounds)}
-    values = {
-        "\n".join(case): {place[round_of(start)]: start.value for start in own if start.round}
-        for case, own in starts.items()
-        if any(start.round for start in own)
-    }
-    _, share, known = fit(values, len(rounds), noise)
-    return Noise(share=share, freedom=known)
+    return Noise(share=math.sqrt((before.freedom * before.share**2 + rest) / freedom), freedom=freedom)
 
 
-def round_of(start: Start) -> tuple[str, int]:
-    """The first round of another day is another round."""
-    return start.at.date().isoformat(), start.round
+def races(starts: Sequence[Start]) -> Iterator[list[Start]]:
+    """In the order of time, parted by long pauses and where the rounds begin anew: a record does not name its race."""
+    race: list[Start] = []
+    for start in sorted(starts, key=lambda start: start.at):
+        last = next((one.round for one in reversed(race) if one.round), 0)
+        if race and (start.at - race[-1].at > PAUSE or 0 < start.round < last):
+            yield race
+            race = []
+        race.append(start)
+    yield race
 
 
-def sittings(starts: Sequence[Start]) -> Iterator[Sequence[Start]]:
-    """Those that no long pause parts."""
-    first = 0
-    for place in range(1, len(starts) + 1):
-        if place == len(starts) or starts[place].at - starts[place - 1].at > PAUSE:
-            yield starts[first:place]
-            first = place
+def connected(values: Mapping[Repeated, Mapping[int, float]]) -> dict[Repeated, dict[int, float]]:
+    """Without rounds of one case and cases of one round, which have an effect of their own each and tell nothing."""
+    left = {case: dict(own) for case, own in values.items()}
+    while True:
+        cases: dict[int, int] = defaultdict(int)
+        for own in left.values():
+            for round in own:
+                cases[round] += 1
+        kept = {case: {r: v for r, v in own.items() if cases[r] > 1} for case, own in left.items()}
+        kept = {case: own for case, own in kept.items() if len(own) > 1}
+        if kept == left:
+            return kept
+        left = kept
 
 
-def starts_of(table: RunTable, column: str, without: Collection[str]) -> dict[Case, list[Start]]:
-    """Of each case with one version of its engine that was measured more than once on this machine, oldest first."""
-    return {case: readings(table, rows, column) for case, rows in repeated(table, column, without).items()}
+def alone(starts: Sequence[Start]) -> list[list[float]]:
+    """Outside of races: the values of each case."""
+    groups: dict[Repeated, list[float]] = defaultdict(list)
+    for start in starts:
+        groups[start.case].append(start.value)
+    return list(groups.values())
 
 
-def repeated(table: RunTable, column: str, without: Collection[str]) -> dict[Case, list[int]]:
-    """Rows that tell, oldest first; the newest of all where there are many."""
+def starts_of(table: RunTable, column: str, without: set[str], seen: set[str]) -> dict[str, list[Start]]:
+    """Of each engine on this machine. A start tells once, by that of its cases that was measured most often.
+
+    ``seen``: runs of other folders, and of this one afterwards.
+    """
+    found: dict[str, list[Start]] = defaultdict(list)
+    started = set[str]()
+    for rows in sorted(repeated(table, column, without), key=len, reverse=True):
+        sessions: dict[str, list[tuple[Measurement, float]]] = defaultdict(list)
+        for row in rows:
+            with contextlib.suppress(StoreError, OSError):
+                run = table.record(row)
+                if run.session and not run.gate and run.run_id not in seen:  # the sides of a gate may be two builds
+                    seen.add(run.run_id)
+                    sessions[run.session].append((run, math.log(table.column(column)[row])))
+        for session, runs in sessions.items():
+            if session not in started:
+                started.add(session)
+                found[runs[0][0].serve["backend"]].append(start_of(runs))
+    return found
+
+
+def start_of(runs: Sequence[tuple[Measurement, float]]) -> Start:
+    run, round = runs[0][0], runs[0][0].race.get("round")
+    return Start(
+        case=(run.case_key, str(run.backend.get("version")), str(run.measuring_revision), str(run.commit)),
+        at=datetime.fromisoformat(run.started_at).replace(tzinfo=None),
+        value=math.fsum(value for _, value in runs) / len(runs),
+        round=round if isinstance(round, int) else 0,
+    )
+
+
+def repeated(table: RunTable, column: str, without: set[str]) -> list[list[int]]:
+    """Rows of this machine that tell, of each case that has several; the newest of all where there are many."""
     values, fingerprint = table.column(column), this_machine().fingerprint
-    groups: dict[Case, list[int]] = defaultdict(list)
+    useless = DISTURBANCES | {"ended_early"}
+    groups: dict[str, list[int]] = defaultdict(list)
     for row in range(len(table)):
         if not values[row] > 0 or table.word("machine", row) != fingerprint:
             continue
-        if table.word("status", row) == "invalid" or DISTURBANCES & set(table.word("doubts", row).split(",")):
+        if table.word("status", row) == "invalid" or useless & set(table.word("doubts", row).split(",")):
             continue
         if (case := table.word("case", row)) not in without:
-            groups[case, table.word("version", row), table.word("revision", row)].append(row)
-    several = {case: rows for case, rows in groups.items() if len(rows) > 1}
-    newest = set(sorted(row for rows in several.values() for row in rows)[-MOST_READ:])
-    return {case: [row for row in rows if row in newest] for case, rows in several.items()}
-
-
-def readings(table: RunTable, rows: Sequence[int], column: str) -> list[Start]:
-    """One start of a server is one reading, the mean of its runs; a run that does not tell its start is left out."""
-    found: dict[str, list[tuple[datetime, float, int]]] = defaultdict(list)
-    for row in rows:
-        run = table.record(row)
-        if run.session:
-            at = datetime.fromisoformat(run.started_at).replace(tzinfo=None)
-            round = run.race.get("round")
-            found[run.session].append((at, math.log(table.column(column)[row]), round if isinstance(round, int) else 0))
-    known = [
-        Start(at=own[0][0], value=math.fsum(value for _, value, _ in own) / len(own), round=own[0][2])
-        for own in found.values()
-    ]
-    return sorted(known, key=lambda start: start.at)
+            groups[case].append(row)
+    several = [rows for rows in groups.values() if len(rows) > 1]
+    newest = set(sorted(row for rows in several for row in rows)[-MOST_READ:])
+    return [[row for row in rows if row in newest] for rows in several]

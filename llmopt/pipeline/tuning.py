@@ -136,13 +136,7 @@ class Racing:
         self.metric, self.statistic, better = objective(job.goal, video=bool(this_machine().gpus))
         traits = {label: contestant.traits for label, contestant in self.contestants.items()}
         expected = {} if job.exhaustive else priors(job.model, self.contestants, self.metric, better, self.results)
-        self.before = USUAL_NOISE
-        if not job.exhaustive:
-            own = [key for contestant in self.contestants.values() for key in keys_of(contestant)]
-            self.before = machine_noise(self.results, self.metric, self.statistic, own)
-        self.race = Race(
-            list(self.contestants), better=better, prior=expected, traits=traits, noise=self.before, seed=job.seed
-        )
+        self.race = Race(list(self.contestants), better=better, prior=expected, traits=traits, seed=job.seed)
         self.runs: list[Measurement] = []
         remembered = read_state(self.state, report.say)
         self.failures, self.proposed_before = remembered.failures, remembered.proposed
@@ -151,6 +145,10 @@ class Racing:
         self.put_off: dict[str, tuple[int, Outcome]] = {}
         self.searching = Searching(job, field, folder, report, better, self.proposed_before) if job.ranges else None
         self.join(self.searching.taken_up if self.searching else ())
+        if not job.exhaustive:
+            own = [key for contestant in self.contestants.values() for key in keys_of(contestant)]
+            backends = {contestant.case.serve.backend for contestant in self.contestants.values()}
+            self.race.noise = machine_noise(self.results, self.metric, self.statistic, backends, own)
 
     def run(self) -> str:
         """Why it ended, in words."""
@@ -355,9 +353,9 @@ class Racing:
             "configurations": len(self.contestants),
             "visits": self.visits,
             "noise": standing.noise if any(len(v) > 1 for v in self.race.values.values()) else None,
-            "noise_before": {"share": self.before.share, "repeats": round(self.before.freedom - USUAL_NOISE.freedom)},
+            "noise_before": asdict(self.race.noise) | {"usual": self.race.noise == USUAL_NOISE},
             "tolerance": self.race.tolerance,
-            "sure": self.race.sure(),
+            "sure": self.race.sure(standing),
             "survivors": [asdict(e) | {"load": self.outcomes[e.arm].load} for e in standing.survivors],
             "unmeasured": list(standing.unmeasured),
             "dropped": [{"configuration": arm, "reason": reason} for arm, reason in standing.dropped.items()],

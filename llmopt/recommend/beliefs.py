@@ -130,7 +130,8 @@ def fit(values: Mapping[str, Mapping[int, float]], rounds: int, before: Noise) -
     """Least squares of ``value = arm + round``: each arm's level, the standard deviation of a run, its degrees of freedom.
 
     Effects of rounds are drawn towards zero by as much as their own spread allows (a ridge), since few arms tell of a late
-    round.  ``before`` is what was known of the deviation, with the weight of its degrees of freedom.
+    round.  ``before`` is what was known of the deviation, with the weight of its degrees of freedom; one that these values
+    are not likely under has that of a guess.
     """
     import numpy as np
 
@@ -146,10 +147,19 @@ def fit(values: Mapping[str, Mapping[int, float]], rounds: int, before: Noise) -
     rest = math.fsum((v - effects[r] - levels[arm]) ** 2 for arm, own in values.items() for r, v in own.items())
     used = len({r for own in values.values() for r in own})
     freedom = max(0, sum(map(len, values.values())) - len(values) - max(0, used - 1))
-    variance = (before.freedom * before.share**2 + float(rest)) / (before.freedom + freedom)
+    weight = before.freedom
+    if float(rest) > freedom * before.share**2 * usual_excess(freedom):  # then it is a guess like any other
+        weight = min(weight, USUAL_NOISE.freedom)
+    variance = (weight * before.share**2 + float(rest)) / (weight + freedom)
     between = max(variance / 4, float(np.square(effects - effects.mean()).sum()) / max(1, used - 1))
     effects = np.linalg.solve(normal + variance / between * np.eye(rounds), right)
-    return levels_of(values, effects.tolist()), math.sqrt(variance), before.freedom + freedom
+    return levels_of(values, effects.tolist()), math.sqrt(variance), weight + freedom
+
+
+def usual_excess(freedom: float) -> float:
+    """By what factor a variance is above the true one once in a hundred times (Wilson and Hilferty 1931)."""
+    part = 2 / (9 * max(freedom, 1))
+    return (1 - part + 2.326 * math.sqrt(part)) ** 3
 
 
 def levels_of(values: Mapping[str, Mapping[int, float]], effects: Sequence[float]) -> dict[str, float]:

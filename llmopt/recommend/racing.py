@@ -109,7 +109,7 @@ class Race:
         if at_most is not None and at_most < min(2, len(self.arms)):
             return []
         alive = [arm for arm in self.arms if arm not in self.failed]
-        if not self.values:
+        if not any(arm in self.values for arm in alive):
             wanted = self.first_look(alive)
         else:
             standing = self.standing()
@@ -152,9 +152,9 @@ class Race:
             raise ValueError(f"{arm}: {value} is no positive quantity")
         self.values.setdefault(arm, {})[round] = self.sign * math.log(value)
 
-    def sure(self) -> float:
+    def sure(self, standing: Standing) -> float:
         """The chance that the leader is within the tolerance of the best; 0 while somebody may be anything."""
-        standing, known = self.standing(), self.beliefs()
+        known = self.beliefs()
         if standing.leader is None or any(chance >= 1 for chance in standing.chances.values()):
             return 0.0
         return self.together(known, standing.leader, self.chances(known, standing.leader))
@@ -229,10 +229,9 @@ class Race:
         return first + others[: max(1, challengers, blind)]
 
     def unproven(self) -> list[str]:
-        """The leader and its nearest where all rests on a noise that nobody has seen: once more, or a busy machine chooses."""
+        """The leader and its nearest after the first round: nobody wins by one run, or a busy machine would choose."""
         means = {arm: belief.mean for arm, belief in self.beliefs().of.items() if belief.runs}
-        seen = self.noise.freedom > USUAL_NOISE.freedom or any(len(self.values[arm]) > 1 for arm in means)
-        return [] if seen or len(means) < 2 else sorted(means, key=lambda arm: -means[arm])[:2]
+        return [] if self.round > 1 or len(means) < 2 else sorted(means, key=lambda arm: -means[arm])[:2]
 
     def shuffled(self, arms: Sequence[str]) -> list[str]:
         """In random order, those of one server in a row: a boot costs time."""

@@ -145,12 +145,12 @@ def race_lines(document: dict[str, Any]) -> list[str]:
 
 
 def noise_words(noise: float | None, before: dict[str, Any]) -> str:
-    """``before``: what was known of it before the race, by so many repeats of other runs here."""
-    others = f"{before['repeats']} earlier repeats on this machine"
+    """``before``: what was known of it before the race: the usual, or by other runs of these engines here."""
+    others = "other runs of these engines on this machine"
     if noise is None:
-        usual = others if before["repeats"] else "what machines usually have"
-        return f"nothing was measured twice: the intervals rest on a noise of {before['share']:.1%}, by {usual}"
-    return f"run-to-run noise {noise:.1%}" + (f", also by {others}" if before["repeats"] else "")
+        by = "what machines usually have" if before["usual"] else others
+        return f"nothing was measured twice: the intervals rest on a noise of {before['share']:.1%}, by {by}"
+    return f"run-to-run noise {noise:.1%}" + ("" if before["usual"] else f", also by {others}")
 
 
 def sure_words(race: dict[str, Any]) -> list[str]:

@@ -83,25 +83,34 @@ def test_what_is_shared_by_all_makes_nobody_less_sure():
 def test_who_was_not_looked_at_leaves_nothing_sure():
     race = Race(["a", "b"])
     race.record(1, "a", 100.0)
-    assert race.sure() == 0.0
+    assert race.sure(race.standing()) == 0.0
 
 
-def test_nobody_wins_by_one_run_on_a_machine_of_which_nothing_is_known():
-    race = Race(["a", "b", "c"])
+@pytest.mark.parametrize("noise", [Noise(), Noise(share=0.01, freedom=50)])
+def test_nobody_wins_by_one_run(noise):
+    race = Race(["a", "b", "c"], noise=noise)
     for arm, value in (("a", 100.0), ("b", 50.0), ("c", 10.0)):
         race.record(1, arm, value)
     assert race.standing().settled
     assert sorted(race.next_round()) == ["a", "b"]
-    race.record(2, "a", 101.0)
-    race.record(2, "b", 49.0)
-    assert race.next_round() == []
+    assert race.next_round() == []  # once asked, whatever came of it: a disturbed run leaves no value
 
 
-def test_but_does_where_its_noise_is_known():
-    race = Race(["a", "b"], noise=Noise(share=0.03, freedom=20))
+def test_who_was_not_looked_at_has_its_turn_when_all_others_failed():
+    race = Race(["a", "b"])
     race.record(1, "a", 100.0)
-    race.record(1, "b", 50.0)
-    assert race.next_round() == []
+    race.record(1, "a", failure="the server died")
+    assert race.next_round() == ["b"]
+
+
+def test_noise_that_the_race_finds_much_larger_is_not_believed():
+    """Three percent was told by many runs; this race's own are 20 % apart."""
+    race = Race(["a", "b"], noise=Noise(share=0.03, freedom=50))
+    for round, (a, b) in enumerate(((100, 90), (80, 100), (110, 85), (90, 105)), start=1):
+        race.record(round, "a", float(a))
+        race.record(round, "b", float(b))
+    assert race.standing().noise > 0.09
+    assert not race.standing().settled
 
 
 def test_noise_that_is_known_spares_runs():
@@ -162,7 +171,7 @@ def test_equals_end_the_race_as_equals():
         race.record(round, "a", 100.0)
         race.record(round, "b", 100.01)
     assert race.standing().settled == "the leader is sure enough"
-    assert race.sure() > 0.99
+    assert race.sure(race.standing()) > 0.99
     assert len(race.standing().survivors) == 2
 
 

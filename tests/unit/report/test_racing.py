@@ -3,7 +3,7 @@ from llmopt.report.racing import RaceReporter, race_markdown, standing_lines
 SURVIVOR = {"arm": "gguf-q8_0 on llamacpp", "value": 900.0, "low": 850.0, "high": 950.0, "runs": 2, "load": "4 users"}
 RACE = {
     "metric": "output_tps", "round": 2, "configurations": 3, "visits": 5, "noise": 0.03, "survivors": [SURVIVOR],
-    "noise_before": {"share": 0.03, "repeats": 12}, "tolerance": 0.02, "sure": 0.974,
+    "noise_before": {"share": 0.03, "freedom": 12.0, "usual": False}, "tolerance": 0.02, "sure": 0.974,
     "unmeasured": ["fp8 | on vllm"], "dropped": [{"configuration": "bf16 on hf", "reason": "50% behind"}], "settled": None,
 }  # fmt: skip
 DOCUMENT = {
