@@ -6,9 +6,10 @@ Searches: **exhaustive** (three interleaved rounds of all, the best mean), **ran
 those runs allow, three runs each), **plain halving** (single look: 24 runs, the best 6, the best 2, judged by the last pass
 alone), **told the two** (45 %, and it knows which two are in front: the most that a hard cap leaves to be had), **racing**
 (``llmopt.recommend.racing``, with at most 45 % of the exhaustive runs), **racing, settled** (the same until the race itself
-says that it is over, or has taken 75 % of the runs of the exhaustive search), and racing with predictions: right but for an
-error of 17 % (at most 35 %, or until it is settled), and misleading ones (at most 45 %): shuffled over the configurations,
-reversed, half of them 40 % too low.  Predictions always claim an error of 17 %.
+says that it is over, or has taken 75 % of the runs of the exhaustive search), **settled, noise known** (of a machine on which
+as many other configurations were searched exhaustively before), and racing with predictions: right but for an error of 17 %
+(at most 35 %, or until it is settled, or that with the noise known), and misleading ones (at most 45 %): shuffled over the
+configurations, reversed, half of them 40 % too low.  Predictions always claim an error of 17 %.
 Every race knows which arms share a quantization, an engine and a setting; in a matrix that was not made of these it is
 told the same, and it means nothing.  Runs cost the same; noise is drawn anew for every run and every seed.
 ``--write`` puts the table into table.md.
