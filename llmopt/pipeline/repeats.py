@@ -48,11 +48,13 @@ def machine_noise(
     race.  What cannot be read tells nothing.
     """
     starts: dict[str, list[list[Start]]] = {backend: [] for backend in backends}
-    seen, column, left_out = set[str](), column_of(METRICS[metric], statistic), set(without)
+    seen, started = set[str](), set[str]()
+    column, left_out = column_of(METRICS[metric], statistic), set(without)
     for name in (*USUAL, own):
         with contextlib.suppress(StoreError, OSError, RuntimeError):  # a loop of links is a RuntimeError
             if Path(name).is_dir():
-                for backend, found in starts_of(read_store(Path(name)).table, column, left_out, seen).items():
+                rows_of = repeated(table := read_store(Path(name)).table, column, left_out)
+                for backend, found in starts_of(table, rows_of, column, seen, started).items():
                     if backend in starts:
                         starts[backend].append(found)
     told = [learnt([race for found in folders for race in races(found)]) for folders in starts.values()]
@@ -80,7 +82,7 @@ def with_race(values: Mapping[Repeated, Mapping[int, float]], before: Noise) -> 
         return before
     place = {round: number for number, round in enumerate(sorted({r for own in values.values() for r in own}))}
     named = {"\n".join(case): {place[r]: v for r, v in own.items()} for case, own in values.items()}
-    _, share, freedom = fit(named, len(place), before)
+    _, share, freedom = fit(named, len(place), before, doubted=False)
     return Noise(share=share, freedom=freedom)
 
 
@@ -125,14 +127,15 @@ def alone(starts: Sequence[Start]) -> list[list[float]]:
     return list(groups.values())
 
 
-def starts_of(table: RunTable, column: str, without: set[str], seen: set[str]) -> dict[str, list[Start]]:
-    """Of each engine on this machine. A start tells once, by that of its cases that was measured most often.
+def starts_of(
+    table: RunTable, cases: Sequence[Sequence[int]], column: str, seen: set[str], started: set[str]
+) -> dict[str, list[Start]]:
+    """Of each engine. A start tells once, by that of its cases that was measured most often.
 
-    ``seen``: runs of other folders, and of this one afterwards.
+    ``seen`` and ``started``: runs and starts of other folders, and of this one afterwards.
     """
     found: dict[str, list[Start]] = defaultdict(list)
-    started = set[str]()
-    for rows in sorted(repeated(table, column, without), key=len, reverse=True):
+    for rows in sorted(cases, key=len, reverse=True):
         sessions: dict[str, list[tuple[Measurement, float]]] = defaultdict(list)
         for row in rows:
             with contextlib.suppress(StoreError, OSError):

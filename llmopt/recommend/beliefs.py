@@ -126,12 +126,14 @@ class Line:
         return self.variance <= 2.5 * self.claimed**2 and self.slope >= 0.5
 
 
-def fit(values: Mapping[str, Mapping[int, float]], rounds: int, before: Noise) -> tuple[dict[str, float], float, float]:
+def fit(
+    values: Mapping[str, Mapping[int, float]], rounds: int, before: Noise, *, doubted: bool = True
+) -> tuple[dict[str, float], float, float]:
     """Least squares of ``value = arm + round``: each arm's level, the standard deviation of a run, its degrees of freedom.
 
     Effects of rounds are drawn towards zero by as much as their own spread allows (a ridge), since few arms tell of a late
-    round.  ``before`` is what was known of the deviation, with the weight of its degrees of freedom; one that these values
-    are not likely under has that of a guess.
+    round.  ``before`` is what was known of the deviation, with the weight of its degrees of freedom; where it may be
+    ``doubted``, one that these values are not likely under has the weight of a guess.
     """
     import numpy as np
 
@@ -148,8 +150,8 @@ def fit(values: Mapping[str, Mapping[int, float]], rounds: int, before: Noise) -
     used = len({r for own in values.values() for r in own})
     freedom = max(0, sum(map(len, values.values())) - len(values) - max(0, used - 1))
     weight = before.freedom
-    if float(rest) > freedom * before.share**2 * usual_excess(freedom):  # then it is a guess like any other
-        weight = min(weight, USUAL_NOISE.freedom)
+    if doubted and freedom and float(rest) > freedom * before.share**2 * usual_excess(freedom):
+        weight = min(weight, USUAL_NOISE.freedom)  # a guess like any other
     variance = (weight * before.share**2 + float(rest)) / (weight + freedom)
     between = max(variance / 4, float(np.square(effects - effects.mean()).sum()) / max(1, used - 1))
     effects = np.linalg.solve(normal + variance / between * np.eye(rounds), right)

@@ -97,6 +97,7 @@ class Race:
         self.random = random.Random(seed)
         self.values: dict[str, dict[int, float]] = {}  # arm → round → logarithm, higher is better
         self.failed: dict[str, str] = {}
+        self.confirmed = set[str]()  # leaders that were asked for a second run
         self.round = 0
 
     # --- what the caller does ---------------------------------------------------------------------------------------
@@ -229,9 +230,16 @@ class Race:
         return first + others[: max(1, challengers, blind)]
 
     def unproven(self) -> list[str]:
-        """The leader and its nearest after the first round: nobody wins by one run, or a busy machine would choose."""
+        """The leader and its nearest: nobody wins by one run, or a busy machine would choose.
+
+        Once for each leader: where the run is disturbed again, or fails, it leaves no value and would be asked for for ever.
+        """
         means = {arm: belief.mean for arm, belief in self.beliefs().of.items() if belief.runs}
-        return [] if self.round > 1 or len(means) < 2 else sorted(means, key=lambda arm: -means[arm])[:2]
+        nearest = sorted(means, key=lambda arm: -means[arm])[:2]
+        if len(nearest) < 2 or len(self.values[nearest[0]]) > 1 or nearest[0] in self.confirmed:
+            return []
+        self.confirmed.add(nearest[0])
+        return nearest
 
     def shuffled(self, arms: Sequence[str]) -> list[str]:
         """In random order, those of one server in a row: a boot costs time."""

@@ -154,6 +154,26 @@ def test_loads_of_one_start_tell_once(store):
     assert store.told().freedom == USUAL_NOISE.freedom + 5
 
 
+def test_a_race_with_an_outlier_takes_nothing_away_that_was_known(store):
+    for case in range(20):
+        store(100, 112, 100, case=f"case {case}")
+    told = store.told()
+    for round, values in ((1, (100, 100)), (2, (100, 220))):
+        for case, value in enumerate(values):
+            store(value, case=f"race {case}", race={"round": round}, days=3, started_at=f"2026-01-05T0{round}:00:00")
+    assert store.told().share > told.share
+    assert store.told().freedom == told.freedom + 1
+
+
+def test_a_start_in_two_folders_tells_once(store):
+    for start in range(6):
+        store(100 + start, session=f"server {start}")
+    told = store.told()
+    for start in range(6):
+        store(100 + start, case="another load", session=f"server {start}", folder="llmopt-tune/results")
+    assert store.told() == told
+
+
 def test_a_copy_of_the_store_tells_nothing_more(store, tmp_path):
     three_percent(store)
     told = store.told()

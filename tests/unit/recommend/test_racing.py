@@ -96,6 +96,26 @@ def test_nobody_wins_by_one_run(noise):
     assert race.next_round() == []  # once asked, whatever came of it: a disturbed run leaves no value
 
 
+def test_nor_does_one_that_came_later():
+    race = Race(["a", "b"])
+    for round in (1, 2, 3):
+        race.record(round, "a", 100.0)
+        race.record(round, "b", 95.0)
+    race.add("new")
+    race.record(4, "a", 100.0)
+    race.record(4, "new", 130.0)
+    assert race.standing().settled
+    assert sorted(race.next_round()) == ["a", "new"]
+    assert race.next_round() == []
+
+
+def test_a_residual_without_a_degree_of_freedom_contradicts_nothing():
+    race = Race(["a", "b", "c"], noise=Noise(share=0.01, freedom=50))
+    for round, arm, value in ((1, "a", 100.0), (1, "b", 95.0), (1, "c", 90.0), (2, "a", 103.0)):
+        race.record(round, arm, value)
+    assert race.beliefs().of["a"].freedom == 50
+
+
 def test_who_was_not_looked_at_has_its_turn_when_all_others_failed():
     race = Race(["a", "b"])
     race.record(1, "a", 100.0)
