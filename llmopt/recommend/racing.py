@@ -28,8 +28,8 @@ from llmopt.recommend.structure import LEAST, borrowed
 # A round takes at most this part of the runs that are left, so that the last are spent on who is in front by then; a larger one
 # where predictions, which may mislead, chose whom to look at first.
 PART_OF_BUDGET, PART_WITH_PRIOR = 1 / 4, 1 / 3
-# In a round beside the leader, once all were looked at: what the others would tell is worth less than the next round's choice,
-# and so is a second whose chance is less than this part of the first one's.
+# In a round beside the leader, once all that may be the best were looked at: what the others would tell is worth less than the
+# next round's choice, and so is a second whose chance is less than this part of the first one's.
 CHALLENGERS, WORTH_A_RUN = 2, 1 / 2
 ALONE, SURE = "one is left", "the leader is sure enough"
 UNLIKELY = 1e-3  # chances below it are added up instead of drawn
@@ -223,7 +223,9 @@ class Race:
         others = sorted((arm for arm in chance if arm != standing.leader), key=lambda arm: -chance[arm])
         first = [standing.leader] if standing.leader else []
         blind = sum(chance[arm] >= 1 for arm in others)
-        challengers = sum(chance[arm] >= chance[others[0]] * WORTH_A_RUN for arm in others[:CHALLENGERS])
+        challengers = len(others)  # of a prediction that may mislead, nobody is left out who is likely
+        if not self.prior or all(arm in self.values for arm in others):
+            challengers = sum(chance[arm] >= chance[others[0]] * WORTH_A_RUN for arm in others[:CHALLENGERS])
         if at_most is not None:
             part = PART_WITH_PRIOR if self.prior else PART_OF_BUDGET
             challengers = min(challengers, math.ceil(at_most * part) - len(first))
